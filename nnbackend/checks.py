@@ -1,0 +1,76 @@
+"""Checks of single arguments: each returns the clean value or raises one clear sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+from nnbackend.errors import InputError
+
+__all__ = ["lookup", "nearest", "positive_integer", "real"]
+
+T = TypeVar("T")
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Return a hint such as ``"; did you mean 'relu'?"``, or the whole list if nothing is near."""
+    close = get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(sorted(known))}"
+
+
+def lookup(argument: str, name: Any, table: Mapping[str, T]) -> T:
+    """Return ``table[name]``; an unknown name is answered with the nearest known one."""
+    if not isinstance(name, str):
+        raise InputError(
+            f"{argument}: expected a name ({', '.join(sorted(table))}), "
+            f"got {type(name).__name__} {name!r}"
+        )
+    if name not in table:
+        raise InputError(f"{argument}: unknown name {name!r}{nearest(name, table)}")
+    return table[name]
+
+
+def positive_integer(argument: str, value: Any, *, minimum: int = 1) -> int:
+    """Return ``value`` as a Python int of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+        raise InputError(f"{argument}: expected an integer >= {minimum}, got {value!r}")
+    return int(value)
+
+
+def real(
+    argument: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    minimum: float | None = None,
+    below: float | None = None,
+    maximum: float | None = None,
+) -> float:
+    """Return ``value`` as a finite Python float within the bounds.
+
+    A Python float is what keeps a hyperparameter from changing an array's dtype: a NumPy float64
+    scalar would promote float32 arrays.
+    """
+    bounds = [
+        f"{sign} {bound:g}"
+        for sign, bound in ((">", above), (">=", minimum), ("<", below), ("<=", maximum))
+        if bound is not None
+    ]
+    expected = " and ".join(["a finite number", *bounds]).replace(" and", "", 1)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputError(f"{argument}: expected {expected}, got {value!r}")
+    number = float(value)
+    if (
+        not math.isfinite(number)
+        or (above is not None and number <= above)
+        or (minimum is not None and number < minimum)
+        or (below is not None and number >= below)
+        or (maximum is not None and number > maximum)
+    ):
+        raise InputError(f"{argument}: expected {expected}, got {value!r}")
+    return number

@@ -1,0 +1,106 @@
+"""What training minimizes, as a function of the flat parameter vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nnbackend.core import propagation
+from nnbackend.core.losses import Loss
+from nnbackend.core.regularization import penalty
+from nnbackend.core.structure import Structure
+from nnbackend.core.types import Array, Namespace
+
+__all__ = ["Objective"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The mean loss over examples plus the penalties on the weights.
+
+    Attributes
+    ----------
+    structure : Structure
+        The network's.
+    loss : Loss
+        A loss that fits its output.
+    l1, l2 : float
+        Strengths of the penalties l1 sum(abs(W)) + l2 / 2 sum(W^2).
+    """
+
+    structure: Structure
+    loss: Loss
+    l1: float = 0.0
+    l2: float = 0.0
+
+    @property
+    def is_penalized(self) -> bool:
+        """Whether there is any penalty."""
+        return self.l1 > 0.0 or self.l2 > 0.0
+
+    def data_loss(
+        self,
+        xp: Namespace,
+        parameters: Array,
+        X: Array,
+        y: Array,
+        sample_weight: Array | None = None,
+    ) -> Array:
+        """Return the mean loss (...) without penalties and dropout: what validation reports."""
+        weights, biases = self.structure.unflatten(xp, parameters)
+        logits = propagation.logits(xp, self.structure, weights, biases, X)
+        return propagation.output_loss(xp, self.structure, self.loss, logits, y, sample_weight)[0]
+
+    def value(
+        self,
+        xp: Namespace,
+        parameters: Array,
+        X: Array,
+        y: Array,
+        sample_weight: Array | None = None,
+    ) -> Array:
+        """Return the objective (...), without dropout."""
+        value = self.data_loss(xp, parameters, X, y, sample_weight)
+        if self.is_penalized:
+            weights, _ = self.structure.unflatten(xp, parameters)
+            value = value + penalty(xp, weights, self.l1, self.l2)[0]
+        return value
+
+    def value_and_gradient(
+        self,
+        xp: Namespace,
+        parameters: Array,
+        X: Array,
+        y: Array,
+        sample_weight: Array | None = None,
+        masks: Sequence[Array | None] | None = None,
+    ) -> tuple[Array, Array]:
+        """Return the objective and its gradient.
+
+        Parameters
+        ----------
+        xp : namespace
+            The array API namespace of the arrays.
+        parameters : array (..., n_parameters)
+            The flat parameter vector.
+        X : array (..., n_samples, n_features)
+            Examples, one per row.
+        y, sample_weight : array
+            As in ``Loss.value_and_gradient``.
+        masks : sequence of (array or None), optional
+            Dropout masks, as in ``propagation.forward``.
+
+        Returns
+        -------
+        value : array (...)
+        gradient : array (..., n_parameters)
+        """
+        weights, biases = self.structure.unflatten(xp, parameters)
+        value, dW, db = propagation.loss_and_gradients(
+            xp, self.structure, self.loss, weights, biases, X, y, sample_weight, masks
+        )
+        if self.is_penalized:
+            extra, penalty_gradients = penalty(xp, weights, self.l1, self.l2)
+            value = value + extra
+            dW = [g + p for g, p in zip(dW, penalty_gradients, strict=True)]
+        return value, self.structure.flatten(xp, dW, db)

@@ -1,0 +1,193 @@
+"""Forward and backward propagation through all the layers of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from nnbackend.core import dense
+from nnbackend.core.losses import Loss
+from nnbackend.core.structure import Structure
+from nnbackend.core.types import Array, Namespace
+
+__all__ = ["Trace", "backward", "forward", "logits", "loss_and_gradients", "output_loss"]
+
+Masks = Sequence[Array | None]
+
+
+class Trace(NamedTuple):
+    """What forward propagation computed, layer by layer; the backward pass needs all of it.
+
+    Attributes
+    ----------
+    inputs : list of arrays (..., n_samples, n_in)
+        The input of each layer: X, then the hidden activations after dropout.
+    pre_activations : list of arrays (..., n_samples, n_out)
+        Z of each layer; the last are the logits.
+    activations : list of arrays (..., n_samples, n_out)
+        g(Z) of each hidden layer, before dropout.
+    """
+
+    inputs: list[Array]
+    pre_activations: list[Array]
+    activations: list[Array]
+
+    @property
+    def logits(self) -> Array:
+        """Z of the output layer."""
+        return self.pre_activations[-1]
+
+
+def forward(
+    xp: Namespace,
+    structure: Structure,
+    weights: Sequence[Array],
+    biases: Sequence[Array],
+    X: Array,
+    masks: Masks | None = None,
+) -> Trace:
+    """Propagate examples through the network: Z[l] = A[l-1] W[l] + b[l], A[l] = g(Z[l]).
+
+    Parameters
+    ----------
+    xp : namespace
+        The array API namespace of the arrays.
+    structure : Structure
+        Sizes and activations.
+    weights : sequence of arrays (..., n_in, n_out)
+        One array per layer.
+    biases : sequence of arrays (..., n_out)
+        One array per layer.
+    X : array (..., n_samples, n_features)
+        The examples, one per row. Without the stack axes of the parameters, every network of the
+        stack sees the same ones.
+    masks : sequence of (array (..., n_samples, n_units) or None), optional
+        Dropout masks, one per hidden layer.
+
+    Returns
+    -------
+    Trace
+    """
+    trace = Trace([X], [dense.forward(xp, X, weights[0], biases[0])], [])
+    for layer, activation in enumerate(structure.hidden):
+        A = activation.function(xp, trace.pre_activations[-1])
+        trace.activations.append(A)
+        mask = masks[layer] if masks else None
+        trace.inputs.append(A if mask is None else A * mask)
+        Z = dense.forward(xp, trace.inputs[-1], weights[layer + 1], biases[layer + 1])
+        trace.pre_activations.append(Z)
+    return trace
+
+
+def logits(
+    xp: Namespace,
+    structure: Structure,
+    weights: Sequence[Array],
+    biases: Sequence[Array],
+    X: Array,
+) -> Array:
+    """Return Z of the output layer (..., n_samples, n_outputs), keeping no intermediate result."""
+    Z = dense.forward(xp, X, weights[0], biases[0])
+    for activation, W, b in zip(structure.hidden, weights[1:], biases[1:], strict=True):
+        Z = dense.forward(xp, activation.function(xp, Z), W, b)
+    return Z
+
+
+def output_loss(
+    xp: Namespace,
+    structure: Structure,
+    loss: Loss,
+    logits: Array,
+    y: Array,
+    sample_weight: Array | None = None,
+) -> tuple[Array, Array]:
+    """Return the loss of logits and its gradient with respect to them.
+
+    A loss that is written for this output's logits gets them as they are; one on ``"identity"``
+    gets the predictions, and its gradient is pulled back through the output activation.
+
+    Parameters
+    ----------
+    xp : namespace
+        The array API namespace of the arrays.
+    structure : Structure
+        The network's.
+    loss : Loss
+        A loss that fits the output.
+    logits : array (..., n_samples, n_outputs)
+        Z of the output layer.
+    y, sample_weight : array
+        As in ``Loss.value_and_gradient``.
+
+    Returns
+    -------
+    J : array (...)
+    dZ : array (..., n_samples, n_outputs)
+    """
+    if loss.output == structure.output.name:
+        return loss.value_and_gradient(xp, logits, y, sample_weight)
+    A = structure.output.function(xp, logits)
+    J, dA = loss.value_and_gradient(xp, A, y, sample_weight)
+    return J, structure.output.pullback(xp, dA, A)
+
+
+def backward(
+    xp: Namespace,
+    structure: Structure,
+    weights: Sequence[Array],
+    trace: Trace,
+    dZ: Array,
+    masks: Masks | None = None,
+) -> tuple[list[Array], list[Array]]:
+    """Propagate the gradient back: dA[l-1] = dZ[l] W[l]^T, dZ[l] = dA[l] * g'(Z[l]).
+
+    Parameters
+    ----------
+    xp, structure, weights, masks
+        As in ``forward``.
+    trace : Trace
+        What ``forward`` returned.
+    dZ : array (..., n_samples, n_outputs)
+        Gradient of the loss with respect to the logits.
+
+    Returns
+    -------
+    weight_gradients : list of arrays (..., n_in, n_out)
+    bias_gradients : list of arrays (..., n_out)
+    """
+    weight_gradients: list[Array] = []
+    bias_gradients: list[Array] = []
+    for layer in reversed(range(len(weights))):
+        dW, db, dA = dense.backward(
+            xp, dZ, trace.inputs[layer], weights[layer], input_gradient=layer > 0
+        )
+        weight_gradients.insert(0, dW)
+        bias_gradients.insert(0, db)
+        if dA is not None:
+            below = layer - 1
+            mask = masks[below] if masks else None
+            if mask is not None:
+                dA = dA * mask
+            Z, A = trace.pre_activations[below], trace.activations[below]
+            dZ = dA * structure.hidden[below].derivative(xp, Z, A)
+    return weight_gradients, bias_gradients
+
+
+def loss_and_gradients(
+    xp: Namespace,
+    structure: Structure,
+    loss: Loss,
+    weights: Sequence[Array],
+    biases: Sequence[Array],
+    X: Array,
+    y: Array,
+    sample_weight: Array | None = None,
+    masks: Masks | None = None,
+) -> tuple[Array, list[Array], list[Array]]:
+    """Return the loss (...) and its gradients with respect to every weight and bias.
+
+    Forward propagation, the loss, backward propagation; see those for the arguments.
+    """
+    trace = forward(xp, structure, weights, biases, X, masks)
+    J, dZ = output_loss(xp, structure, loss, trace.logits, y, sample_weight)
+    return J, *backward(xp, structure, weights, trace, dZ, masks)

@@ -1,0 +1,105 @@
+"""What keeps a network from fitting noise: penalties, dropout, and clipped gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nnbackend.core.types import Array, Namespace
+
+__all__ = ["clip_by_global_norm", "clip_by_value", "dropout_mask", "penalty"]
+
+
+def penalty(
+    xp: Namespace, weights: Sequence[Array], l1: float, l2: float
+) -> tuple[Array, list[Array]]:
+    """Return the penalty l1 sum(abs(W)) + l2 / 2 sum(W^2) over all layers, and its gradients.
+
+    Biases are not penalized. The penalty is added to the mean loss over examples, so scikit-learn's
+    ``alpha`` is ``l2`` times the number of examples in a batch.
+
+    Parameters
+    ----------
+    xp : namespace
+        The array API namespace of the arrays.
+    weights : sequence of arrays (..., n_in, n_out)
+        One array per layer.
+    l1, l2 : float
+        Strengths.
+
+    Returns
+    -------
+    value : array (...)
+    gradients : list of arrays (..., n_in, n_out)
+        l1 sign(W) + l2 W.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> value, (gradient,) = penalty(np, [np.asarray([[3.0], [-1.0]])], l1=0.5, l2=0.1)
+    >>> round(float(value), 6), gradient.round(6).tolist()
+    (2.5, [[0.8], [-0.6]])
+    """
+    values = [
+        l1 * xp.sum(xp.abs(W), axis=(-2, -1)) + 0.5 * l2 * xp.sum(W * W, axis=(-2, -1))
+        for W in weights
+    ]
+    gradients = [l1 * xp.sign(W) + l2 * W for W in weights]
+    return sum(values[1:], values[0]), gradients
+
+
+def dropout_mask(xp: Namespace, uniform: Array, rate: float) -> Array:
+    """Return the mask of inverted dropout: 0 with probability ``rate``, else 1 / (1 - rate).
+
+    Srivastava et al. 2014. Multiplied onto a layer's activations it leaves their expectation as it
+    is, so nothing is rescaled at prediction.
+
+    Parameters
+    ----------
+    xp : namespace
+        The array API namespace of the array.
+    uniform : array (..., n_samples, n_units)
+        Uniform random numbers in [0, 1).
+    rate : float in [0, 1)
+        The probability that a unit is dropped.
+
+    Returns
+    -------
+    array (..., n_samples, n_units)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> dropout_mask(np, np.asarray([0.1, 0.3, 0.9]), rate=0.2)
+    array([0.  , 1.25, 1.25])
+    """
+    return xp.astype(uniform >= rate, uniform.dtype) / (1.0 - rate)
+
+
+def clip_by_value(xp: Namespace, gradient: Array, limit: float) -> Array:
+    """Return the gradient with every element clipped to [-limit, limit].
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> clip_by_value(np, np.asarray([-3.0, 0.5, 2.0]), limit=1.0)
+    array([-1. ,  0.5,  1. ])
+    """
+    bound = limit * xp.ones_like(gradient)
+    return xp.maximum(xp.minimum(gradient, bound), -bound)
+
+
+def clip_by_global_norm(xp: Namespace, gradient: Array, max_norm: float) -> Array:
+    """Return the flat gradient (..., n_parameters), scaled down to the norm ``max_norm`` if longer.
+
+    The factor is min(1, max_norm / (norm + 1e-6)), as in torch's ``clip_grad_norm_``; the norm is
+    that over all parameters (Pascanu et al. 2013, arXiv:1211.5063).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> clip_by_global_norm(np, np.asarray([3.0, 4.0]), max_norm=1.0).round(4)
+    array([0.6, 0.8])
+    """
+    norm = xp.sqrt(xp.sum(gradient * gradient, axis=-1, keepdims=True))
+    factor = max_norm / (norm + 1e-6)
+    return gradient * xp.minimum(factor, xp.ones_like(factor))

@@ -1,0 +1,259 @@
+"""Devices by name: where arrays live and which namespace computes on them.
+
+The one rule of placement: **a network's device is where it computes.** Host data (NumPy arrays,
+lists, data frames) is placed there once, at the public door, and results come back as NumPy; arrays
+that already live on a device must live on the network's device, and results stay there. Nothing
+else is ever moved.
+
+This module alone imports cupy, and only when CUDA is asked for or a CuPy array is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import re
+import sys
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from nnbackend.core.types import Array, Namespace
+from nnbackend.errors import DeviceError, InputError
+
+__all__ = ["Device", "DeviceInfo", "device_of", "devices", "get_device"]
+
+_INSTALL = (
+    "install it with: pip install 'nnbackend[cuda13]' (CUDA 13) or 'nnbackend[cuda12]' (CUDA 12)"
+)
+
+
+@dataclass(frozen=True)
+class Device:
+    """A place to compute: the host's memory, or one CUDA GPU.
+
+    Attributes
+    ----------
+    kind : {"cpu", "cuda"}
+        The sort of device.
+    index : int
+        Which GPU; 0 for the CPU.
+    """
+
+    kind: str
+    index: int = 0
+
+    @property
+    def name(self) -> str:
+        """``"cpu"``, or ``"cuda:0"``, ``"cuda:1"``, ..."""
+        return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def xp(self) -> Namespace:
+        """The array API namespace that computes here."""
+        return _namespace(self.kind)
+
+    def activate(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which new arrays of ``xp`` are made on this device."""
+        if self.kind == "cpu":
+            return contextlib.nullcontext()
+        context: contextlib.AbstractContextManager[Any] = _cupy().cuda.Device(self.index)
+        return context
+
+    def place(self, x: Array, dtype: Any = None, *, copy: bool | None = None) -> Array:
+        """Return ``x`` as an array on this device; moves host data, never that of another GPU."""
+        with self.activate():
+            return self.xp.asarray(x, dtype=dtype, copy=copy)
+
+    def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
+        """Return an array of this device as a NumPy array: on CUDA, a transfer that waits."""
+        if self.kind == "cpu":
+            return np.asarray(x)
+        return np.asarray(_cupy().asnumpy(x))
+
+    def synchronize(self) -> None:
+        """Wait until everything that was launched on this device is done."""
+        if self.kind == "cuda":
+            with self.activate():
+                _cupy().cuda.get_current_stream().synchronize()
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """What a device is, as ``nnbackend info`` shows it.
+
+    Attributes
+    ----------
+    name : str
+        What ``device=`` takes.
+    description : str
+        The processor's own name.
+    memory_bytes : int or None
+        The device's memory; None where the operating system does not tell.
+    """
+
+    name: str
+    description: str
+    memory_bytes: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary."""
+        return asdict(self)
+
+
+@lru_cache(maxsize=2)
+def _namespace(kind: str) -> Namespace:
+    if kind == "cuda":
+        _cupy()
+    return importlib.import_module(f"array_api_compat.{'numpy' if kind == 'cpu' else 'cupy'}")
+
+
+def _cupy() -> Any:
+    """Import cupy, or say what is missing."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceError(f"device 'cuda': CuPy is not installed; {_INSTALL}") from error
+    return cupy
+
+
+def _cuda_device_count() -> int:
+    """Return how many GPUs CuPy can use; raise a DeviceError that says what is missing."""
+    cupy = _cupy()
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise DeviceError(
+            "device 'cuda': CuPy is installed but finds no usable NVIDIA GPU or driver "
+            f"({error}); check that nvidia-smi lists a GPU and that the CuPy package fits the "
+            f"driver: {_INSTALL}"
+        ) from error
+    if count == 0:
+        raise DeviceError(
+            "device 'cuda': CuPy finds no NVIDIA GPU on this machine; use device='cpu' or 'auto'"
+        )
+    return int(count)
+
+
+def get_device(device: str | Device = "cpu") -> Device:
+    """Return the device that a name stands for, after checking that it is there.
+
+    Parameters
+    ----------
+    device : str or Device
+        ``"cpu"``; ``"cuda"`` or ``"cuda:N"``; ``"auto"`` for the first GPU if CuPy can use one,
+        else the CPU.
+
+    Returns
+    -------
+    Device
+
+    Raises
+    ------
+    DeviceError
+        If CuPy, a driver or that GPU is missing; the message says which and what to do.
+    InputError
+        If the name is none of these.
+
+    Examples
+    --------
+    >>> get_device("cpu").name
+    'cpu'
+    """
+    if isinstance(device, Device):
+        return device
+    if device == "cpu":
+        return Device("cpu")
+    if device == "auto":
+        if importlib.util.find_spec("cupy") is None:
+            return Device("cpu")
+        try:
+            _cuda_device_count()
+        except DeviceError:
+            return Device("cpu")
+        return Device("cuda")
+    match = re.fullmatch(r"cuda(?::(\d{1,4}))?", device) if isinstance(device, str) else None
+    if match is None:
+        raise InputError(f"device: expected 'cpu', 'cuda', 'cuda:N' or 'auto', got {device!r}")
+    count, index = _cuda_device_count(), int(match[1] or 0)
+    if index >= count:
+        raise DeviceError(
+            f"device {device!r}: this machine has {count} GPU{'s' if count > 1 else ''} "
+            f"(cuda:0{f' to cuda:{count - 1}' if count > 1 else ''})"
+        )
+    return Device("cuda", index)
+
+
+def device_of(x: Array) -> Device | None:
+    """Return the device of a NumPy or CuPy array; None for what is not an array of either."""
+    if isinstance(x, np.ndarray | np.generic):
+        return Device("cpu")
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(x, cupy.ndarray):
+        return Device("cuda", int(x.device.id))
+    return None
+
+
+def devices() -> list[DeviceInfo]:
+    """Return what this machine has to compute on: the CPU, then every GPU that CuPy can use.
+
+    Examples
+    --------
+    >>> import nnbackend as nb
+    >>> nb.devices()[0].name
+    'cpu'
+    """
+    found = [DeviceInfo("cpu", _processor_name(), _host_memory())]
+    if importlib.util.find_spec("cupy") is None:
+        return found
+    try:
+        count = _cuda_device_count()
+    except DeviceError:
+        return found
+    for index in range(count):
+        properties = _cupy().cuda.runtime.getDeviceProperties(index)
+        found.append(
+            DeviceInfo(
+                f"cuda:{index}", properties["name"].decode(), int(properties["totalGlobalMem"])
+            )
+        )
+    return found
+
+
+def _processor_name() -> str:
+    import platform
+
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _host_memory() -> int | None:
+    import os
+
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def require_same_device(**arrays: Array) -> None:
+    """Check that the arrays given (None and host sequences aside) live on one device."""
+    found = {name: device for name, x in arrays.items() if (device := device_of(x)) is not None}
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{name} on {device}" for name, device in found.items())
+        raise InputError(
+            f"{', '.join(found)}: expected arrays of one library on one device, got {listed}; "
+            "move them to one device first"
+        )

@@ -1,0 +1,131 @@
+"""The reference engine: the core as it stands, on any array API namespace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, dropout_mask
+from nnbackend.core.types import Array
+
+if TYPE_CHECKING:
+    from nnbackend.device import Device
+    from nnbackend.engines import Data, Problem
+
+__all__ = ["ReferenceEngine"]
+
+
+class ReferenceEngine:
+    """One step after the other, each a chain of pure functions; what other engines are held to.
+
+    Parameters
+    ----------
+    problem : Problem
+        What is to be trained, and how.
+    device : Device
+        Where all arrays live.
+    parameters : array (n_parameters,)
+        Where training starts.
+    data : Data
+        The training examples.
+    dropout_rng : numpy.random.Generator
+        Draws the dropout masks, on the host.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        device: Device,
+        parameters: Array,
+        data: Data,
+        dropout_rng: np.random.Generator,
+    ) -> None:
+        self._problem = problem
+        self._device = device
+        self._xp = device.xp
+        self._data = data
+        self._dropout_rng = dropout_rng
+        self._parameters = self._xp.asarray(parameters, copy=True)
+        self._state = problem.optimizer.init(self._xp, self._parameters)
+        self._step = 0
+
+    @property
+    def parameters(self) -> Array:
+        """The current flat parameter vector."""
+        return self._parameters
+
+    def run_epoch(self, order: Array | None, rates: Sequence[float]) -> Array:
+        """Take one step per rate over the rows in ``order``; return the mean objective, 0-d."""
+        data, size = self._data, self._problem.batch_size
+        weighted_loss: Array = 0.0
+        total_weight: Array = 0.0
+        # A diverging loss is reported once per epoch by whoever reads it, not warned of here.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            for start, rate in zip(range(0, data.n_samples, size), rates, strict=True):
+                rows = slice(start, min(start + size, data.n_samples))
+                X, y, weight = self._batch(rows, order)
+                loss = self._take_step(X, y, weight, rate)
+                share = rows.stop - rows.start if weight is None else self._xp.sum(weight)
+                weighted_loss = weighted_loss + loss * share
+                total_weight = total_weight + share
+            return weighted_loss / total_weight
+
+    def snapshot(self) -> Any:
+        """Return the current parameters; steps make new arrays, so this one stays as it is."""
+        return self._parameters
+
+    def restore(self, snapshot: Any) -> None:
+        """Go back to the parameters of a snapshot."""
+        self._parameters = snapshot
+
+    def data_loss(self, data: Data) -> Array:
+        """Return the loss of the current parameters on ``data`` without penalties, 0-d."""
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            return self._problem.objective.data_loss(
+                self._xp, self._parameters, data.X, data.y, data.sample_weight
+            )
+
+    def _batch(self, rows: slice, order: Array | None) -> tuple[Array, Array, Array | None]:
+        data = self._data
+        columns = (data.X, data.y, data.sample_weight)
+        if order is None:
+            X, y, weight = (None if x is None else x[rows, ...] for x in columns)
+        else:
+            chosen = order[rows]
+            X, y, weight = (
+                None if x is None else self._xp.take(x, chosen, axis=0) for x in columns
+            )
+        return X, y, weight
+
+    def _take_step(self, X: Array, y: Array, weight: Array | None, rate: float) -> Array:
+        xp, problem = self._xp, self._problem
+        masks = self._draw_masks(X.shape[0])
+        loss, gradient = problem.objective.value_and_gradient(
+            xp, self._parameters, X, y, weight, masks
+        )
+        if problem.clip_value is not None:
+            gradient = clip_by_value(xp, gradient, problem.clip_value)
+        if problem.clip_norm is not None:
+            gradient = clip_by_global_norm(xp, gradient, problem.clip_norm)
+        self._step += 1
+        coefficients = problem.optimizer.coefficients(rate, self._step)
+        self._parameters, self._state = problem.optimizer.update(
+            xp, self._parameters, gradient, self._state, coefficients
+        )
+        return loss
+
+    def _draw_masks(self, n_samples: int) -> list[Array | None] | None:
+        structure = self._problem.objective.structure
+        if not structure.has_dropout:
+            return None
+        masks: list[Array | None] = []
+        for rate, width in zip(structure.dropout, structure.layer_sizes[1:-1], strict=True):
+            if rate == 0.0:
+                masks.append(None)
+                continue
+            dtype = np.dtype(str(self._parameters.dtype))
+            uniform = self._dropout_rng.random((n_samples, width), dtype=dtype.type)
+            masks.append(dropout_mask(self._xp, self._device.place(uniform), rate))
+        return masks

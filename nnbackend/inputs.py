@@ -1,0 +1,265 @@
+"""Data at the door: checked once, in the caller's words, and placed on the network's device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nnbackend.core.losses import Loss, Poisson, SoftmaxCrossEntropy
+from nnbackend.core.types import Array
+from nnbackend.device import Device, device_of
+from nnbackend.errors import InputError
+
+__all__ = ["check_features", "check_finite", "check_sample_weight", "check_targets", "to_array"]
+
+
+def to_array(name: str, x: Any) -> Array:
+    """Return ``x`` as a NumPy or CuPy array of real numbers, or raise what is wrong with it.
+
+    Parameters
+    ----------
+    name : str
+        What the caller calls it.
+    x : array, nested sequence of numbers, or data frame
+        NumPy and CuPy arrays are returned as they are.
+
+    Raises
+    ------
+    InputError
+        If it is no array of real numbers, or belongs to another array library.
+    """
+    if x is None:
+        raise InputError(f"{name}: expected an array, got None")
+    if device_of(x) is None:
+        kind = f"{type(x).__module__.partition('.')[0]}.{type(x).__name__}"
+        if hasattr(x, "__dlpack__"):
+            raise InputError(
+                f"{name}: expected a NumPy or CuPy array, got {kind}; convert it with "
+                "numpy.asarray or cupy.asarray"
+            )
+        if hasattr(x, "toarray"):
+            raise InputError(
+                f"{name}: expected a dense array, got the sparse {kind}; convert it with .toarray()"
+            )
+        try:
+            x = np.asarray(x)
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{name}: expected an array or rows of equal length, got {kind} that NumPy "
+                f"cannot convert ({error})"
+            ) from error
+    elif isinstance(x, np.generic):
+        x = np.asarray(x)
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise InputError(
+            f"{name}: expected an array without missing values, got a masked array with "
+            f"{int(np.ma.getmaskarray(x).sum())} masked; fill them first"
+        )
+    if x.dtype.kind not in "biuf":
+        raise InputError(
+            f"{name}: expected real numbers, got dtype {x.dtype}; convert it to float, for example "
+            "with .astype('float32')"
+        )
+    return x
+
+
+def check_finite(name: str, x: Array, original: Array | None = None) -> None:
+    """Raise an InputError that says where, if the array holds NaN or infinity."""
+    device = device_of(x)
+    if device is None or x.dtype.kind != "f":
+        return
+    xp = device.xp
+    if bool(xp.all(xp.isfinite(x))):
+        return
+    bad = np.argwhere(~np.isfinite(device.to_numpy(x)))
+    where = tuple(int(i) for i in bad[0])
+    value = float((x if original is None else original)[where])
+    index = ", ".join(str(i) for i in where)
+    count = f" ({len(bad)} such values)" if len(bad) > 1 else ""
+    if np.isfinite(value):
+        raise InputError(
+            f"{name}: {value:g} at [{index}]{count} is too large for {x.dtype}; scale the data or "
+            "use dtype='float64'"
+        )
+    raise InputError(
+        f"{name}: expected finite numbers, got {value} at [{index}]{count}; remove or impute them"
+    )
+
+
+def _place(name: str, x: Array, device: Device, dtype: Any) -> Array:
+    """Return ``x`` on ``device`` in ``dtype``, finite; another device's array is refused."""
+    home = device_of(x)
+    if home is not None and home.kind == "cuda" and home != device:
+        raise InputError(
+            f"{name}: expected an array on {device}, the network's device, got one on {home}; "
+            f"move the network with .to({home.name!r}) or the array"
+        )
+    with np.errstate(over="ignore"):
+        placed = device.place(x, dtype)
+    check_finite(name, placed, x)
+    return placed
+
+
+def _n_samples(name: str, x: Array) -> int:
+    n_samples = int(x.shape[0])
+    if n_samples == 0:
+        raise InputError(f"{name}: expected at least one example, got shape {tuple(x.shape)}")
+    return n_samples
+
+
+def check_features(name: str, X: Any, n_features: int, device: Device, dtype: Any = None) -> Array:
+    """Return features (n_samples, n_features) on ``device``.
+
+    Parameters
+    ----------
+    name : str
+        What the caller calls it.
+    X : array-like (n_samples, n_features)
+        Finite real numbers, one example per row.
+    n_features : int
+        The size of the network's input layer.
+    device : Device
+        The network's.
+    dtype : dtype, optional
+        What to convert to; by default floating dtypes are kept and others become float64.
+
+    Raises
+    ------
+    InputError
+        If anything about it is not as said.
+    """
+    X = to_array(name, X)
+    if X.ndim != 2:
+        hint = "; for one example use X[None, :]" if X.ndim == 1 else ""
+        raise InputError(
+            f"{name}: expected a 2-D array (n_samples, {n_features}), got shape "
+            f"{tuple(X.shape)}{hint}"
+        )
+    if X.shape[1] != n_features:
+        raise InputError(
+            f"{name}: expected {n_features} features (columns), as many as the network's input "
+            f"layer, got shape {tuple(X.shape)}"
+        )
+    _n_samples(name, X)
+    if dtype is None:
+        dtype = X.dtype if X.dtype.kind == "f" and X.dtype.itemsize in (4, 8) else np.float64
+    return _place(name, X, device, dtype)
+
+
+def check_targets(
+    name: str,
+    y: Any,
+    *,
+    n_samples: int,
+    n_outputs: int,
+    loss: Loss,
+    device: Device,
+    dtype: Any,
+) -> Array:
+    """Return targets in the form that the loss takes, on ``device``.
+
+    Parameters
+    ----------
+    name : str
+        What the caller calls it.
+    y : array-like
+        (n_samples,) or (n_samples, n_outputs) numbers; integer labels (n_samples,) or rows that sum
+        to one for softmax cross-entropy.
+    n_samples, n_outputs : int
+        Rows of X, and size of the output layer.
+    loss : Loss
+        Decides which values are allowed.
+    device : Device
+        The network's.
+    dtype : dtype
+        The network's.
+
+    Returns
+    -------
+    array (n_samples, n_outputs) of ``dtype``, or int64 labels (n_samples,)
+
+    Raises
+    ------
+    InputError
+        If anything about it is not as said.
+    """
+    y = to_array(name, y)
+    if isinstance(loss, SoftmaxCrossEntropy):
+        if y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1 and n_outputs > 1):
+            return _check_labels(name, y.reshape(-1), n_samples, n_outputs, device)
+        expected = f"integer labels ({n_samples},) or rows ({n_samples}, {n_outputs})"
+    else:
+        if y.ndim == 1 and n_outputs == 1:
+            y = y.reshape(-1, 1)
+        one = f"({n_samples},) or " if n_outputs == 1 else ""
+        expected = f"{one}({n_samples}, {n_outputs})"
+    if tuple(y.shape) != (n_samples, n_outputs):
+        raise InputError(
+            f"{name}: expected {expected}: one row for each of the {n_samples} examples in X and "
+            f"{n_outputs} output{'s' if n_outputs > 1 else ''}, got shape {tuple(y.shape)}"
+        )
+    y = _place(name, y, device, dtype)
+    _check_values(name, y, loss, device)
+    return y
+
+
+def _check_labels(name: str, y: Array, n_samples: int, n_classes: int, device: Device) -> Array:
+    if y.shape[0] != n_samples:
+        raise InputError(
+            f"{name}: expected {n_samples} labels, one for each example in X, got {y.shape[0]}"
+        )
+    if y.dtype.kind == "f":
+        check_finite(name, y)
+        if bool((y != y.round()).any()):
+            raise InputError(
+                f"{name}: expected integer class labels for a softmax output, got fractions such "
+                f"as {float(y[y != y.round()][0]):g}"
+            )
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= n_classes:
+        raise InputError(
+            f"{name}: expected labels 0 to {n_classes - 1}, one for each of the {n_classes} "
+            f"outputs, got {low if low < 0 else high}: that class has no column"
+        )
+    return _place(name, y, device, np.int64)
+
+
+def _check_values(name: str, y: Array, loss: Loss, device: Device) -> None:
+    """Check that the values suit the loss; reads one flag from the device."""
+    xp = device.xp
+    if loss.output == "sigmoid":
+        wrong, expected = (y != 0) & (y != 1), "labels 0 and 1 for a sigmoid output"
+    elif isinstance(loss, Poisson):
+        wrong, expected = y < 0, "counts >= 0 for the Poisson loss"
+    elif isinstance(loss, SoftmaxCrossEntropy):
+        wrong = (y < 0) | (xp.abs(xp.sum(y, axis=1, keepdims=True) - 1) > 1e-3)
+        expected = "rows of class probabilities that are >= 0 and sum to 1"
+    else:
+        return
+    if bool(xp.any(wrong)):
+        first = np.argwhere(device.to_numpy(wrong))[0]
+        raise InputError(
+            f"{name}: expected {expected}, got {float(y[tuple(first)]):g} in row {first[0]}"
+        )
+
+
+def check_sample_weight(
+    name: str, sample_weight: Any, n_samples: int, device: Device, dtype: Any
+) -> Array | None:
+    """Return sample weights (n_samples,) >= 0 with a positive sum, on ``device``; None stays."""
+    if sample_weight is None:
+        return None
+    weight = to_array(name, sample_weight)
+    if tuple(weight.shape) != (n_samples,):
+        raise InputError(
+            f"{name}: expected shape ({n_samples},), one weight for each example in X, got "
+            f"{tuple(weight.shape)}"
+        )
+    weight = _place(name, weight, device, dtype)
+    if bool((weight < 0).any()) or not bool((weight > 0).any()):
+        raise InputError(
+            f"{name}: expected weights >= 0 that are not all zero, got a smallest of "
+            f"{float(weight.min()):g} and a largest of {float(weight.max()):g}"
+        )
+    return weight

@@ -1,0 +1,599 @@
+"""Network: a structure, one flat parameter vector, and the per-layer views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nnbackend.checks import lookup, positive_integer, real
+from nnbackend.core import propagation
+from nnbackend.core.activations import Activation, activation, output
+from nnbackend.core.initializers import INITIALIZERS
+from nnbackend.core.losses import Loss, loss_function
+from nnbackend.core.objective import Objective
+from nnbackend.core.structure import Structure
+from nnbackend.core.types import Array
+from nnbackend.device import Device, device_of, get_device, require_same_device
+from nnbackend.errors import InputError
+from nnbackend.inputs import (
+    check_features,
+    check_finite,
+    check_sample_weight,
+    check_targets,
+    to_array,
+)
+
+__all__ = ["Gradients", "Network", "Standardization"]
+
+DTYPES = {"float32": np.float32, "float64": np.float64}
+
+
+class Gradients(NamedTuple):
+    """Gradients of a loss: one array per layer, shaped as ``Network.weights`` and ``.biases``."""
+
+    weights: list[Array]
+    biases: list[Array]
+
+
+class Standardization(NamedTuple):
+    """A mean and a scale for each column: standardized = (x - mean) / scale.
+
+    Attributes
+    ----------
+    mean, scale : array (n_columns,) of float64
+        The scale of a constant column is 1.
+    """
+
+    mean: Array
+    scale: Array
+
+
+class Network:
+    """A fully connected network: affine layers with activations between them.
+
+    Parameters
+    ----------
+    layer_sizes : sequence of int
+        Units of the input, each hidden and the output layer: ``[30, 16, 8, 1]``.
+    hidden : str, Activation, or one of these per hidden layer, default "relu"
+        ``identity``, ``sigmoid`` (or ``logistic``), ``tanh``, ``relu``, ``leaky_relu``, ``elu``,
+        ``softplus``, ``silu``, ``gelu`` (in its tanh form), or one that was registered.
+    output : {"sigmoid", "softmax", "identity", "exp"}, default "sigmoid"
+        The output activation: for binary or multilabel, multiclass, real-valued, and count targets.
+    initializer : str, optional
+        ``zeros``, ``normal`` (standard deviation 0.01), ``glorot_``, ``he_`` or ``lecun_`` followed
+        by ``normal`` or ``uniform``, or ``orthogonal``. By default each hidden layer takes the one
+        that suits its activation (He's for the ReLU family, Glorot's else), the output layer
+        Glorot's. Biases start at zero.
+    dropout : float or one per hidden layer, default 0.0
+        The probability in [0, 1) with which training drops a unit of a hidden layer.
+    dtype : {"float32", "float64"}, default "float32"
+        The dtype of parameters and results.
+    device : str, default "cpu"
+        Where parameters live and everything is computed: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or
+        ``"auto"`` for the first GPU if there is one.
+    seed : int, numpy.random.Generator or None, default 0
+        Draws the initial weights, on the host: equal on every device. None is a new draw each time.
+
+    Attributes
+    ----------
+    parameters : array (n_parameters,)
+        W[1], b[1], W[2], b[2], ... in one vector; changing it in place changes the network.
+    weights, biases : lists of arrays (n_in, n_out) and (n_out,)
+        Views of ``parameters``, one per layer.
+    standardization : Standardization or None
+        Applied to every input; set by ``standardize``.
+    target_standardization : Standardization or None
+        Undone on every prediction; set by ``standardize``.
+    feature_names, class_names : tuple of str or None
+        Names of the columns of X and of the classes, for the reader; saved with the network.
+
+    Raises
+    ------
+    InputError
+        If an argument is not as said.
+    DeviceError
+        If the device is not there.
+
+    Examples
+    --------
+    >>> import nnbackend as nb
+    >>> net = nb.Network([2, 4, 1], hidden="tanh", output="sigmoid", seed=0)
+    >>> net
+    Network([2, 4, 1], hidden='tanh', output='sigmoid', dtype='float32', device='cpu')
+    >>> net.n_parameters, net.weights[0].shape, net.biases[1].shape
+    (17, (2, 4), (1,))
+    >>> net.forward([[0.0, 0.0]])
+    array([[0.5]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        layer_sizes: Sequence[int],
+        *,
+        hidden: str | Activation | Sequence[str | Activation] = "relu",
+        output: str = "sigmoid",
+        initializer: str | None = None,
+        dropout: float | Sequence[float] = 0.0,
+        dtype: str = "float32",
+        device: str | Device = "cpu",
+        seed: int | np.random.Generator | None = 0,
+    ) -> None:
+        structure = _structure(layer_sizes, hidden, output, dropout)
+        flat = _initial_parameters(structure, initializer, _generator(seed))
+        self._build(structure, flat, _dtype_name(dtype), get_device(device))
+
+    def _build(self, structure: Structure, parameters: Array, dtype: str, device: Device) -> None:
+        """Set every attribute; the parameters are copied."""
+        self._structure = structure
+        self._device = device
+        self._dtype = dtype
+        self._parameters = device.place(parameters, DTYPES[dtype], copy=True)
+        self._weights, self._biases = structure.unflatten(device.xp, self._parameters)
+        self.standardization: Standardization | None = None
+        self.target_standardization: Standardization | None = None
+        self.feature_names: tuple[str, ...] | None = None
+        self.class_names: tuple[str, ...] | None = None
+
+    @classmethod
+    def from_structure(
+        cls, structure: Structure, parameters: Array, *, dtype: str, device: str | Device
+    ) -> Network:
+        """Return a network around a copy of the flat ``parameters``, drawing nothing."""
+        net = cls.__new__(cls)
+        net._build(structure, parameters, _dtype_name(dtype), get_device(device))  # noqa: SLF001
+        return net
+
+    @property
+    def structure(self) -> Structure:
+        """Sizes, activations and dropout rates, as ``core`` takes them."""
+        return self._structure
+
+    @property
+    def layer_sizes(self) -> list[int]:
+        """Units of the input, each hidden and the output layer."""
+        return list(self._structure.layer_sizes)
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """The name of each hidden layer's activation."""
+        return tuple(entry.name for entry in self._structure.hidden)
+
+    @property
+    def output(self) -> str:
+        """The name of the output activation."""
+        return self._structure.output.name
+
+    @property
+    def dropout(self) -> tuple[float, ...]:
+        """The dropout rate of each hidden layer."""
+        return self._structure.dropout
+
+    @property
+    def dtype(self) -> str:
+        """``"float32"`` or ``"float64"``."""
+        return self._dtype
+
+    @property
+    def device(self) -> str:
+        """``"cpu"`` or ``"cuda:N"``."""
+        return self._device.name
+
+    @property
+    def n_parameters(self) -> int:
+        """The number of weights and biases."""
+        return self._structure.n_parameters
+
+    @property
+    def parameters(self) -> Array:
+        """All weights and biases in one vector (n_parameters,), on the network's device."""
+        return self._parameters
+
+    @property
+    def weights(self) -> list[Array]:
+        """Weights of each layer (n_in, n_out): views of ``parameters``."""
+        return list(self._weights)
+
+    @property
+    def biases(self) -> list[Array]:
+        """Biases of each layer (n_out,): views of ``parameters``."""
+        return list(self._biases)
+
+    def __repr__(self) -> str:
+        hidden: Any = self.hidden
+        if len(set(hidden)) == 1:
+            hidden = hidden[0]
+        shown = f"hidden={hidden!r}, " if hidden else ""
+        dropout = f"dropout={self.dropout!r}, " if self._structure.has_dropout else ""
+        return (
+            f"Network({self.layer_sizes}, {shown}output={self.output!r}, {dropout}"
+            f"dtype={self.dtype!r}, device={self.device!r})"
+        )
+
+    def set_parameters(self, weights: Sequence[Any], biases: Sequence[Any]) -> None:
+        """Copy given weights and biases into the network.
+
+        Parameters
+        ----------
+        weights : sequence of array-likes (n_in, n_out)
+            One per layer.
+        biases : sequence of array-likes (n_out,)
+            One per layer.
+
+        Raises
+        ------
+        InputError
+            If a number, shape or value is not as expected; nothing is changed then.
+        """
+        checked: list[list[Array]] = []
+        for name, given, own in (
+            ("weights", weights, self._weights),
+            ("biases", biases, self._biases),
+        ):
+            if not isinstance(given, Sequence) or len(given) != len(own):
+                count = len(given) if isinstance(given, Sequence) else type(given).__name__
+                raise InputError(f"{name}: expected {len(own)} arrays, one per layer, got {count}")
+            checked.append([])
+            for layer, (x, mine) in enumerate(zip(given, own, strict=True)):
+                label = f"{name}[{layer}]"
+                array = to_array(label, x)
+                if tuple(array.shape) != tuple(mine.shape):
+                    raise InputError(
+                        f"{label}: expected shape {tuple(mine.shape)}, got {tuple(array.shape)}"
+                    )
+                placed = self._device.place(array, DTYPES[self._dtype])
+                check_finite(label, placed, array)
+                checked[-1].append(placed)
+        self._parameters[...] = self._structure.flatten(self._device.xp, *checked)
+
+    def to(self, device: str | Device) -> Network:
+        """Return this network on another device; the network itself if it is there already."""
+        target = get_device(device)
+        return self if target == self._device else self._copy(self._dtype, target)
+
+    def astype(self, dtype: str) -> Network:
+        """Return this network in another dtype; the network itself if it is of it already."""
+        name = _dtype_name(dtype)
+        return self if name == self._dtype else self._copy(name, self._device)
+
+    def copy(self) -> Network:
+        """Return a network with parameters of its own, equal to this one's."""
+        return self._copy(self._dtype, self._device)
+
+    def _copy(self, dtype: str, device: Device) -> Network:
+        def move(x: Array) -> Array:
+            return x if device == self._device else device.place(self._device.to_numpy(x))
+
+        net = Network.from_structure(
+            self._structure, move(self._parameters), dtype=dtype, device=device
+        )
+        for name in ("standardization", "target_standardization"):
+            columns = getattr(self, name)
+            if columns is not None:
+                setattr(net, name, Standardization(*map(move, columns)))
+        net.feature_names, net.class_names = self.feature_names, self.class_names
+        return net
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state with every array as NumPy, so that any machine can restore it."""
+        host = self.to("cpu")
+        return {
+            "structure": host.structure,
+            "parameters": host.parameters,
+            "dtype": self._dtype,
+            "device": self._device,
+            "standardization": host.standardization,
+            "target_standardization": host.target_standardization,
+            "feature_names": self.feature_names,
+            "class_names": self.class_names,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore on the CPU, then move to the device the state came from, if it is here."""
+        device = state["device"]
+        if device.kind == "cuda" and get_device("auto").kind == "cpu":
+            device = Device("cpu")
+        self._build(state["structure"], state["parameters"], state["dtype"], device)
+        for name in ("standardization", "target_standardization"):
+            if state[name] is not None:
+                setattr(self, name, Standardization(*map(device.place, state[name])))
+        self.feature_names, self.class_names = state["feature_names"], state["class_names"]
+
+    def standardize(self, X: Any, y: Any = None) -> Network:
+        """Make standardization part of the network, with the mean and deviation of given data.
+
+        From now on every input is (X - mean) / scale before the first layer, in training and in
+        prediction. With ``y`` (identity output only) the network learns (y - mean) / scale, losses
+        are in those units, and predictions come back in the units of ``y``. Call it with the
+        training data, before training.
+
+        Parameters
+        ----------
+        X : array-like (n_samples, n_features)
+            The data whose column means and standard deviations are taken.
+        y : array-like (n_samples,) or (n_samples, n_outputs), optional
+            Real-valued targets.
+
+        Returns
+        -------
+        Network
+            The network itself.
+
+        Examples
+        --------
+        >>> import nnbackend as nb
+        >>> net = nb.Network([2, 3, 1]).standardize([[0.0, 100.0], [2.0, 300.0]])
+        >>> net.standardization.mean, net.standardization.scale
+        (array([  1., 200.]), array([  1., 100.]))
+        """
+        columns = check_features("X", X, self.layer_sizes[0], self._device)
+        target = None
+        if y is not None:
+            if self.output != "identity":
+                raise InputError(
+                    f"y: expected None, since targets are standardized for output='identity' only "
+                    f"and this network has output={self.output!r}"
+                )
+            target = check_targets(
+                "y",
+                y,
+                n_samples=columns.shape[0],
+                n_outputs=self.layer_sizes[-1],
+                loss=loss_function(None, self._structure.output),
+                device=self._device,
+                dtype=np.float64,
+            )
+        self.standardization = self._column_statistics(columns)
+        self.target_standardization = None if target is None else self._column_statistics(target)
+        return self
+
+    def _column_statistics(self, columns: Array) -> Standardization:
+        xp = self._device.xp
+        mean = xp.mean(columns, axis=0, dtype=np.float64)
+        scale = xp.sqrt(xp.mean((columns - mean) ** 2, axis=0))
+        # Rounding leaves a constant column a deviation near 0, and dividing by it would blow it up.
+        constant = scale <= 1e-12 * xp.abs(mean)
+        return Standardization(mean, xp.where(constant, xp.ones_like(scale), scale))
+
+    def prepare_features(self, X: Any, name: str = "X") -> Array:
+        """Return checked, standardized features on the network's device, in its dtype."""
+        dtype = DTYPES[self._dtype]
+        if self.standardization is None:
+            return check_features(name, X, self.layer_sizes[0], self._device, dtype)
+        X = check_features(name, X, self.layer_sizes[0], self._device)
+        with self._device.activate():
+            return self._device.xp.astype(
+                (X - self.standardization.mean) / self.standardization.scale, dtype
+            )
+
+    def prepare(
+        self,
+        X: Any,
+        y: Any,
+        loss: Loss,
+        sample_weight: Any = None,
+        names: tuple[str, str, str] = ("X", "y", "sample_weight"),
+    ) -> tuple[Array, Array, Array | None]:
+        """Return checked data as the core takes it: on the device, standardized, in its dtype."""
+        require_same_device(**dict(zip(names, (X, y, sample_weight), strict=True)))
+        prepared = self.prepare_features(X, names[0])
+        n_samples, dtype = prepared.shape[0], DTYPES[self._dtype]
+        target = self.target_standardization
+        y = check_targets(
+            names[1],
+            y,
+            n_samples=n_samples,
+            n_outputs=self.layer_sizes[-1],
+            loss=loss,
+            device=self._device,
+            dtype=dtype if target is None else np.float64,
+        )
+        if target is not None:
+            with self._device.activate():
+                y = self._device.xp.astype((y - target.mean) / target.scale, dtype)
+        weight = check_sample_weight(names[2], sample_weight, n_samples, self._device, dtype)
+        return prepared, y, weight
+
+    def _follow(self, result: Array, given: Any) -> Array:
+        """Return a result where its input lives: host data in, NumPy out."""
+        home = device_of(given)
+        on_host = home is None or home.kind == "cpu"
+        return self._device.to_numpy(result) if on_host else result
+
+    def _forward(self, X: Any) -> Array:
+        prepared = self.prepare_features(X)
+        xp = self._device.xp
+        with self._device.activate():
+            Z = propagation.logits(xp, self._structure, self._weights, self._biases, prepared)
+            A = self._structure.output.function(xp, Z)
+            target = self.target_standardization
+            if target is not None:
+                A = A * xp.astype(target.scale, A.dtype) + xp.astype(target.mean, A.dtype)
+            return A
+
+    def forward(self, X: Any) -> Array:
+        """Return the output activations of examples.
+
+        Parameters
+        ----------
+        X : array-like (n_samples, n_features)
+            One example per row.
+
+        Returns
+        -------
+        array (n_samples, n_outputs)
+            In the network's dtype; NumPy for host data, CuPy for CuPy arrays.
+        """
+        return self._follow(self._forward(X), X)
+
+    def predict(self, X: Any) -> Array:
+        """Return classes, or values for an identity or exp output.
+
+        Parameters
+        ----------
+        X : array-like (n_samples, n_features)
+            One example per row.
+
+        Returns
+        -------
+        array (n_samples,) or (n_samples, n_outputs)
+            Sigmoid: int64 0 or 1 (1 where the activation is above 0.5), (n_samples,) for one output
+            and a column per label for several. Softmax: the int64 index of the most probable class,
+            (n_samples,). Identity and exp: the outputs, (n_samples,) if there is only one.
+        """
+        xp = self._device.xp
+        A = self._forward(X)
+        if self.output == "softmax":
+            result = xp.argmax(A, axis=-1)
+        else:
+            result = xp.astype(A > 0.5, xp.int64) if self.output == "sigmoid" else A
+            if A.shape[1] == 1:
+                result = result[:, 0]
+        return self._follow(result, X)
+
+    def predict_proba(self, X: Any) -> Array:
+        """Return class probabilities.
+
+        Parameters
+        ----------
+        X : array-like (n_samples, n_features)
+            One example per row.
+
+        Returns
+        -------
+        array (n_samples, n_classes)
+            Softmax: its outputs. Sigmoid with one output: the columns 1 - a and a; with several:
+            the probability of each label.
+
+        Raises
+        ------
+        InputError
+            If the output is neither sigmoid nor softmax.
+        """
+        if self.output not in ("sigmoid", "softmax"):
+            raise InputError(
+                f"predict_proba: expected a network with output='sigmoid' or 'softmax', got "
+                f"{self.output!r}; use predict"
+            )
+        A = self._forward(X)
+        if self.output == "sigmoid" and A.shape[1] == 1:
+            A = self._device.xp.concat([1.0 - A, A], axis=1)
+        return self._follow(A, X)
+
+    def objective(
+        self, loss: str | Loss | None = None, l1: float = 0.0, l2: float = 0.0
+    ) -> Objective:
+        """Return what training this network with these options minimizes."""
+        return Objective(
+            self._structure,
+            loss_function(loss, self._structure.output),
+            real("l1", l1, minimum=0.0),
+            real("l2", l2, minimum=0.0),
+        )
+
+    def loss_and_gradients(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        loss: str | Loss | None = None,
+        sample_weight: Any = None,
+        l1: float = 0.0,
+        l2: float = 0.0,
+    ) -> tuple[Array, Gradients]:
+        """Return the objective on given data and its gradients, without dropout.
+
+        Parameters
+        ----------
+        X : array-like (n_samples, n_features)
+            One example per row.
+        y : array-like
+            Targets, as for ``train``.
+        loss : str or Loss, optional
+            As for ``train``; by default what the output implies.
+        sample_weight : array-like (n_samples,), optional
+            Weights >= 0 of the examples in the mean.
+        l1, l2 : float, default 0.0
+            Strengths of the penalties l1 sum(abs(W)) + l2 / 2 sum(W^2).
+
+        Returns
+        -------
+        loss : 0-d array
+        gradients : Gradients
+            ``gradients.weights`` and ``gradients.biases``, lists as the network's own.
+
+        Examples
+        --------
+        >>> import nnbackend as nb
+        >>> net = nb.Network([2, 1], initializer="zeros", dtype="float64")
+        >>> loss, gradients = net.loss_and_gradients([[1.0, 2.0]], [1])
+        >>> round(float(loss), 4), gradients.weights[0].tolist(), gradients.biases[0].tolist()
+        (0.6931, [[-0.5], [-1.0]], [-0.5])
+        """
+        objective = self.objective(loss, l1, l2)
+        data = self.prepare(X, y, objective.loss, sample_weight)
+        xp = self._device.xp
+        with self._device.activate():
+            value, flat = objective.value_and_gradient(xp, self._parameters, *data)
+        weights, biases = self._structure.unflatten(xp, self._follow(flat, X))
+        return self._follow(xp.asarray(value), X), Gradients(weights, biases)
+
+
+def _dtype_name(dtype: Any) -> str:
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None)
+    if name is None and isinstance(dtype, type) and issubclass(dtype, np.generic):
+        name = dtype.__name__
+    if name not in DTYPES:
+        raise InputError(f"dtype: expected 'float32' or 'float64', got {dtype!r}")
+    return str(name)
+
+
+def _generator(seed: Any) -> np.random.Generator:
+    if isinstance(seed, np.random.Generator):
+        return seed
+    if seed is not None:
+        seed = positive_integer("seed", seed, minimum=0)
+    return np.random.default_rng(seed)
+
+
+def _structure(layer_sizes: Any, hidden: Any, output_name: Any, dropout: Any) -> Structure:
+    if not isinstance(layer_sizes, Sequence | np.ndarray) or len(layer_sizes) < 2:
+        raise InputError(
+            "layer_sizes: expected at least two sizes, such as [30, 16, 1] for the input, one "
+            f"hidden and the output layer, got {layer_sizes!r}"
+        )
+    sizes = tuple(positive_integer(f"layer_sizes[{i}]", size) for i, size in enumerate(layer_sizes))
+    n_hidden = len(sizes) - 2
+    if isinstance(hidden, str | Activation):
+        hidden = [hidden] * n_hidden
+    if not isinstance(dropout, Sequence | np.ndarray):
+        dropout = [real("dropout", dropout, minimum=0.0, below=1.0)] * n_hidden
+    for name, values in (("hidden", hidden), ("dropout", dropout)):
+        if len(values) != n_hidden:
+            raise InputError(
+                f"{name}: expected one entry for each of the {n_hidden} hidden layers, or a single "
+                f"one for all, got {len(values)}"
+            )
+    return Structure(
+        sizes,
+        tuple(activation("hidden", entry) for entry in hidden),
+        output("output", output_name),
+        tuple(real("dropout", rate, minimum=0.0, below=1.0) for rate in dropout),
+    )
+
+
+def _initial_parameters(
+    structure: Structure, initializer: str | None, rng: np.random.Generator
+) -> Array:
+    if initializer is not None:
+        names = [initializer] * len(structure.weight_shapes)
+    else:
+        names = [*(entry.initializer for entry in structure.hidden), "glorot_uniform"]
+    weights = [
+        lookup("initializer", name, INITIALIZERS)(np, rng, shape)
+        for name, shape in zip(names, structure.weight_shapes, strict=True)
+    ]
+    biases = [np.zeros(n_out) for _, n_out in structure.weight_shapes]
+    return structure.flatten(np, weights, biases)

@@ -1,0 +1,307 @@
+"""Models on disk: one safetensors file, arrays and a JSON description; loading executes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnbackend.core.activations import ACTIVATIONS, OUTPUTS
+from nnbackend.core.structure import Structure
+from nnbackend.device import Device, get_device
+from nnbackend.errors import InputError, MissingDependencyError, ModelFileError
+from nnbackend.network import DTYPES, Network, Standardization
+
+__all__ = ["load", "save", "write_atomically"]
+
+FORMAT = 1
+_KEY = "nnbackend"
+_STANDARDIZATIONS = ("standardization", "target_standardization")
+
+
+def save(net: Network, path: str | os.PathLike[str]) -> None:
+    """Write a network to a safetensors file, whole or not at all.
+
+    The file holds parameters, structure, standardization, and feature and class names. It does not
+    depend on the network's device. The state of an optimizer is not part of a model.
+
+    Parameters
+    ----------
+    net : Network
+        The network; a registered activation is stored by its name.
+    path : path-like
+        The file; its folder has to exist. An existing file is replaced.
+
+    Raises
+    ------
+    InputError
+        If the network cannot be stored: a parameter is not finite, or an activation is not
+        registered; or if the file cannot be written.
+
+    Examples
+    --------
+    >>> import nnbackend as nb, tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+    >>> nb.save(nb.Network([2, 3, 1]), path)
+    >>> nb.load(path)
+    Network([2, 3, 1], hidden='relu', output='sigmoid', dtype='float32', device='cpu')
+    """
+    if not isinstance(net, Network):
+        raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
+    host = net.to("cpu")
+    for entry in net.structure.hidden:
+        if ACTIVATIONS.get(entry.name) is not entry:
+            raise InputError(
+                f"net: expected registered activations, got {entry.name!r}, which is not; a model "
+                "stores names only: register it with register_activation"
+            )
+    if not np.all(np.isfinite(host.parameters)):
+        raise InputError("net: expected finite parameters, got NaN or infinity in them")
+    tensors = {name: np.ascontiguousarray(x) for name, x in _tensors(host).items()}
+    description = {
+        "format": FORMAT,
+        "layer_sizes": net.layer_sizes,
+        "hidden": net.hidden,
+        "output": net.output,
+        "dropout": net.dropout,
+        "dtype": net.dtype,
+        "feature_names": net.feature_names,
+        "class_names": net.class_names,
+    }
+    content = _safetensors().numpy.save(tensors, {_KEY: json.dumps(description)})
+    write_atomically(path, content)
+
+
+def load(path: str | os.PathLike[str], device: str | Device = "cpu") -> Network:
+    """Read a network from a file that ``save`` has written, on any device.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    device : str, default "cpu"
+        Where the network is to live, wherever it lived before.
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, truncated, altered into something inconsistent, not a model of
+        nnbackend, or names an activation that is not registered.
+    DeviceError
+        If the device is not there.
+    """
+    target = get_device(device)
+    safetensors = _safetensors()
+    try:
+        # safe_open maps a path of bytes or a folder in its own words; a plain open says it in ours.
+        with open(path, "rb"):  # noqa: PTH123
+            pass
+        with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
+            return _Reader(path, file).network(target)
+    except OSError as error:
+        raise ModelFileError(
+            f"path: expected a readable model file, got {os.fspath(path)!r} "
+            f"({error.strerror or error})"
+        ) from error
+    except safetensors.SafetensorError as error:
+        raise ModelFileError(
+            f"path: {os.fspath(path)!r} is not a whole safetensors file ({error}); was it "
+            "truncated, or is it of another format?"
+        ) from error
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    Raises
+    ------
+    InputError
+        If the folder is missing or not writable, or the disk is full; no partial file is left.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise InputError(
+            f"path: cannot write {str(target)!r} ({error.strerror or error}); choose another folder"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable, where the operating system can open folders."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError as error:
+        raise MissingDependencyError(
+            "saving and loading models needs safetensors; install it with: pip install safetensors"
+        ) from error
+    return safetensors
+
+
+def _tensors(net: Network) -> dict[str, Any]:
+    tensors = {f"weights.{layer}": W for layer, W in enumerate(net.weights)}
+    tensors |= {f"biases.{layer}": b for layer, b in enumerate(net.biases)}
+    for name in _STANDARDIZATIONS:
+        columns = getattr(net, name)
+        if columns is not None:
+            tensors |= {f"{name}.mean": columns.mean, f"{name}.scale": columns.scale}
+    return tensors
+
+
+class _Reader:
+    """Builds a network from an open safetensors file, after checking every claim it makes."""
+
+    def __init__(self, path: Any, file: Any) -> None:
+        self.path = path
+        self.file = file
+        metadata = file.metadata() or {}
+        self.require(_KEY in metadata, "it was not written by nnbackend")
+        self.header: Any = None
+        with contextlib.suppress(ValueError, RecursionError):
+            self.header = json.loads(metadata[_KEY])
+        self.require(isinstance(self.header, dict), "its description is not a JSON object")
+        version = self.header.get("format")
+        self.require(
+            version == FORMAT,
+            f"its format is {version!r}, and this version of nnbackend reads {FORMAT}",
+        )
+
+    def require(self, holds: bool, problem: str) -> None:
+        """Raise a ModelFileError that names the problem unless the condition holds."""
+        if not holds:
+            raise ModelFileError(f"path: {os.fspath(self.path)!r} is not a valid model: {problem}")
+
+    def network(self, device: Device) -> Network:
+        """Return the network that the file describes, on ``device``."""
+        structure = self.structure()
+        dtype = self.header.get("dtype")
+        self.require(isinstance(dtype, str) and dtype in DTYPES, f"its dtype is {dtype!r}")
+        arrays, standardized = self.arrays(structure, dtype)
+        layers = range(len(structure.weight_shapes))
+        weights = [arrays[f"weights.{layer}"] for layer in layers]
+        biases = [arrays[f"biases.{layer}"] for layer in layers]
+        flat = structure.flatten(np, weights, biases)
+        net = Network.from_structure(structure, flat, dtype=dtype, device=device)
+        for name in standardized:
+            columns = (device.place(arrays[f"{name}.{part}"]) for part in ("mean", "scale"))
+            setattr(net, name, Standardization(*columns))
+        n_outputs = structure.layer_sizes[-1]
+        n_classes = max(2, n_outputs) if structure.output.name == "sigmoid" else n_outputs
+        net.feature_names = self.names("feature_names", structure.layer_sizes[0])
+        net.class_names = self.names("class_names", n_classes)
+        return net
+
+    def structure(self) -> Structure:
+        """Return the checked structure."""
+        sizes, hidden, dropout, output = (
+            self.header.get(key) for key in ("layer_sizes", "hidden", "dropout", "output")
+        )
+        self.require(
+            isinstance(sizes, list)
+            and len(sizes) >= 2
+            and all(type(size) is int and size > 0 for size in sizes),
+            f"its layer_sizes are {str(sizes)[:80]}",
+        )
+        n_hidden = len(sizes) - 2
+        self.require(
+            isinstance(hidden, list)
+            and len(hidden) == n_hidden
+            and all(isinstance(name, str) for name in hidden),
+            f"its hidden activations are not {n_hidden} names",
+        )
+        for name in hidden:
+            self.require(
+                name in ACTIVATIONS,
+                f"its activation {name!r} is not known here; call register_activation first",
+            )
+        self.require(
+            isinstance(dropout, list)
+            and len(dropout) == n_hidden
+            and all(type(rate) in (int, float) and 0 <= rate < 1 for rate in dropout),
+            f"its dropout rates are not {n_hidden} numbers in [0, 1)",
+        )
+        self.require(isinstance(output, str) and output in OUTPUTS, f"its output is {output!r}")
+        return Structure(
+            tuple(sizes),
+            tuple(ACTIVATIONS[name] for name in hidden),
+            OUTPUTS[output],
+            tuple(float(rate) for rate in dropout),
+        )
+
+    def arrays(self, structure: Structure, dtype: str) -> tuple[dict[str, Any], list[str]]:
+        """Return all arrays, checked before they are read, and which standardizations are there."""
+        code = {"float32": "F32", "float64": "F64"}[dtype]
+        expected: dict[str, tuple[tuple[int, ...], str]] = {}
+        for layer, (n_in, n_out) in enumerate(structure.weight_shapes):
+            expected[f"weights.{layer}"] = ((n_in, n_out), code)
+            expected[f"biases.{layer}"] = ((n_out,), code)
+        names = set(self.file.keys())
+        standardized = [name for name in _STANDARDIZATIONS if f"{name}.mean" in names]
+        for name in standardized:
+            size = structure.layer_sizes[0 if name == "standardization" else -1]
+            expected |= {f"{name}.{part}": ((size,), "F64") for part in ("mean", "scale")}
+        self.require(
+            names == set(expected),
+            f"its arrays differ from those of its structure in {sorted(names ^ set(expected))[:4]}",
+        )
+        self.require(
+            "target_standardization" not in standardized or structure.output.name == "identity",
+            "only an identity output has a target standardization",
+        )
+        return {name: self.array(name, *claim) for name, claim in expected.items()}, standardized
+
+    def array(self, name: str, shape: tuple[int, ...], code: str) -> Any:
+        """Return one array, whose shape, dtype and values are as they have to be."""
+        part = self.file.get_slice(name)
+        found = tuple(part.get_shape()), part.get_dtype()
+        self.require(found == (shape, code), f"{name} is {found[1]} {found[0]}, not {code} {shape}")
+        values = self.file.get_tensor(name)
+        self.require(bool(np.isfinite(values).all()), f"{name} holds NaN or infinity")
+        self.require(
+            not name.endswith(".scale") or bool((values > 0).all()), f"{name} is not positive"
+        )
+        return values
+
+    def names(self, key: str, size: int) -> tuple[str, ...] | None:
+        """Return a list of names of the right length, or None."""
+        value = self.header.get(key)
+        if value is None:
+            return None
+        self.require(
+            isinstance(value, list)
+            and len(value) == size
+            and all(isinstance(entry, str) for entry in value),
+            f"its {key} are not {size} names",
+        )
+        return tuple(value)

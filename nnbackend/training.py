@@ -1,0 +1,434 @@
+"""The one training loop: epochs of batches, validation, early stopping, history, callbacks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from nnbackend.checks import positive_integer, real
+from nnbackend.core.losses import Loss
+from nnbackend.core.optimizers import Adam, Optimizer
+from nnbackend.core.optimizers import optimizer as get_optimizer
+from nnbackend.core.schedules import Clock, as_schedule
+from nnbackend.device import get_device
+from nnbackend.engines import Data, Engine, Problem, get_engine
+from nnbackend.errors import DivergenceError, InputError
+from nnbackend.network import Network
+
+__all__ = ["Callback", "EarlyStopping", "History", "TrainingState", "train"]
+
+
+@dataclass
+class History:
+    """What happened in training: lists with one entry per finished epoch.
+
+    Attributes
+    ----------
+    loss : list of float
+        The mean of the objective (loss and penalties) over the epoch's steps, each taken before
+        its update and weighted by its examples.
+    validation_loss : list of float
+        The loss on the validation data after the epoch, without penalties and dropout; empty where
+        there is none.
+    learning_rate : list of float
+        The rate of the epoch's last step.
+    epoch_seconds : list of float
+        Wall-clock seconds, validation included.
+    best_epoch : int or None
+        With early stopping, the epoch (counted from 1) of the lowest watched loss.
+    stopped : str
+        Why training ended: ``"completed"``, ``"early stopping"``, ``"callback"``,
+        ``"interrupted"`` or ``"diverged"``.
+    n_samples : int
+        Training examples per epoch.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    epoch_seconds: list[float] = field(default_factory=list)
+    best_epoch: int | None = None
+    stopped: str = "completed"
+    n_samples: int = 0
+
+    @property
+    def n_epochs(self) -> int:
+        """The number of finished epochs."""
+        return len(self.loss)
+
+    @property
+    def samples_per_second(self) -> float:
+        """Training examples per second over all finished epochs; NaN where there are none."""
+        seconds = sum(self.epoch_seconds)
+        return self.n_samples * self.n_epochs / seconds if seconds > 0 else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary that JSON can hold."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop when the watched loss has not improved for a number of epochs.
+
+    Parameters
+    ----------
+    patience : int, default 10
+        That many epochs without improvement end the training.
+    min_delta : float, default 0.0
+        An improvement lowers the best loss by more than this.
+    monitor : {"validation_loss", "loss"}, default "validation_loss"
+        Which loss is watched.
+    restore_best : bool, default True
+        Give the network the parameters of the best epoch at the end, however training ends. With
+        ``monitor="loss"``, which is taken before each update, they are those the epoch ended with.
+    """
+
+    patience: int = 10
+    min_delta: float = 0.0
+    monitor: str = "validation_loss"
+    restore_best: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patience", positive_integer("patience", self.patience))
+        object.__setattr__(self, "min_delta", real("min_delta", self.min_delta, minimum=0.0))
+        if self.monitor not in ("validation_loss", "loss"):
+            raise InputError(f"monitor: expected 'validation_loss' or 'loss', got {self.monitor!r}")
+
+
+@dataclass
+class TrainingState:
+    """What a callback sees after every epoch.
+
+    Attributes
+    ----------
+    network : Network
+        The network, with the parameters that the epoch ended with.
+    history : History
+        All finished epochs, this one included.
+    epoch : int
+        Finished epochs.
+    epochs : int
+        Epochs that were asked for.
+    """
+
+    network: Network
+    history: History
+    epoch: int
+    epochs: int
+    _stop: bool = field(default=False, repr=False)
+
+    def stop(self) -> None:
+        """End the training after this epoch."""
+        self._stop = True
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a callback has asked to end the training."""
+        return self._stop
+
+
+Callback: TypeAlias = Callable[[TrainingState], object]
+
+
+def train(
+    net: Network,
+    X: Any,
+    y: Any,
+    *,
+    optimizer: str | Optimizer | None = None,
+    loss: str | Loss | None = None,
+    epochs: int = 50,
+    batch_size: int | None = 128,
+    shuffle: bool = True,
+    seed: int | None = 0,
+    sample_weight: Any = None,
+    validation_data: tuple[Any, ...] | None = None,
+    early_stopping: EarlyStopping | None = None,
+    callbacks: Callback | Iterable[Callback] = (),
+    l1: float = 0.0,
+    l2: float = 0.0,
+    clip_value: float | None = None,
+    clip_norm: float | None = None,
+    engine: str = "auto",
+    precision: str = "float32",
+) -> History:
+    """Train a network in place: forward propagation, loss, backward propagation, update.
+
+    Data is checked and placed on the network's device once. The loss leaves the device once per
+    epoch. Ctrl-C ends the training and returns what was learnt so far.
+
+    Parameters
+    ----------
+    net : Network
+        Trained in place, on its own device.
+    X : array-like (n_samples, n_features)
+        One example per row.
+    y : array-like
+        Sigmoid: labels 0 and 1, (n_samples,) or (n_samples, n_outputs). Softmax: integer labels
+        (n_samples,), or rows (n_samples, n_classes) that sum to one. Identity, exp: numbers,
+        (n_samples,) or (n_samples, n_outputs).
+    optimizer : str or Optimizer, optional
+        ``nb.SGD``, ``nb.RMSprop``, ``nb.Adagrad``, ``nb.Adam`` or ``nb.AdamW``, with a learning rate
+        or a schedule of ``nb.schedules``; or a name, for its defaults. By default ``nb.Adam(1e-3)``.
+    loss : str or Loss, optional
+        ``binary_cross_entropy``, ``softmax_cross_entropy``, ``squared_error``, ``absolute_error``,
+        ``huber``, ``poisson``, or an instance from ``nb.losses``. By default what the output
+        implies: sigmoid the first, softmax the second, identity the third, exp the last.
+    epochs : int, default 50
+        Passes over the data.
+    batch_size : int or None, default 128
+        Examples per step; the last batch of an epoch may be shorter. None, or as many as there are:
+        full-batch gradient descent.
+    shuffle : bool, default True
+        Draw a new order of the examples for every epoch.
+    seed : int or None, default 0
+        Draws the orders and the dropout masks, on the host. None is a new draw each time.
+    sample_weight : array-like (n_samples,), optional
+        Weights >= 0; the loss of a batch is the weighted mean over its examples.
+    validation_data : tuple (X, y) or (X, y, sample_weight), optional
+        Its loss is taken after every epoch.
+    early_stopping : EarlyStopping, optional
+        When to stop, and whether the best parameters come back.
+    callbacks : callable or iterable of callables
+        Each is called as ``callback(state)`` after every epoch, with a ``TrainingState``;
+        ``state.stop()`` ends the training.
+    l1, l2 : float, default 0.0
+        Penalties l1 sum(abs(W)) + l2 / 2 sum(W^2) on the weights.
+    clip_value, clip_norm : float, optional
+        Clip each element of the gradient to [-clip_value, clip_value]; scale the whole gradient
+        down to the norm clip_norm.
+    engine : {"auto", "reference"}, default "auto"
+        How the steps run; every engine gives the same numbers.
+    precision : {"float32"}, default "float32"
+        Products are computed in the network's own dtype, never in a shorter one.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    InputError
+        If an argument is not as said; the network is unchanged then.
+    DivergenceError
+        If the loss or a parameter becomes NaN or infinite; the network keeps the parameters that
+        the last finite epoch ended with.
+
+    Examples
+    --------
+    >>> import nnbackend as nb
+    >>> X, y = [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], [0, 1, 1, 0]
+    >>> net = nb.Network([2, 8, 1], hidden="tanh", seed=1)
+    >>> history = nb.train(net, X, y, optimizer=nb.Adam(0.05), epochs=200, batch_size=None)
+    >>> net.predict(X)
+    array([0, 1, 1, 0])
+    >>> history.loss[-1] < 0.1 < history.loss[0]
+    True
+    """
+    if not isinstance(net, Network):
+        raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
+    chosen = Adam(1e-3) if optimizer is None else get_optimizer(optimizer)
+    epochs = positive_integer("epochs", epochs)
+    if batch_size is not None:
+        batch_size = positive_integer("batch_size", batch_size)
+    if seed is not None:
+        seed = positive_integer("seed", seed, minimum=0)
+    if clip_value is not None:
+        clip_value = real("clip_value", clip_value, above=0.0)
+    if clip_norm is not None:
+        clip_norm = real("clip_norm", clip_norm, above=0.0)
+    hooks = _callbacks(callbacks)
+    device = get_device(net.device)
+    engine_class = get_engine(engine, precision, device)
+    objective = net.objective(loss, l1, l2)
+    data = Data(*net.prepare(X, y, objective.loss, sample_weight))
+    validation = _validation(net, objective.loss, validation_data)
+    _check_early_stopping(early_stopping, validation)
+    problem = Problem(
+        objective,
+        chosen,
+        min(batch_size or data.n_samples, data.n_samples),
+        clip_value,
+        clip_norm,
+    )
+    shuffle_seed, dropout_seed = np.random.SeedSequence(seed).spawn(2)
+    with device.activate():
+        runner = engine_class(
+            problem, device, net.parameters, data, np.random.default_rng(dropout_seed)
+        )
+        loop = _Loop(net, runner, problem, data, validation, early_stopping, hooks, epochs)
+        return loop.run(np.random.default_rng(shuffle_seed) if shuffle else None)
+
+
+def _validation(net: Network, loss: Loss, validation_data: Any) -> Data | None:
+    if validation_data is None:
+        return None
+    if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
+        raise InputError(
+            "validation_data: expected a tuple (X, y) or (X, y, sample_weight), got "
+            f"{type(validation_data).__name__}"
+        )
+    X, y, weight = (*validation_data, None)[:3]
+    names = ("validation_data[0]", "validation_data[1]", "validation_data[2]")
+    return Data(*net.prepare(X, y, loss, weight, names))
+
+
+def _callbacks(callbacks: Any) -> tuple[Callback, ...]:
+    given = tuple(callbacks) if isinstance(callbacks, Iterable) else (callbacks,)
+    for callback in given:
+        if not callable(callback):
+            raise InputError(
+                f"callbacks: expected a callable or several, called as callback(state), got "
+                f"{callback!r}"
+            )
+    return given
+
+
+def _check_early_stopping(early_stopping: Any, validation: Data | None) -> None:
+    if early_stopping is None:
+        return
+    if not isinstance(early_stopping, EarlyStopping):
+        raise InputError(
+            f"early_stopping: expected an EarlyStopping or None, got {early_stopping!r}"
+        )
+    if validation is None and early_stopping.monitor == "validation_loss":
+        raise InputError(
+            "early_stopping: expected validation_data to watch its loss, got None; pass it, or use "
+            "EarlyStopping(monitor='loss')"
+        )
+
+
+class _Loop:
+    """One training: what lives as long as the call to ``train``."""
+
+    def __init__(
+        self,
+        net: Network,
+        engine: Engine,
+        problem: Problem,
+        data: Data,
+        validation: Data | None,
+        early_stopping: EarlyStopping | None,
+        callbacks: tuple[Callback, ...],
+        epochs: int,
+    ) -> None:
+        self.net = net
+        self.engine = engine
+        self.problem = problem
+        self.data = data
+        self.validation = validation
+        self.early_stopping = early_stopping
+        self.callbacks = callbacks
+        self.epochs = epochs
+        self.device = get_device(net.device)
+        self.schedule = as_schedule(problem.optimizer.learning_rate)
+        self.history = History(n_samples=data.n_samples)
+        self.state = TrainingState(net, self.history, 0, epochs)
+        self.best_loss = math.inf
+        self.best: Any = None
+
+    def run(self, shuffle_rng: np.random.Generator | None) -> History:
+        """Run the epochs; whatever ends them, the network gets the parameters it is owed."""
+        history = self.history
+        steps = -(-self.data.n_samples // self.problem.batch_size)
+        full_batch = steps == 1
+        schedule_state = self.schedule.start()
+        last_finite = self.engine.snapshot()
+        xp = self.device.xp
+        try:
+            for epoch in range(self.epochs):
+                start = perf_counter()
+                rates = [
+                    self.schedule.rate(Clock(step, steps, steps * self.epochs), schedule_state)
+                    for step in range(epoch * steps, (epoch + 1) * steps)
+                ]
+                order = None
+                if shuffle_rng is not None and not full_batch:
+                    order = self.device.place(shuffle_rng.permutation(self.data.n_samples))
+                loss, validation_loss, finite = self._epoch(order, rates)
+                if not finite:
+                    self.engine.restore(last_finite)
+                    history.stopped = "diverged"
+                    raise DivergenceError(
+                        self._divergence_message(epoch, loss, validation_loss, rates[-1]), history
+                    )
+                last_finite = self.engine.snapshot()
+                history.loss.append(loss)
+                history.learning_rate.append(rates[-1])
+                if validation_loss is not None:
+                    history.validation_loss.append(validation_loss)
+                watched = loss if validation_loss is None else validation_loss
+                schedule_state = self.schedule.observe(schedule_state, watched)
+                history.epoch_seconds.append(perf_counter() - start)
+                if self._should_stop(epoch, last_finite):
+                    break
+        except KeyboardInterrupt:
+            history.stopped = "interrupted"
+            if not bool(xp.all(xp.isfinite(self.engine.parameters))):
+                self.engine.restore(last_finite)
+        finally:
+            if self.best is not None:
+                self.engine.restore(self.best)
+            self._write_back()
+        return history
+
+    def _epoch(self, order: Any, rates: list[float]) -> tuple[float, float | None, bool]:
+        """Run an epoch; read its losses and whether all is finite in one transfer."""
+        xp = self.device.xp
+        loss = xp.asarray(self.engine.run_epoch(order, rates))
+        finite = xp.astype(xp.all(xp.isfinite(self.engine.parameters)), loss.dtype)
+        scalars = [loss, finite]
+        if self.validation is not None:
+            scalars.append(xp.asarray(self.engine.data_loss(self.validation)))
+        values = self.device.to_numpy(xp.stack(scalars)).tolist()
+        validation_loss = values[2] if self.validation is not None else None
+        return values[0], validation_loss, bool(values[1]) and all(map(math.isfinite, values))
+
+    def _should_stop(self, epoch: int, parameters: Any) -> bool:
+        history, rule = self.history, self.early_stopping
+        if rule is not None:
+            watched = getattr(history, rule.monitor)[-1]
+            if watched < self.best_loss - rule.min_delta:
+                self.best_loss, history.best_epoch = watched, epoch + 1
+                if rule.restore_best:
+                    self.best = parameters
+        if self.callbacks:
+            self._write_back()
+            self.state.epoch = epoch + 1
+            for callback in self.callbacks:
+                callback(self.state)
+            if self.state.stop_requested:
+                history.stopped = "callback"
+                return True
+        if rule is None or epoch + 1 == self.epochs:
+            return False
+        if epoch + 1 - (history.best_epoch or 0) >= rule.patience:
+            history.stopped = "early stopping"
+            return True
+        return False
+
+    def _write_back(self) -> None:
+        self.net.parameters[...] = self.engine.parameters
+
+    def _divergence_message(
+        self, epoch: int, loss: float, validation_loss: float | None, rate: float
+    ) -> str:
+        if not math.isfinite(loss):
+            what = f"the loss became {loss}"
+        elif validation_loss is not None and not math.isfinite(validation_loss):
+            what = f"the validation loss became {validation_loss}"
+        else:
+            what = "a parameter became NaN or infinite"
+        kept_epoch = epoch if self.best is None else self.history.best_epoch
+        kept = f"after epoch {kept_epoch}" if kept_epoch else "before training"
+        return (
+            f"{what} in epoch {epoch + 1}; the network keeps its parameters from {kept}: lower the "
+            f"learning rate (it was {rate:g}), clip the gradient (clip_norm=1.0), or standardize "
+            "the features"
+        )
