@@ -136,7 +136,8 @@ def check_gradients(
         name, a, n = report.worst
         raise GradientMismatchError(
             f"gradients differ: relative error {report.relative_error:.2e} > tolerance "
-            f"{tolerance:g}; worst at {name}: analytic {a:.8g}, central difference {n:.8g}\n{report}"
+            f"{tolerance:g}; worst at {name}: analytic {a:.8g}, central difference {n:.8g}\n"
+            f"{report}"
         )
     return report
 

@@ -17,7 +17,7 @@ from nnbackend.device import Device, get_device
 from nnbackend.errors import InputError, MissingDependencyError, ModelFileError
 from nnbackend.network import DTYPES, Network, Standardization
 
-__all__ = ["load", "save", "write_atomically"]
+__all__ = ["load", "save", "to_bytes", "write_atomically"]
 
 FORMAT = 1
 _KEY = "nnbackend"
@@ -51,6 +51,11 @@ def save(net: Network, path: str | os.PathLike[str]) -> None:
     >>> nb.load(path)
     Network([2, 3, 1], hidden='relu', output='sigmoid', dtype='float32', device='cpu')
     """
+    write_atomically(path, to_bytes(net))
+
+
+def to_bytes(net: Network) -> bytes:
+    """Return the content of the file that ``save`` writes."""
     if not isinstance(net, Network):
         raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
     host = net.to("cpu")
@@ -73,8 +78,8 @@ def save(net: Network, path: str | os.PathLike[str]) -> None:
         "feature_names": net.feature_names,
         "class_names": net.class_names,
     }
-    content = _safetensors().numpy.save(tensors, {_KEY: json.dumps(description)})
-    write_atomically(path, content)
+    content: bytes = _safetensors().numpy.save(tensors, {_KEY: json.dumps(description)})
+    return content
 
 
 def load(path: str | os.PathLike[str], device: str | Device = "cpu") -> Network:

@@ -174,8 +174,9 @@ def train(
         (n_samples,), or rows (n_samples, n_classes) that sum to one. Identity, exp: numbers,
         (n_samples,) or (n_samples, n_outputs).
     optimizer : str or Optimizer, optional
-        ``nb.SGD``, ``nb.RMSprop``, ``nb.Adagrad``, ``nb.Adam`` or ``nb.AdamW``, with a learning rate
-        or a schedule of ``nb.schedules``; or a name, for its defaults. By default ``nb.Adam(1e-3)``.
+        ``nb.SGD``, ``nb.RMSprop``, ``nb.Adagrad``, ``nb.Adam`` or ``nb.AdamW``, with a learning
+        rate or a schedule of ``nb.schedules``; or a name, for its defaults. By default
+        ``nb.Adam(1e-3)``.
     loss : str or Loss, optional
         ``binary_cross_entropy``, ``softmax_cross_entropy``, ``squared_error``, ``absolute_error``,
         ``huber``, ``poisson``, or an instance from ``nb.losses``. By default what the output

@@ -1,0 +1,552 @@
+"""The command ``nnbackend``: arguments in, library calls, tables and pictures out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import nnbackend
+from nnbackend.checks import lookup, real
+from nnbackend.core.activations import ACTIVATIONS
+from nnbackend.core.initializers import INITIALIZERS
+from nnbackend.core.losses import LOSSES
+from nnbackend.core.optimizers import OPTIMIZERS, SGD, AdamW, Optimizer, optimizer
+from nnbackend.core.schedules import Constant, Cosine, InverseScaling, OneCycle, ReduceOnPlateau
+from nnbackend.datasets import DATASETS, load_dataset
+from nnbackend.errors import InputError, MissingDependencyError, NNBackendError
+
+if TYPE_CHECKING:
+    from nnbackend.datasets import Dataset
+    from nnbackend.experiment import Experiment, Result
+    from nnbackend.training import Callback, TrainingState
+
+__all__ = ["main"]
+
+# What suits each data set that comes along; an argument overrides it.
+PRESETS: dict[str, dict[str, Any]] = {
+    "breast_cancer": {"hidden": (16, 8), "optimizer": AdamW(3e-3, weight_decay=3.0)},
+    "digits": {
+        "hidden": (256,),
+        "activation": "gelu",
+        "dropout": 0.2,
+        "optimizer": AdamW(Cosine(3e-3), weight_decay=0.3),
+        "epochs": 60,
+    },
+    "diabetes": {"hidden": (32,), "optimizer": AdamW(3e-3, weight_decay=3.0)},
+    # The two-layer network of the textbook, with its full-batch gradient descent.
+    "planar": {
+        "hidden": (4,),
+        "activation": "tanh",
+        "initializer": "he_normal",
+        "optimizer": SGD(1.2),
+        "epochs": 5000,
+        "patience": 2000,
+        "batch_size": None,
+    },
+}
+# The schedules that need nothing but a rate.
+SCHEDULES: dict[str, Any] = {
+    "constant": Constant,
+    "cosine": Cosine,
+    "inverse_scaling": InverseScaling,
+    "one_cycle": OneCycle,
+    "reduce_on_plateau": ReduceOnPlateau,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except NNBackendError as error:
+        print(f"nnbackend {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has gone; what is still buffered has nowhere to go.
+        sys.stderr.close()
+        return 141
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnbackend",
+        description="Train fully connected neural networks on NumPy (CPU) and CuPy (CUDA).",
+    )
+    parser.add_argument("--version", action="version", version=f"nnbackend {nnbackend.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_predict(commands)
+    _add_evaluate(commands)
+    _add_info(commands)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a network on a file, or on real data that comes along",
+        description="Train a network. With no DATA, on the breast-cancer data of scikit-learn.",
+    )
+    parser.add_argument(
+        "data",
+        nargs="?",
+        metavar="DATA",
+        help="CSV, TSV, Parquet, NPY or NPZ file (needs --target)",
+    )
+    parser.add_argument(
+        "--dataset", metavar="NAME", help=f"data that comes along: {', '.join(DATASETS)}"
+    )
+    _add_target(parser)
+    parser.add_argument(
+        "--drop", metavar="COL", action="append", default=[], help="a column to leave out (repeat)"
+    )
+    parser.add_argument("--task", choices=["auto", "classification", "regression"], default="auto")
+    network = parser.add_argument_group("network")
+    network.add_argument("--hidden", metavar="16,8", help="hidden units by layer, or 'none'")
+    network.add_argument("--activation", metavar="NAME", help=", ".join(ACTIVATIONS))
+    network.add_argument("--initializer", metavar="NAME", help=", ".join(INITIALIZERS))
+    network.add_argument("--dropout", type=float, metavar="RATE")
+    network.add_argument("--dtype", metavar="NAME", help="float32 (default) or float64")
+    network.add_argument("--device", metavar="NAME", help="cpu (default), cuda, cuda:N, auto")
+    training = parser.add_argument_group("training")
+    training.add_argument("--loss", metavar="NAME", help=", ".join(LOSSES))
+    training.add_argument("--optimizer", metavar="NAME", help=", ".join(OPTIMIZERS))
+    training.add_argument("--learning-rate", type=float, metavar="RATE")
+    training.add_argument("--weight-decay", type=float, metavar="STRENGTH")
+    training.add_argument("--schedule", metavar="NAME", help=", ".join(SCHEDULES))
+    training.add_argument("--epochs", type=int, metavar="N")
+    training.add_argument("--batch-size", metavar="N", help="examples per step, or 'full'")
+    training.add_argument("--patience", type=int, metavar="N", help="0: no early stopping")
+    training.add_argument("--l1", type=float, metavar="STRENGTH")
+    training.add_argument("--l2", type=float, metavar="STRENGTH")
+    training.add_argument("--clip-norm", type=float, metavar="NORM")
+    training.add_argument("--engine", metavar="NAME", help="auto (default), reference")
+    training.add_argument("--seed", type=int, metavar="N")
+    training.add_argument("--validation", type=float, metavar="SHARE", help="default 0.2")
+    training.add_argument("--held-out", type=float, metavar="SHARE", help="default 0.2")
+    parser.add_argument("--out", metavar="FOLDER", help="run folder (default: runs/NAME-DATE-TIME)")
+    _add_json(parser)
+    parser.set_defaults(run=_train)
+
+
+def _add_predict(commands: Any) -> None:
+    parser = commands.add_parser("predict", help="apply a saved model to a file")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("data", metavar="DATA")
+    parser.add_argument(
+        "--probabilities", action="store_true", help="add a column for each class's probability"
+    )
+    parser.add_argument("--out", metavar="FILE", help="write CSV there instead of to the terminal")
+    parser.add_argument("--device", default="cpu", metavar="NAME")
+    _add_json(parser)
+    parser.set_defaults(run=_predict)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser("evaluate", help="measure a saved model on a file with targets")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("data", metavar="DATA")
+    _add_target(parser)
+    parser.add_argument("--device", default="cpu", metavar="NAME")
+    _add_json(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _add_info(commands: Any) -> None:
+    parser = commands.add_parser("info", help="devices, versions and BLAS; or what a model is")
+    parser.add_argument("model", nargs="?", metavar="MODEL")
+    _add_json(parser)
+    parser.set_defaults(run=_info)
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target",
+        metavar="COL",
+        help="target column: a name; an index in NPY (-1 is the last); a key in NPZ (default y)",
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
+
+
+def _train(options: argparse.Namespace) -> None:
+    from nnbackend.experiment import make_run_folder
+
+    dataset, preset = _chosen_data(options)
+    experiment = _experiment(options, preset)
+    net = experiment.network(dataset)
+    folder = make_run_folder(options.out, dataset.name)
+    try:
+        if not options.json:
+            print(f"{_describe(dataset)}\n{net}: {net.n_parameters:,} parameters", flush=True)
+        with _progress(experiment.epochs, shown=not options.json) as callbacks:
+            result = experiment.run(dataset, net, callbacks)
+        files = result.write(folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+            if options.out is None:
+                folder.parent.rmdir()
+        raise
+    if options.json:
+        print(json.dumps({"run": str(folder), "files": files, **result.to_dict()}))
+    else:
+        _print_result(result, folder, files)
+    if result.error is not None:
+        raise result.error
+
+
+def _chosen_data(options: argparse.Namespace) -> tuple[Dataset, dict[str, Any]]:
+    if options.data is None:
+        if options.target is not None:
+            raise InputError("--target: expected a DATA file with that column, got none")
+        name = options.dataset or "breast_cancer"
+        return load_dataset(name), PRESETS[name]
+    if options.dataset is not None:
+        raise InputError(
+            f"--dataset: expected either DATA or --dataset, got both {options.data!r} and "
+            f"{options.dataset!r}"
+        )
+    from nnbackend.tables import read_dataset
+
+    return read_dataset(options.data, options.target, options.drop, options.task), {}
+
+
+def _experiment(options: argparse.Namespace, preset: dict[str, Any]) -> Experiment:
+    from nnbackend.experiment import Experiment
+
+    experiment = replace(Experiment((64, 32), AdamW(1e-3)), **preset)
+    given = {
+        name: getattr(options, name)
+        for name in (
+            "activation",
+            "initializer",
+            "dropout",
+            "dtype",
+            "device",
+            "loss",
+            "epochs",
+            "patience",
+            "l1",
+            "l2",
+            "clip_norm",
+            "engine",
+            "seed",
+            "validation",
+            "held_out",
+        )
+        if getattr(options, name) is not None
+    }
+    if options.hidden is not None:
+        given["hidden"] = _sizes(options.hidden)
+    if options.batch_size is not None:
+        given["batch_size"] = _batch_size(options.batch_size)
+    for name in ("validation", "held_out"):
+        if name in given:
+            real(f"--{name.replace('_', '-')}", given[name], minimum=0.0, below=1.0)
+    given["optimizer"] = _optimizer(options, experiment.optimizer)
+    return replace(experiment, **given)
+
+
+def _optimizer(options: argparse.Namespace, preset: Optimizer) -> Optimizer:
+    """Return the preset, or the optimizer that is named, with what else is given."""
+    chosen: Any = preset if options.optimizer is None else optimizer(options.optimizer)
+    rate = options.learning_rate
+    if options.schedule is not None:
+        if rate is None:
+            # A schedule's own learning_rate is the number it starts from or rises to.
+            rate = getattr(chosen.learning_rate, "learning_rate", chosen.learning_rate)
+        rate = lookup("--schedule", options.schedule, SCHEDULES)(rate)
+    if rate is not None:
+        chosen = replace(chosen, learning_rate=rate)
+    if options.weight_decay is not None:
+        chosen = replace(chosen, weight_decay=options.weight_decay)
+    result: Optimizer = chosen
+    return result
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    if text in ("none", ""):
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"--hidden: expected units by layer such as 16,8, or 'none', got {text!r}"
+        ) from None
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "full":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"--batch-size: expected an integer or 'full', got {text!r}") from None
+
+
+def _describe(dataset: Dataset) -> str:
+    n_samples, n_features = dataset.X.shape
+    what = "regression" if dataset.class_names is None else f"{len(dataset.class_names)} classes"
+    return f"{dataset.name}: {n_samples:,} examples x {n_features} features, {what}"
+
+
+@contextlib.contextmanager
+def _progress(epochs: int, *, shown: bool) -> Iterator[list[Callback]]:
+    """Yield the callbacks that draw a progress bar: none where there is no terminal to draw on."""
+    if not (shown and sys.stderr.isatty()):
+        yield []
+        return
+    try:
+        from rich import progress
+        from rich.console import Console
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the progress bar needs rich; install it with: pip install rich"
+        ) from error
+    columns = (
+        progress.TextColumn("epoch {task.completed}/{task.total}"),
+        progress.BarColumn(),
+        progress.TextColumn("{task.fields[losses]}"),
+        progress.TimeElapsedColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("training", total=epochs, losses="")
+        last = 0.0
+
+        def update(state: TrainingState) -> None:
+            nonlocal last
+            now = monotonic()
+            if now - last < 0.05 and state.epoch < state.epochs:
+                return
+            last = now
+            losses = f"loss {state.history.loss[-1]:.4f}"
+            if state.history.validation_loss:
+                losses += f"  validation {state.history.validation_loss[-1]:.4f}"
+            bar.update(task, completed=state.epoch, losses=losses)
+
+        yield [update]
+
+
+def _print_result(result: Result, folder: Path, files: list[str]) -> None:
+    history, rows = result.history, result.rows
+    best = "" if history.best_epoch is None else f", best epoch {history.best_epoch}"
+    shown = (history.best_epoch or history.n_epochs) - 1
+    lines = [
+        ("epochs", f"{history.n_epochs} ({history.stopped}{best})"),
+        ("training loss", f"{history.loss[shown]:.4f} on {len(rows.training):,} examples"),
+    ]
+    if history.validation_loss:
+        loss = history.validation_loss[shown]
+        lines.append(("validation loss", f"{loss:.4f} on {len(rows.validation):,} examples"))
+    lines += _score_lines(result.scores, "held-out ")
+    seconds = sum(history.epoch_seconds)
+    lines.append(
+        ("throughput", f"{history.samples_per_second:,.0f} examples/s, {seconds:.2f} s of training")
+    )
+    lines.append(("run folder", f"{folder}: {', '.join(files)}"))
+    _print_lines(lines)
+
+
+def _score_lines(scores: dict[str, float], prefix: str = "") -> list[tuple[str, str]]:
+    titles = {
+        "accuracy": "accuracy",
+        "macro_f1": "macro F1",
+        "log_loss": "log loss",
+        "r2": "R2",
+        "rmse": "RMSE",
+        "mae": "MAE",
+    }
+    lines = [
+        (f"{prefix}{titles[name]}", f"{score:.4f}")
+        for name, score in scores.items()
+        if name in titles
+    ]
+    if lines:
+        lines[0] = (lines[0][0], f"{lines[0][1]} on {scores['n_samples']:,} examples")
+    return lines
+
+
+def _print_lines(lines: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print(f"{name:<{width}}  {value}")
+
+
+def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Return the loaded model, the table, and the features that the model wants of it."""
+    from nnbackend.persistence import load
+    from nnbackend.tables import read_table
+
+    net = load(options.model, device=options.device)
+    table = read_table(options.data)
+    if table.has_names and net.feature_names is not None:
+        missing = [name for name in net.feature_names if name not in table.columns]
+        if missing:
+            raise InputError(
+                f"DATA: expected the model's {len(net.feature_names)} feature columns, "
+                f"{missing[0]!r} is missing in {options.data}"
+                + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
+            )
+        names = list(net.feature_names)
+    else:
+        target = getattr(options, "target", None) or table.target
+        left_out = {None if target is None else table.column("--target", target)}
+        names = [name for name in table.columns if name not in left_out]
+        if len(names) != net.layer_sizes[0]:
+            raise InputError(
+                f"DATA: expected {net.layer_sizes[0]} feature columns, as many as the model's "
+                f"input layer, got {len(names)} in {options.data}"
+            )
+    return net, table, table.features(names)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    net, _, X = _model_features(options)
+    predicted = net.predict(X)
+    if predicted.ndim == 1:
+        columns: dict[str, list[Any]] = {"prediction": predicted.tolist()}
+    else:
+        columns = {f"prediction_{k}": predicted[:, k].tolist() for k in range(predicted.shape[1])}
+    is_single = net.output == "softmax" or (net.output == "sigmoid" and predicted.ndim == 1)
+    if net.class_names is not None and is_single:
+        columns["prediction"] = [net.class_names[k] for k in columns["prediction"]]
+    if options.probabilities:
+        probability = net.predict_proba(X)
+        names = net.class_names or tuple(str(k) for k in range(probability.shape[1]))
+        columns |= {
+            f"probability_{name}": probability[:, k].tolist() for k, name in enumerate(names)
+        }
+    text = f"{json.dumps(columns)}\n" if options.json else _csv_text(columns)
+    if options.out is None:
+        sys.stdout.write(text)
+    else:
+        from nnbackend.persistence import write_atomically
+
+        write_atomically(options.out, text.encode())
+
+
+def _csv_text(columns: dict[str, list[Any]]) -> str:
+    import csv
+    import io
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return buffer.getvalue()
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from nnbackend.datasets import encode_target
+    from nnbackend.experiment import class_indices, evaluate
+
+    net, table, X = _model_features(options)
+    target = options.target or table.target
+    if target is None:
+        raise InputError("--target: expected the column with the true values, got none")
+    target = table.column("--target", target)
+    values = table.columns[target]
+    if net.output in ("sigmoid", "softmax"):
+        y = class_indices(net, target, values)
+    else:
+        y, _ = encode_target(target, values, "regression")
+    scores = evaluate(net, X, y)
+    if options.json:
+        print(json.dumps(scores))
+    else:
+        _print_lines(_score_lines(scores))
+
+
+def _info(options: argparse.Namespace) -> None:
+    if options.model is not None:
+        from nnbackend.persistence import load
+
+        net = load(options.model)
+        facts = {
+            "layer sizes": net.layer_sizes,
+            "hidden": list(net.hidden),
+            "output": net.output,
+            "dropout": list(net.dropout),
+            "dtype": net.dtype,
+            "parameters": net.n_parameters,
+            "standardized": net.standardization is not None,
+            "features": None if net.feature_names is None else list(net.feature_names),
+            "classes": None if net.class_names is None else list(net.class_names),
+        }
+    else:
+        facts = _environment()
+    if options.json:
+        print(json.dumps(facts))
+        return
+    lines = []
+    for name, value in facts.items():
+        entries = value if isinstance(value, list) and name in ("devices", "BLAS") else [value]
+        for entry in entries:
+            shown = ", ".join(map(str, entry.values())) if isinstance(entry, dict) else entry
+            lines.append((name, str(shown)))
+    _print_lines(lines)
+
+
+def _environment() -> dict[str, Any]:
+    import platform
+    from importlib import metadata
+
+    facts: dict[str, Any] = {
+        "nnbackend": nnbackend.__version__,
+        "Python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+    for package in ("numpy", "array-api-compat", "cupy-cuda12x", "cupy-cuda13x", "scikit-learn"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            facts[package] = metadata.version(package)
+    facts["BLAS"] = _blas()
+    facts["devices"] = [
+        {
+            "name": info.name,
+            "processor": info.description,
+            "memory": "unknown"
+            if info.memory_bytes is None
+            else f"{info.memory_bytes / 2**30:.1f} GiB",
+        }
+        for info in nnbackend.devices()
+    ]
+    if len(facts["devices"]) == 1:
+        try:
+            nnbackend.device.get_device("cuda")
+        except NNBackendError as error:
+            facts["CUDA"] = str(error)
+    return facts
+
+
+def _blas() -> list[dict[str, Any]]:
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the BLAS library is found by threadpoolctl; install it with: pip install threadpoolctl"
+        ) from error
+    return [
+        {
+            "library": f"{entry['internal_api']} {entry.get('version')}",
+            "architecture": str(entry.get("architecture")),
+            "threads": f"{entry['num_threads']} threads",
+        }
+        for entry in threadpool_info()
+        if entry["user_api"] == "blas"
+    ]

@@ -1,0 +1,121 @@
+"""Pictures of a training, drawn without touching matplotlib's global state."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+
+from nnbackend.errors import MissingDependencyError
+from nnbackend.network import Network
+from nnbackend.training import History
+
+__all__ = ["decision_boundary", "loss_curves"]
+
+TRAINING, VALIDATION, NEUTRAL = "#1f5fa8", "#d1495b", "#555555"
+
+
+def loss_curves(history: History, title: str, *, penalized: bool = False) -> bytes:
+    """Return a PNG of the loss and, where there is one, the validation loss over the epochs.
+
+    Parameters
+    ----------
+    history : History
+        At least one epoch.
+    title : str
+        The heading.
+    penalized : bool, default False
+        Whether the training loss contains penalties, which the legend then says.
+    """
+    figure = _figure()
+    axes = figure.add_subplot()
+    label = "training loss (with penalties)" if penalized else "training loss"
+    epochs = np.arange(1, history.n_epochs + 1)
+    axes.plot(epochs, history.loss, color=TRAINING, label=label)
+    if history.validation_loss:
+        axes.plot(epochs, history.validation_loss, color=VALIDATION, label="validation loss")
+    if history.best_epoch is not None:
+        axes.axvline(
+            history.best_epoch,
+            color=NEUTRAL,
+            linestyle="--",
+            linewidth=1,
+            label=f"best epoch ({history.best_epoch})",
+        )
+    if min(history.loss + history.validation_loss) > 0:
+        axes.set_yscale("log")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("loss")
+    axes.set_title(title, fontsize=11)
+    axes.grid(visible=True, which="both", alpha=0.25)
+    axes.legend(frameon=False)
+    return _png(figure)
+
+
+def decision_boundary(
+    net: Network,
+    X: np.ndarray[Any, Any],
+    y: np.ndarray[Any, Any],
+    title: str,
+    axis_names: tuple[str, ...] | None = None,
+) -> bytes:
+    """Return a PNG of the classes that a network with two features predicts over the plane.
+
+    Parameters
+    ----------
+    net : Network
+        With two inputs and a sigmoid or softmax output.
+    X : array (n_samples, 2)
+        Points to draw.
+    y : array (n_samples,)
+        Their true classes, 0 to n_classes - 1.
+    title : str
+        The heading.
+    axis_names : tuple of two str, optional
+        Labels of the axes.
+    """
+    from matplotlib.colors import ListedColormap
+
+    margin = 0.08 * (X.max(axis=0) - X.min(axis=0) + 1e-12)
+    low, high = X.min(axis=0) - margin, X.max(axis=0) + margin
+    first, second = np.meshgrid(*(np.linspace(low[i], high[i], 300) for i in (0, 1)))
+    grid = np.stack([first.ravel(), second.ravel()], axis=1)
+    predicted = net.to("cpu").predict(grid).reshape(first.shape)
+    n_classes = int(max(y.max(), predicted.max())) + 1
+    colours = [VALIDATION, TRAINING, "#3a9d5d", "#e0a030", "#7a4fa3", "#50b5c4"]
+    palette = ListedColormap([colours[i % len(colours)] for i in range(n_classes)])
+    figure = _figure()
+    axes = figure.add_subplot()
+    limits = {"vmin": -0.5, "vmax": n_classes - 0.5, "cmap": palette}
+    axes.pcolormesh(first, second, predicted, alpha=0.25, shading="auto", rasterized=True, **limits)
+    axes.contour(
+        first,
+        second,
+        predicted,
+        levels=np.arange(n_classes - 1) + 0.5,
+        colors=NEUTRAL,
+        linewidths=0.8,
+    )
+    axes.scatter(X[:, 0], X[:, 1], c=y, s=14, edgecolors="white", linewidths=0.3, **limits)
+    names = axis_names or ("x1", "x2")
+    axes.set_xlabel(names[0])
+    axes.set_ylabel(names[1])
+    axes.set_title(title, fontsize=11)
+    return _png(figure)
+
+
+def _figure() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            "drawing needs matplotlib; install it with: pip install matplotlib"
+        ) from error
+    return Figure(figsize=(7.0, 4.6), layout="constrained")
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
