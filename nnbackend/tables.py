@@ -149,15 +149,13 @@ def _listed(names: Sequence[str], most: int = 8) -> str:
 
 def _read_numpy(path: str, suffix: str) -> Table:
     try:
-        content = np.load(path, allow_pickle=False)
-        arrays = {"X": content} if suffix == ".npy" else dict(content)
-    except (ValueError, MemoryError, KeyError) as error:
-        raise _unreadable(path, error) from error
+        # numpy.load leaves a file that it opened itself open if the archive is damaged.
+        with Path(path).open("rb") as file:
+            content = np.load(file, allow_pickle=False)
+            arrays = {"X": content} if suffix == ".npy" else dict(content)
+    # Damage surfaces as an error of the array, zip or deflate reader: of no common type.
     except Exception as error:
-        # zipfile and zlib have errors of their own for a damaged NPZ.
-        if type(error).__module__ in ("zipfile", "zlib"):
-            raise _unreadable(path, error) from error
-        raise
+        raise _unreadable(path, error) from error
     matrices = {key: x for key, x in arrays.items() if x.ndim == 2}
     vectors = {key: x for key, x in arrays.items() if x.ndim == 1}
     key = "X" if "X" in matrices else next(iter(matrices), None)

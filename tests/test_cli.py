@@ -1,0 +1,384 @@
+"""The command: what a user types, sees and finds on disk."""
+
+import csv
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import nnbackend as nb
+from nnbackend import cli
+from nnbackend.datasets import load_dataset
+
+FILES = ["curves.png", "held_out.csv", "history.json", "model.safetensors"]
+QUICK = ["--epochs", "2"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Call the command in an empty folder; return exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("dataset", "accuracy"), [("breast_cancer", 0.96), ("digits", 0.97), ("planar", 0.90)]
+)
+def test_train_reaches_the_promised_held_out_accuracy(run, dataset, accuracy):
+    code, out, err = run("train", "--dataset", dataset, "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert result["held_out"]["accuracy"] >= accuracy
+    folder = Path(result["run"])
+    extra = ["decision_boundary.png"] if dataset == "planar" else []
+    assert (
+        sorted(path.name for path in folder.iterdir())
+        == sorted(FILES + extra)
+        == sorted(result["files"])
+    )
+    for picture in folder.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert json.loads((folder / "history.json").read_text())["history"] == result["history"]
+
+
+def test_train_without_arguments_learns_breast_cancer_and_names_its_folder(run):
+    code, out, err = run("train", "--epochs", "40")
+    assert (code, err) == (0, "")
+    assert out.startswith("breast_cancer: 569 examples x 30 features, 2 classes\n")
+    assert "held-out accuracy" in out
+    assert "examples/s" in out
+    (folder,) = Path("runs").iterdir()
+    assert str(folder) in out
+    assert folder.name.startswith("breast_cancer-")
+
+
+def test_standardization_uses_the_training_part_only_and_is_in_the_model(run):
+    _, out, _ = run("train", *QUICK, "--json", "--out", "r")
+    net = nb.load("r/model.safetensors")
+    dataset = load_dataset("breast_cancer")
+    assert net.class_names == dataset.class_names
+    assert net.feature_names == dataset.feature_names
+    from nnbackend.experiment import split
+
+    rows = split(dataset, 0.2, 0.2, seed=0)
+    assert json.loads(out)["samples"] == {"training": 341, "validation": 114, "held_out": 114}
+    parts = np.concatenate([rows.training, rows.validation, rows.held_out])
+    assert np.array_equal(np.sort(parts), np.arange(569))
+    # The same two sums of 341 float64 numbers, at most in another order.
+    expected = dataset.X[rows.training].mean(axis=0)
+    np.testing.assert_allclose(net.standardization.mean, expected, rtol=1e-12)
+
+
+def test_same_seed_gives_the_same_model_bytes_and_another_seed_others(run):
+    for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert run("train", *QUICK, "--seed", seed, "--out", folder)[0] == 0
+    first, again, other = (Path(f, "model.safetensors").read_bytes() for f in "abc")
+    assert first == again
+    assert first != other
+
+
+def test_evaluate_repeats_the_held_out_scores(run):
+    for dataset in ("breast_cancer", "diabetes", "digits"):
+        _, out, _ = run("train", "--dataset", dataset, *QUICK, "--json", "--out", dataset)
+        code, again, _ = run(
+            "evaluate",
+            f"{dataset}/model.safetensors",
+            f"{dataset}/held_out.csv",
+            *("--target", "target", "--json"),
+        )
+        assert code == 0
+        assert json.loads(again) == json.loads(out)["held_out"]
+
+
+def test_predict_gives_class_names_and_probabilities_that_sum_to_one(run):
+    run("train", "--dataset", "digits", *QUICK, "--out", "r")
+    model, data = "r/model.safetensors", "r/held_out.csv"
+    code, out, _ = run("predict", model, data, "--probabilities")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0
+    assert len(rows) == 359
+    probabilities = np.asarray(
+        [[float(row[f"probability_{k}"]) for k in range(10)] for row in rows]
+    )
+    # Ten float32 probabilities, each rounded by at most 6e-8.
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, atol=1e-6)
+    assert [row["prediction"] for row in rows] == [str(k) for k in probabilities.argmax(axis=1)]
+    assert run("predict", model, data, "--probabilities", "--out", "p.csv")[:2] == (0, "")
+    assert Path("p.csv").read_text() == out
+    _, as_json, _ = run("predict", model, data, "--json")
+    assert json.loads(as_json)["prediction"] == [row["prediction"] for row in rows]
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.npy", "data.npz", "data.parquet"])
+def test_a_users_file_trains_evaluates_and_predicts(run, name):
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((120, 4))
+    y = (X[:, 0] + X[:, 1] > 0).astype(int)
+    target = ["--target", "class"]
+    if name == "data.npy":
+        np.save(name, np.column_stack([X, y]))
+        target = ["--target=-1", "--task", "classification"]
+    elif name == "data.npz":
+        np.savez(name, X=X, y=y)
+        target = []
+    else:
+        words = np.asarray(["no", "yes"])[y]
+        table = pa.table({**{f"f{i}": X[:, i] for i in range(4)}, "class": words})
+        write = pyarrow.csv.write_csv if name == "data.csv" else pyarrow.parquet.write_table
+        write(table, name)
+    code, out, err = run(
+        *("train", name, *target, "--hidden", "8", "--learning-rate", "0.02", "--epochs", "60"),
+        *("--out", "r", "--json"),
+    )
+    assert (code, err) == (0, "")
+    assert json.loads(out)["held_out"]["accuracy"] > 0.85
+    target = target[:2] if name in ("data.csv", "data.parquet") else target[:1]
+    code, out, _ = run("evaluate", "r/model.safetensors", name, *target, "--json")
+    assert code == 0
+    assert json.loads(out)["accuracy"] > 0.85
+    if name != "data.npy":
+        code, out, _ = run("predict", "r/model.safetensors", name)
+        expected = {"no", "yes"} if name in ("data.csv", "data.parquet") else {"0", "1"}
+        assert set(out.splitlines()[1:]) == expected
+
+
+def test_a_regression_is_learnt_in_the_units_of_its_target(run):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((300, 3))
+    np.save("d.npy", np.column_stack([X, 1e5 + 1e4 * X[:, 0]]))
+    _, out, _ = run(
+        *("train", "d.npy", "--target=-1", "--hidden", "none", "--learning-rate", "0.02"),
+        *("--weight-decay", "0", "--json"),
+    )
+    # A linear network can represent this target exactly; what is left is early stopping's.
+    assert json.loads(out)["held_out"]["r2"] > 0.99
+
+
+def test_every_training_option_reaches_the_training(run):
+    code, out, err = run(
+        *("train", "--hidden", "5,4", "--activation", "tanh", "--initializer", "lecun_uniform"),
+        *("--dropout", "0.1", "--dtype", "float64", "--device", "cpu", "--optimizer", "sgd"),
+        *("--learning-rate", "0.2", "--schedule", "cosine", "--weight-decay", "0.001"),
+        *("--loss", "squared_error", "--epochs", "3", "--batch-size", "full", "--patience", "0"),
+        *("--l1", "0.001", "--l2", "0.002", "--clip-norm", "1", "--engine", "reference"),
+        *("--seed", "7", "--validation", "0", "--held-out", "0.1", "--out", "r", "--json"),
+    )
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert result["network"]["layer_sizes"] == [30, 5, 4, 1]
+    assert result["network"]["hidden"] == ["tanh", "tanh"]
+    assert result["network"]["dtype"] == "float64"
+    assert result["optimizer"] == "sgd"
+    assert result["batch_size"] is None
+    assert result["seed"] == 7
+    assert result["samples"] == {"training": 512, "validation": 0, "held_out": 57}
+    assert result["history"]["validation_loss"] == []
+    # Half a cosine over three steps: 0.2, 0.15, 0.05.
+    np.testing.assert_allclose(result["history"]["learning_rate"], [0.2, 0.15, 0.05], rtol=1e-12)
+    assert nb.load("r/model.safetensors").dropout == (0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--dataset", "digit"], "--dataset: unknown name 'digit'; did you mean"),
+        (["train", "none.csv", "--target", "y"], "DATA: no such file 'none.csv'"),
+        (["train", "--target", "y"], "--target: expected a DATA file"),
+        (["train", "x.csv", "--dataset", "digits"], "--dataset: expected either"),
+        (["train", "--hidden", "8,x"], "--hidden: expected units by layer"),
+        (["train", "--hidden", "8,0"], "layer_sizes"),
+        (["train", "--activation", "rleu"], "hidden: unknown name 'rleu'; did you mean 'relu'"),
+        (["train", "--initializer", "he"], "initializer: unknown name 'he'"),
+        (["train", "--optimizer", "adamx"], "optimizer: unknown name 'adamx'; did you mean"),
+        (["train", "--schedule", "cosin"], "--schedule: unknown name 'cosin'; did you mean"),
+        (["train", "--loss", "hubber"], "loss: unknown name 'hubber'; did you mean 'huber'"),
+        (["train", "--loss", "poisson"], "loss: 'poisson' needs output='exp'"),
+        (["train", "--learning-rate", "-1"], "learning_rate: expected a finite number > 0"),
+        (["train", "--learning-rate", "nan"], "learning_rate: expected a finite number > 0"),
+        (["train", "--epochs", "0"], "epochs: expected an integer >= 1, got 0"),
+        (["train", "--batch-size", "0"], "batch_size: expected an integer >= 1, got 0"),
+        (["train", "--batch-size", "some"], "--batch-size: expected an integer or 'full'"),
+        (["train", "--patience", "-1"], "patience: expected an integer >= 1, got -1"),
+        (["train", "--dropout", "1"], "dropout: expected"),
+        (["train", "--l2", "-1"], "l2: expected"),
+        (["train", "--clip-norm", "0"], "clip_norm: expected"),
+        (["train", "--seed", "-1"], "seed: expected an integer >= 0"),
+        (["train", "--validation", "1"], "--validation: expected"),
+        (["train", "--validation", "0.6", "--held-out", "0.6"], "DATA: expected enough rows"),
+        (["train", "--dtype", "float16"], "dtype: expected 'float32' or 'float64'"),
+        (["train", "--device", "gpu"], "device: expected 'cpu', 'cuda'"),
+        (["train", "--engine", "fast"], "engine: unknown name 'fast'"),
+        (["train", "--out", "/proc/none/run"], "--out: cannot create the run folder"),
+        (["train", "--out", "full"], "--out: expected a new or an empty folder"),
+        (["predict", "none.safetensors", "x.csv"], "path: expected a readable model file"),
+        (["info", "full/file"], "path: 'full/file' is not a whole safetensors file"),
+    ],
+)
+def test_bad_input_gives_one_sentence_and_exit_code_2_and_leaves_nothing(run, arguments, message):
+    Path("full").mkdir()
+    Path("full/file").write_text("kept")
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert err.startswith(f"nnbackend {arguments[0]}: {message}")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert sorted(str(path) for path in Path().rglob("*")) == ["full", "full/file"]
+
+
+def test_an_unknown_option_or_command_exits_with_2(run):
+    for arguments in (["train", "--epochz", "3"], ["trian"], [], ["train", "--epochs", "x"]):
+        code, _, err = run(*arguments)
+        assert code == 2
+        assert "usage: nnbackend" in err
+
+
+def test_bad_data_for_a_model_is_told_by_column(run):
+    run("train", *QUICK, "--out", "r")
+    model = "r/model.safetensors"
+    Path("few.csv").write_text("mean radius,target\n1.0,benign\n")
+    code, _, err = run("predict", model, "few.csv")
+    assert code == 2
+    assert "DATA: expected the model's 30 feature columns, 'mean texture' is missing" in err
+    np.save("narrow.npy", np.zeros((3, 29)))
+    assert "expected 30 feature columns" in run("predict", model, "narrow.npy")[2]
+    text = Path("r/held_out.csv").read_text()
+    Path("odd.csv").write_text(text.replace("benign", "bening"))
+    code, _, err = run("evaluate", model, "odd.csv", "--target", "target")
+    assert code == 2
+    assert "holds the class 'bening', which the model does not know; did you mean 'benign'?" in err
+    code, _, err = run("evaluate", model, "r/held_out.csv")
+    assert (code, "--target: expected the column" in err) == (2, True)
+
+
+def test_divergence_is_told_and_what_was_learnt_is_kept(run):
+    arguments = ["train", "--dataset", "diabetes", "--optimizer", "sgd", "--weight-decay", "0"]
+    code, _, err = run(*arguments, "--learning-rate", "1e30", "--out", "r")
+    assert code == 2
+    assert "in epoch 1; the network keeps its parameters from before training" in err
+    assert not Path("r").exists()
+    code, out, err = run(*arguments, "--learning-rate", "3", "--out", "r", "--hidden", "none")
+    assert code == 2
+    assert "diverged" in out
+    assert "the network keeps its parameters from after epoch" in err
+    assert np.isfinite(nb.load("r/model.safetensors").parameters).all()
+
+
+def test_a_full_disk_leaves_no_part_of_a_run(run, monkeypatch):
+    import nnbackend.experiment
+
+    real = nnbackend.experiment.write_atomically
+
+    def fail_at_the_picture(path, content):
+        if Path(path).name == "curves.png":
+            raise nb.InputError("path: cannot write (No space left on device)")
+        real(path, content)
+
+    monkeypatch.setattr(nnbackend.experiment, "write_atomically", fail_at_the_picture)
+    code, _, err = run("train", *QUICK)
+    assert code == 2
+    assert "No space left" in err
+    assert list(Path().iterdir()) == []
+
+
+def test_control_c_keeps_what_was_learnt(run, monkeypatch):
+    import nnbackend.training
+
+    original = nnbackend.training._Loop._epoch
+    calls = []
+
+    def interrupted(self, order, rates):
+        calls.append(None)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(self, order, rates)
+
+    monkeypatch.setattr(nnbackend.training._Loop, "_epoch", interrupted)
+    code, out, _ = run("train", "--out", "r", "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert result["history"]["stopped"] == "interrupted"
+    assert len(result["history"]["loss"]) == 3
+    assert nb.load("r/model.safetensors").n_parameters == 641
+
+
+def test_info_names_devices_and_versions(run):
+    code, out, _ = run("info", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["numpy"] == np.__version__
+    assert facts["nnbackend"] == nb.__version__
+    assert facts["devices"][0]["name"] == "cpu"
+    assert facts["BLAS"]
+    assert run("info")[1].startswith("nnbackend")
+
+
+def test_info_describes_a_model(run):
+    run("train", "--dataset", "planar", "--epochs", "1", "--out", "r")
+    facts = json.loads(run("info", "r/model.safetensors", "--json")[1])
+    assert facts["layer sizes"] == [2, 4, 1]
+    assert facts["classes"] == ["red", "blue"]
+
+
+def _command(*arguments):
+    return [sys.executable, "-m", "nnbackend", *arguments]
+
+
+def test_a_terminal_sees_a_progress_bar_with_both_losses(tmp_path):
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        _command("train", "--dataset", "diabetes", "--epochs", "60", "--patience", "0"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=follower,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
+    )
+    os.close(follower)
+    drawn = b""
+    while True:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        drawn += part
+    out, _ = process.communicate()
+    os.close(leader)
+    assert process.returncode == 0
+    assert b"epoch 60/60" in drawn
+    assert b"loss 0." in drawn
+    assert b"validation 0." in drawn
+    assert b"held-out R2" in out
+
+
+def test_without_a_terminal_there_is_no_bar_and_json_is_all_of_stdout(tmp_path):
+    arguments = ("train", "--dataset", "diabetes", "--epochs", "2")
+    plain = subprocess.run(
+        _command(*arguments), cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert plain.stderr == ""
+    assert "\x1b" not in plain.stdout
+    as_json = subprocess.run(
+        _command(*arguments, "--json"), cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert as_json.stderr == ""
+    assert json.loads(as_json.stdout)["dataset"] == "diabetes"
