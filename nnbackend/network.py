@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -28,6 +29,23 @@ from nnbackend.inputs import (
 __all__ = ["Gradients", "Network", "Standardization"]
 
 DTYPES = {"float32": np.float32, "float64": np.float64}
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _on_device(
+    method: Callable[Concatenate[Network, P], R],
+) -> Callable[Concatenate[Network, P], R]:
+    """Make a method create its arrays on the network's device, whichever GPU is current."""
+
+    @wraps(method)
+    def wrapped(self: Network, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._device.activate():
+            return method(self, *args, **kwargs)
+
+    return wrapped
 
 
 class Gradients(NamedTuple):
@@ -212,6 +230,7 @@ class Network:
             f"dtype={self.dtype!r}, device={self.device!r})"
         )
 
+    @_on_device
     def set_parameters(self, weights: Sequence[Any], biases: Sequence[Any]) -> None:
         """Copy given weights and biases into the network.
 
@@ -301,6 +320,7 @@ class Network:
                 setattr(self, name, Standardization(*map(device.place, state[name])))
         self.feature_names, self.class_names = state["feature_names"], state["class_names"]
 
+    @_on_device
     def standardize(self, X: Any, y: Any = None) -> Network:
         """Make standardization part of the network, with the mean and deviation of given data.
 
@@ -357,17 +377,17 @@ class Network:
         constant = scale <= 1e-12 * xp.abs(mean)
         return Standardization(mean, xp.where(constant, xp.ones_like(scale), scale))
 
+    @_on_device
     def prepare_features(self, X: Any, name: str = "X") -> Array:
         """Return checked, standardized features on the network's device, in its dtype."""
         dtype = DTYPES[self._dtype]
         if self.standardization is None:
             return check_features(name, X, self.layer_sizes[0], self._device, dtype)
         X = check_features(name, X, self.layer_sizes[0], self._device)
-        with self._device.activate():
-            return self._device.xp.astype(
-                (X - self.standardization.mean) / self.standardization.scale, dtype
-            )
+        standardized = (X - self.standardization.mean) / self.standardization.scale
+        return self._device.xp.astype(standardized, dtype)
 
+    @_on_device
     def prepare(
         self,
         X: Any,
@@ -391,8 +411,7 @@ class Network:
             dtype=dtype if target is None else np.float64,
         )
         if target is not None:
-            with self._device.activate():
-                y = self._device.xp.astype((y - target.mean) / target.scale, dtype)
+            y = self._device.xp.astype((y - target.mean) / target.scale, dtype)
         weight = check_sample_weight(names[2], sample_weight, n_samples, self._device, dtype)
         return prepared, y, weight
 
@@ -405,14 +424,14 @@ class Network:
     def _forward(self, X: Any) -> Array:
         prepared = self.prepare_features(X)
         xp = self._device.xp
-        with self._device.activate():
-            Z = propagation.logits(xp, self._structure, self._weights, self._biases, prepared)
-            A = self._structure.output.function(xp, Z)
-            target = self.target_standardization
-            if target is not None:
-                A = A * xp.astype(target.scale, A.dtype) + xp.astype(target.mean, A.dtype)
-            return A
+        Z = propagation.logits(xp, self._structure, self._weights, self._biases, prepared)
+        A = self._structure.output.function(xp, Z)
+        target = self.target_standardization
+        if target is not None:
+            A = A * xp.astype(target.scale, A.dtype) + xp.astype(target.mean, A.dtype)
+        return A
 
+    @_on_device
     def forward(self, X: Any) -> Array:
         """Return the output activations of examples.
 
@@ -428,6 +447,7 @@ class Network:
         """
         return self._follow(self._forward(X), X)
 
+    @_on_device
     def predict(self, X: Any) -> Array:
         """Return classes, or values for an identity or exp output.
 
@@ -453,6 +473,7 @@ class Network:
                 result = result[:, 0]
         return self._follow(result, X)
 
+    @_on_device
     def predict_proba(self, X: Any) -> Array:
         """Return class probabilities.
 
@@ -493,6 +514,7 @@ class Network:
             real("l2", l2, minimum=0.0),
         )
 
+    @_on_device
     def loss_and_gradients(
         self,
         X: Any,
@@ -535,8 +557,7 @@ class Network:
         objective = self.objective(loss, l1, l2)
         data = self.prepare(X, y, objective.loss, sample_weight)
         xp = self._device.xp
-        with self._device.activate():
-            value, flat = objective.value_and_gradient(xp, self._parameters, *data)
+        value, flat = objective.value_and_gradient(xp, self._parameters, *data)
         weights, biases = self._structure.unflatten(xp, self._follow(flat, X))
         return self._follow(xp.asarray(value), X), Gradients(weights, biases)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,7 +106,7 @@ def load(path: str | os.PathLike[str], device: str | Device = "cpu") -> Network:
     safetensors = _safetensors()
     try:
         # safe_open maps a path of bytes or a folder in its own words; a plain open says it in ours.
-        with open(path, "rb"):  # noqa: PTH123
+        with open(path, "rb"):
             pass
         with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
             return _Reader(path, file).network(target)
@@ -132,27 +130,28 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     InputError
         If the folder is missing or not writable, or the disk is full; no partial file is left.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    target = os.fspath(path)
+    folder, name = os.path.split(target)
+    temporary = os.path.join(folder, f".{name}.{os.urandom(8).hex()}.tmp")
     try:
         try:
-            with temporary.open("xb") as file:
+            with open(temporary, "xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(target)
+            os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                os.unlink(temporary)
             raise
-        _sync_folder(target.parent)
+        _sync_folder(folder or os.curdir)
     except OSError as error:
         raise InputError(
-            f"path: cannot write {str(target)!r} ({error.strerror or error}); choose another folder"
+            f"path: cannot write {target!r} ({error.strerror or error}); choose another folder"
         ) from error
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: str) -> None:
     """Make a rename durable, where the operating system can open folders."""
     if os.name == "nt":
         return
