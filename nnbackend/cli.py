@@ -69,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NNBackendError as error:
         print(f"nnbackend {options.command}: {error}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"nnbackend {options.command}: not enough memory ({error})", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -120,7 +123,7 @@ def _add_train(commands: Any) -> None:
     network.add_argument("--dtype", metavar="NAME", help="float32 (default) or float64")
     network.add_argument("--device", metavar="NAME", help="cpu (default), cuda, cuda:N, auto")
     training = parser.add_argument_group("training")
-    training.add_argument("--loss", metavar="NAME", help=", ".join(LOSSES))
+    training.add_argument("--loss", metavar="NAME", help=", ".join(LOSSES.keys() - {"poisson"}))
     training.add_argument("--optimizer", metavar="NAME", help=", ".join(OPTIMIZERS))
     training.add_argument("--learning-rate", type=float, metavar="RATE")
     training.add_argument("--weight-decay", type=float, metavar="STRENGTH")
@@ -190,7 +193,7 @@ def _train(options: argparse.Namespace) -> None:
     dataset, preset = _chosen_data(options)
     experiment = _experiment(options, preset)
     net = experiment.network(dataset)
-    folder = make_run_folder(options.out, dataset.name)
+    folder, is_new = make_run_folder(options.out, dataset.name)
     try:
         if not options.json:
             print(f"{_describe(dataset)}\n{net}: {net.n_parameters:,} parameters", flush=True)
@@ -198,10 +201,11 @@ def _train(options: argparse.Namespace) -> None:
             result = experiment.run(dataset, net, callbacks)
         files = result.write(folder)
     except BaseException:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-            if options.out is None:
-                folder.parent.rmdir()
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+                if options.out is None:
+                    folder.parent.rmdir()
         raise
     if options.json:
         print(json.dumps({"run": str(folder), "files": files, **result.to_dict()}))
@@ -209,12 +213,20 @@ def _train(options: argparse.Namespace) -> None:
         _print_result(result, folder, files)
     if result.error is not None:
         raise result.error
+    if result.history.stopped == "interrupted":
+        raise KeyboardInterrupt
 
 
 def _chosen_data(options: argparse.Namespace) -> tuple[Dataset, dict[str, Any]]:
     if options.data is None:
         if options.target is not None:
             raise InputError("--target: expected a DATA file with that column, got none")
+        for option, is_given in (
+            ("--drop", bool(options.drop)),
+            ("--task", options.task != "auto"),
+        ):
+            if is_given:
+                raise InputError(f"{option}: expected a DATA file to apply it to, got none")
         name = options.dataset or "breast_cancer"
         return load_dataset(name), PRESETS[name]
     if options.dataset is not None:
@@ -283,12 +295,10 @@ def _optimizer(options: argparse.Namespace, preset: Optimizer) -> Optimizer:
 def _sizes(text: str) -> tuple[int, ...]:
     if text in ("none", ""):
         return ()
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(
-            f"--hidden: expected units by layer such as 16,8, or 'none', got {text!r}"
-        ) from None
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"--hidden: expected units by layer such as 16,8, or 'none', got {text!r}")
+    return tuple(int(part) for part in parts)
 
 
 def _batch_size(text: str) -> int | None:
@@ -395,15 +405,16 @@ def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
 
     net = load(options.model, device=options.device)
     table = read_table(options.data)
-    if table.has_names and net.feature_names is not None:
-        missing = [name for name in net.feature_names if name not in table.columns]
-        if missing:
-            raise InputError(
-                f"DATA: expected the model's {len(net.feature_names)} feature columns, "
-                f"{missing[0]!r} is missing in {options.data}"
-                + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
-            )
-        names = list(net.feature_names)
+    known = net.feature_names or ()
+    missing = [name for name in known if name not in table.columns]
+    if known and not missing:
+        names = list(known)
+    elif known and table.has_names:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise InputError(
+            f"DATA: expected the model's {len(known)} feature columns, {missing[0]!r} is missing "
+            f"in {options.data}{more}"
+        )
     else:
         target = getattr(options, "target", None) or table.target
         left_out = {None if target is None else table.column("--target", target)}

@@ -13,7 +13,7 @@ from nnbackend.errors import InputError, MissingDependencyError
 
 __all__ = ["DATASETS", "Dataset", "class_name", "encode_target", "load_dataset", "planar"]
 
-# An integer target with more distinct values than this is taken for a quantity, not for classes.
+# A target with more distinct whole numbers than this is taken for a quantity, not for classes.
 MAX_INTEGER_CLASSES = 20
 
 
@@ -136,7 +136,7 @@ def encode_target(
     values : array (n_samples,)
         Numbers, booleans or strings.
     task : {"auto", "classification", "regression"}, default "auto"
-        Auto: strings, booleans, and integers of at most 20 distinct values are classes.
+        Auto: strings, booleans, and whole numbers of at most 20 distinct values are classes.
 
     Raises
     ------
@@ -153,8 +153,10 @@ def encode_target(
         )
     if task == "auto":
         is_class = not is_number or values.dtype.kind == "b"
-        if values.dtype.kind in "iu":
-            is_class = len(np.unique(values)) <= MAX_INTEGER_CLASSES
+        if values.dtype.kind in "iuf":
+            distinct = np.unique(values)
+            is_whole = bool(np.all(distinct == np.round(distinct)))
+            is_class = is_whole and len(distinct) <= MAX_INTEGER_CLASSES
         task = "classification" if is_class else "regression"
     if task == "regression":
         if not is_number:

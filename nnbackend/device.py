@@ -119,7 +119,12 @@ def _cupy() -> Any:
     try:
         import cupy
     except ImportError as error:
-        raise DeviceError(f"device 'cuda': CuPy is not installed; {_INSTALL}") from error
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            raise DeviceError(f"device 'cuda': CuPy is not installed; {_INSTALL}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise DeviceError(
+            f"device 'cuda': CuPy is installed but cannot be imported ({reason}); {_INSTALL}"
+        ) from error
     return cupy
 
 
@@ -167,6 +172,8 @@ def get_device(device: str | Device = "cpu") -> Device:
     'cpu'
     """
     if isinstance(device, Device):
+        # Only its presence is checked: it may come from another machine.
+        get_device(device.name)
         return device
     if device == "cpu":
         return Device("cpu")

@@ -55,3 +55,7 @@ class DivergenceError(NNBackendError, ArithmeticError):
     def __init__(self, message: str, history: History) -> None:
         super().__init__(message)
         self.history = history
+
+    def __reduce__(self) -> tuple[type, tuple[str, History]]:
+        """Let the error cross process borders with its history."""
+        return type(self), (str(self), self.history)

@@ -371,8 +371,14 @@ def class_indices(net: Network, column: str, values: np.ndarray[Any, Any]) -> np
     return np.asarray([index[name] for name in given])
 
 
-def make_run_folder(path: str | None, name: str) -> Path:
+def make_run_folder(path: str | None, name: str) -> tuple[Path, bool]:
     """Create the folder of a run: ``path``, new or empty, or a new ``runs/NAME-DATE-TIME``.
+
+    Returns
+    -------
+    folder : Path
+    is_new : bool
+        Whether it did not exist before.
 
     Raises
     ------
@@ -383,6 +389,7 @@ def make_run_folder(path: str | None, name: str) -> Path:
     try:
         if path is not None:
             folder = Path(path)
+            is_new = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
                 raise InputError(
@@ -390,6 +397,7 @@ def make_run_folder(path: str | None, name: str) -> Path:
                     "choose another"
                 )
         else:
+            is_new = True
             base, count = Path("runs") / f"{name}-{stamp}", 1
             folder = base
             while True:
@@ -405,4 +413,4 @@ def make_run_folder(path: str | None, name: str) -> Path:
             f"--out: cannot create the run folder {path or str(Path('runs'))!r} "
             f"({error.strerror or error}); choose another with --out"
         ) from error
-    return folder
+    return folder, is_new

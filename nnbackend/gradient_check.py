@@ -12,7 +12,7 @@ from nnbackend.core.losses import Loss
 from nnbackend.core.objective import Objective
 from nnbackend.core.types import Array, Namespace
 from nnbackend.device import get_device
-from nnbackend.errors import GradientMismatchError
+from nnbackend.errors import GradientMismatchError, InputError
 from nnbackend.network import Network
 
 __all__ = ["GradientReport", "check_gradients"]
@@ -35,8 +35,9 @@ class GradientReport:
         The largest of ``errors``.
     errors : dict of str to float
         For each ``weights[l]`` and ``biases[l]``: norm(analytic - numeric) divided by
-        norm(analytic) + norm(numeric), the latter taken as at least a thousandth of the largest
-        among the arrays, so that the rounding noise of a vanishing gradient does not count.
+        norm(analytic) + norm(numeric). The latter is taken as at least a thousandth of the largest
+        among the arrays, and 1e7 times the rounding of a central difference (2e-11 times the
+        objective), so that the noise of a vanishing gradient does not count.
     worst : tuple (str, float, float)
         The parameter with the largest absolute difference, its analytic and numeric derivative.
     n_compared : int
@@ -112,7 +113,10 @@ def check_gradients(
     >>> report.n_compared, report.relative_error < 1e-8
     (13, True)
     """
+    if not isinstance(net, Network):
+        raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
     tolerance = real("tolerance", tolerance, above=0.0)
+    seed = positive_integer("seed", seed, minimum=0)
     double = net.astype("float64")
     objective = double.objective(loss, l1, l2)
     data = double.prepare(X, y, objective.loss, sample_weight)
@@ -125,8 +129,16 @@ def check_gradients(
         _, gradient = objective.value_and_gradient(device.xp, double.parameters, *data)
         analytic = device.to_numpy(gradient)[chosen]
         values = _perturbed(device.xp, objective, double.parameters, data, chosen, device)
+    objective_is_finite = np.isfinite(values[0]) and np.isfinite(values[1]).all()
+    if not (objective_is_finite and np.isfinite(analytic).all()):
+        what = "analytic gradient" if objective_is_finite else "objective"
+        raise GradientMismatchError(
+            f"the {what} is not finite on this data; check the activations' functions and "
+            "derivatives, or scale the data"
+        )
     numeric, smooth = _derivatives(*values)
-    report = _report(net, chosen, analytic, numeric, smooth)
+    rounding = np.finfo(np.float64).eps * abs(values[0]) / STEP
+    report = _report(net, chosen, analytic, numeric, smooth, rounding)
     if report.n_compared == 0:
         raise GradientMismatchError(
             f"none of the {len(chosen)} parameters could be compared: all lie next to kinks; use "
@@ -168,7 +180,7 @@ def _perturbed(
 def _derivatives(
     centre: float, moved: np.ndarray[Any, Any]
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return central differences, and where the objective is smooth enough to trust them.
+    """Return extrapolated central differences, and where the objective is smooth.
 
     Across a kink the difference quotients of the two steps disagree; on a kink they agree, but the
     one-sided quotients keep their distance when the step is halved, instead of halving it.
@@ -179,7 +191,8 @@ def _derivatives(
     bend_half = (up_half + down_half - 2 * centre) / (STEP / 2)
     scale = KINK * max(np.abs(wide).max(), abs(centre))
     smooth = (np.abs(wide - narrow) <= scale) & (np.abs(bend - 2 * bend_half) <= scale)
-    return wide, smooth
+    # Richardson's extrapolation removes the quadratic term of the truncation error.
+    return (4 * narrow - wide) / 3, smooth
 
 
 def _report(
@@ -188,6 +201,7 @@ def _report(
     analytic: np.ndarray[Any, Any],
     numeric: np.ndarray[Any, Any],
     smooth: np.ndarray[Any, Any],
+    rounding: float,
 ) -> GradientReport:
     spans: dict[str, tuple[int, int]] = {}
     start = 0
@@ -201,7 +215,7 @@ def _report(
         inside = smooth & (chosen >= first) & (chosen < end)
         distances[name] = float(np.linalg.norm(difference[inside]))
         sizes[name] = float(np.linalg.norm(analytic[inside]) + np.linalg.norm(numeric[inside]))
-    floor = max(sizes.values()) / 1000
+    floor = max(*sizes.values(), 1e10 * rounding) / 1000
     errors = {
         name: distance / max(sizes[name], floor) if distance else 0.0
         for name, distance in distances.items()

@@ -11,7 +11,14 @@ from nnbackend.core.types import Array
 from nnbackend.device import Device, device_of
 from nnbackend.errors import InputError
 
-__all__ = ["check_features", "check_finite", "check_sample_weight", "check_targets", "to_array"]
+__all__ = [
+    "check_features",
+    "check_finite",
+    "check_sample_weight",
+    "check_targets",
+    "place",
+    "to_array",
+]
 
 
 def to_array(name: str, x: Any) -> Array:
@@ -87,8 +94,11 @@ def check_finite(name: str, x: Array, original: Array | None = None) -> None:
     )
 
 
-def _place(name: str, x: Array, device: Device, dtype: Any) -> Array:
-    """Return ``x`` on ``device`` in ``dtype``, finite; another device's array is refused."""
+def place(name: str, x: Array, device: Device, dtype: Any, original: Array | None = None) -> Array:
+    """Return ``x`` on ``device`` in ``dtype``, finite; another device's array is refused.
+
+    ``original`` is what the caller gave, for the message, where ``x`` was computed from it.
+    """
     home = device_of(x)
     if home is not None and home.kind == "cuda" and home != device:
         raise InputError(
@@ -97,7 +107,7 @@ def _place(name: str, x: Array, device: Device, dtype: Any) -> Array:
         )
     with np.errstate(over="ignore"):
         placed = device.place(x, dtype)
-    check_finite(name, placed, x)
+    check_finite(name, placed, x if original is None else original)
     return placed
 
 
@@ -144,7 +154,7 @@ def check_features(name: str, X: Any, n_features: int, device: Device, dtype: An
     _n_samples(name, X)
     if dtype is None:
         dtype = X.dtype if X.dtype.kind == "f" and X.dtype.itemsize in (4, 8) else np.float64
-    return _place(name, X, device, dtype)
+    return place(name, X, device, dtype)
 
 
 def check_targets(
@@ -187,19 +197,21 @@ def check_targets(
     y = to_array(name, y)
     if isinstance(loss, SoftmaxCrossEntropy):
         if y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1 and n_outputs > 1):
-            return _check_labels(name, y.reshape(-1), n_samples, n_outputs, device)
+            return _check_labels(name, y, n_samples, n_outputs, device)
         expected = f"integer labels ({n_samples},) or rows ({n_samples}, {n_outputs})"
+        is_column = False
     else:
-        if y.ndim == 1 and n_outputs == 1:
-            y = y.reshape(-1, 1)
+        is_column = y.ndim == 1 and n_outputs == 1
         one = f"({n_samples},) or " if n_outputs == 1 else ""
         expected = f"{one}({n_samples}, {n_outputs})"
-    if tuple(y.shape) != (n_samples, n_outputs):
+    if tuple(y.shape) != ((n_samples,) if is_column else (n_samples, n_outputs)):
         raise InputError(
             f"{name}: expected {expected}: one row for each of the {n_samples} examples in X and "
             f"{n_outputs} output{'s' if n_outputs > 1 else ''}, got shape {tuple(y.shape)}"
         )
-    y = _place(name, y, device, dtype)
+    y = place(name, y, device, dtype)
+    if is_column:
+        y = y.reshape(-1, 1)
     _check_values(name, y, loss, device)
     return y
 
@@ -211,18 +223,20 @@ def _check_labels(name: str, y: Array, n_samples: int, n_classes: int, device: D
         )
     if y.dtype.kind == "f":
         check_finite(name, y)
+        y = y.reshape(-1)
         if bool((y != y.round()).any()):
             raise InputError(
                 f"{name}: expected integer class labels for a softmax output, got fractions such "
                 f"as {float(y[y != y.round()][0]):g}"
             )
+    y = y.reshape(-1)
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= n_classes:
         raise InputError(
             f"{name}: expected labels 0 to {n_classes - 1}, one for each of the {n_classes} "
             f"outputs, got {low if low < 0 else high}: that class has no column"
         )
-    return _place(name, y, device, np.int64)
+    return place(name, y, device, np.int64)
 
 
 def _check_values(name: str, y: Array, loss: Loss, device: Device) -> None:
@@ -256,10 +270,18 @@ def check_sample_weight(
             f"{name}: expected shape ({n_samples},), one weight for each example in X, got "
             f"{tuple(weight.shape)}"
         )
-    weight = _place(name, weight, device, dtype)
+    weight = place(name, weight, device, dtype)
     if bool((weight < 0).any()) or not bool((weight > 0).any()):
         raise InputError(
             f"{name}: expected weights >= 0 that are not all zero, got a smallest of "
             f"{float(weight.min()):g} and a largest of {float(weight.max()):g}"
+        )
+    with np.errstate(over="ignore"):
+        total = float(weight.sum())
+    if not np.isfinite(total):
+        raise InputError(
+            f"{name}: expected weights whose sum is finite, got a largest of "
+            f"{float(weight.max()):g}: too large together for {weight.dtype}; only their ratios "
+            "count, so divide them by it"
         )
     return weight

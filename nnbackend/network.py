@@ -17,16 +17,17 @@ from nnbackend.core.objective import Objective
 from nnbackend.core.structure import Structure
 from nnbackend.core.types import Array
 from nnbackend.device import Device, device_of, get_device, require_same_device
-from nnbackend.errors import InputError
+from nnbackend.errors import DeviceError, InputError
 from nnbackend.inputs import (
     check_features,
-    check_finite,
     check_sample_weight,
     check_targets,
+    place,
     to_array,
 )
+from nnbackend.standardization import Standardization
 
-__all__ = ["Gradients", "Network", "Standardization"]
+__all__ = ["Gradients", "Network"]
 
 DTYPES = {"float32": np.float32, "float64": np.float64}
 
@@ -53,19 +54,6 @@ class Gradients(NamedTuple):
 
     weights: list[Array]
     biases: list[Array]
-
-
-class Standardization(NamedTuple):
-    """A mean and a scale for each column: standardized = (x - mean) / scale.
-
-    Attributes
-    ----------
-    mean, scale : array (n_columns,) of float64
-        The scale of a constant column is 1.
-    """
-
-    mean: Array
-    scale: Array
 
 
 class Network:
@@ -262,9 +250,7 @@ class Network:
                     raise InputError(
                         f"{label}: expected shape {tuple(mine.shape)}, got {tuple(array.shape)}"
                     )
-                placed = self._device.place(array, DTYPES[self._dtype])
-                check_finite(label, placed, array)
-                checked[-1].append(placed)
+                checked[-1].append(place(label, array, self._device, DTYPES[self._dtype]))
         self._parameters[...] = self._structure.flatten(self._device.xp, *checked)
 
     def to(self, device: str | Device) -> Network:
@@ -285,9 +271,10 @@ class Network:
         def move(x: Array) -> Array:
             return x if device == self._device else device.place(self._device.to_numpy(x))
 
-        net = Network.from_structure(
-            self._structure, move(self._parameters), dtype=dtype, device=device
-        )
+        moved = move(self._parameters)
+        if dtype != self._dtype:
+            moved = place("parameters", moved, device, DTYPES[dtype])
+        net = Network.from_structure(self._structure, moved, dtype=dtype, device=device)
         for name in ("standardization", "target_standardization"):
             columns = getattr(self, name)
             if columns is not None:
@@ -302,7 +289,7 @@ class Network:
             "structure": host.structure,
             "parameters": host.parameters,
             "dtype": self._dtype,
-            "device": self._device,
+            "device": self.device,
             "standardization": host.standardization,
             "target_standardization": host.target_standardization,
             "feature_names": self.feature_names,
@@ -310,10 +297,11 @@ class Network:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore on the CPU, then move to the device the state came from, if it is here."""
-        device = state["device"]
-        if device.kind == "cuda" and get_device("auto").kind == "cpu":
-            device = Device("cpu")
+        """Restore on the device the state came from, or, where that is missing, on the CPU."""
+        try:
+            device = get_device(state["device"])
+        except DeviceError:
+            device = get_device("cpu")
         self._build(state["structure"], state["parameters"], state["dtype"], device)
         for name in ("standardization", "target_standardization"):
             if state[name] is not None:
@@ -365,17 +353,10 @@ class Network:
                 device=self._device,
                 dtype=np.float64,
             )
-        self.standardization = self._column_statistics(columns)
-        self.target_standardization = None if target is None else self._column_statistics(target)
-        return self
-
-    def _column_statistics(self, columns: Array) -> Standardization:
         xp = self._device.xp
-        mean = xp.mean(columns, axis=0, dtype=np.float64)
-        scale = xp.sqrt(xp.mean((columns - mean) ** 2, axis=0))
-        # Rounding leaves a constant column a deviation near 0, and dividing by it would blow it up.
-        constant = scale <= 1e-12 * xp.abs(mean)
-        return Standardization(mean, xp.where(constant, xp.ones_like(scale), scale))
+        self.standardization = Standardization.fit(xp, columns)
+        self.target_standardization = None if target is None else Standardization.fit(xp, target)
+        return self
 
     @_on_device
     def prepare_features(self, X: Any, name: str = "X") -> Array:
@@ -384,8 +365,7 @@ class Network:
         if self.standardization is None:
             return check_features(name, X, self.layer_sizes[0], self._device, dtype)
         X = check_features(name, X, self.layer_sizes[0], self._device)
-        standardized = (X - self.standardization.mean) / self.standardization.scale
-        return self._device.xp.astype(standardized, dtype)
+        return place(name, self.standardization.apply(X), self._device, dtype, X)
 
     @_on_device
     def prepare(
@@ -411,7 +391,7 @@ class Network:
             dtype=dtype if target is None else np.float64,
         )
         if target is not None:
-            y = self._device.xp.astype((y - target.mean) / target.scale, dtype)
+            y = place(names[1], target.apply(y), self._device, dtype, y)
         weight = check_sample_weight(names[2], sample_weight, n_samples, self._device, dtype)
         return prepared, y, weight
 
@@ -428,7 +408,7 @@ class Network:
         A = self._structure.output.function(xp, Z)
         target = self.target_standardization
         if target is not None:
-            A = A * xp.astype(target.scale, A.dtype) + xp.astype(target.mean, A.dtype)
+            A = target.undo(xp, A)
         return A
 
     @_on_device
@@ -558,8 +538,11 @@ class Network:
         data = self.prepare(X, y, objective.loss, sample_weight)
         xp = self._device.xp
         value, flat = objective.value_and_gradient(xp, self._parameters, *data)
-        weights, biases = self._structure.unflatten(xp, self._follow(flat, X))
-        return self._follow(xp.asarray(value), X), Gradients(weights, biases)
+        weights, biases = self._structure.unflatten(xp, flat)
+        gradients = Gradients(
+            [self._follow(dW, X) for dW in weights], [self._follow(db, X) for db in biases]
+        )
+        return self._follow(xp.asarray(value), X), gradients
 
 
 def _dtype_name(dtype: Any) -> str:
@@ -580,29 +563,44 @@ def _generator(seed: Any) -> np.random.Generator:
 
 
 def _structure(layer_sizes: Any, hidden: Any, output_name: Any, dropout: Any) -> Structure:
-    if not isinstance(layer_sizes, Sequence | np.ndarray) or len(layer_sizes) < 2:
+    given = _sequence(layer_sizes)
+    if given is None or len(given) < 2:
         raise InputError(
             "layer_sizes: expected at least two sizes, such as [30, 16, 1] for the input, one "
             f"hidden and the output layer, got {layer_sizes!r}"
         )
-    sizes = tuple(positive_integer(f"layer_sizes[{i}]", size) for i, size in enumerate(layer_sizes))
-    n_hidden = len(sizes) - 2
-    if isinstance(hidden, str | Activation):
-        hidden = [hidden] * n_hidden
-    if not isinstance(dropout, Sequence | np.ndarray):
-        dropout = [real("dropout", dropout, minimum=0.0, below=1.0)] * n_hidden
-    for name, values in (("hidden", hidden), ("dropout", dropout)):
-        if len(values) != n_hidden:
-            raise InputError(
-                f"{name}: expected one entry for each of the {n_hidden} hidden layers, or a single "
-                f"one for all, got {len(values)}"
-            )
-    return Structure(
-        sizes,
-        tuple(activation("hidden", entry) for entry in hidden),
-        output("output", output_name),
-        tuple(real("dropout", rate, minimum=0.0, below=1.0) for rate in dropout),
+    sizes = tuple(positive_integer(f"layer_sizes[{i}]", size) for i, size in enumerate(given))
+    activations = _per_layer(
+        "hidden", hidden, len(sizes) - 2, lambda value: activation("hidden", value)
     )
+    rates = _per_layer(
+        "dropout", dropout, len(sizes) - 2, lambda x: real("dropout", x, minimum=0.0, below=1.0)
+    )
+    return Structure(sizes, activations, output("output", output_name), rates)
+
+
+def _sequence(value: Any) -> list[Any] | None:
+    """Return the entries of a list, tuple or 1-D array; None for anything else."""
+    if isinstance(value, np.ndarray):
+        return value.tolist() if value.ndim == 1 else None
+    return list(value) if isinstance(value, list | tuple | range) else None
+
+
+def _per_layer(
+    argument: str, value: Any, n_hidden: int, check: Callable[[Any], R]
+) -> tuple[R, ...]:
+    """Return one checked entry per hidden layer, from as many or from one for all."""
+    entries = _sequence(value)
+    if entries is None:
+        if isinstance(value, np.ndarray) and value.ndim == 0:
+            value = value[()]
+        return (check(value),) * n_hidden
+    if len(entries) != n_hidden:
+        raise InputError(
+            f"{argument}: expected one entry for each of the {n_hidden} hidden layers, or a single "
+            f"one for all, got {len(entries)}"
+        )
+    return tuple(check(entry) for entry in entries)
 
 
 def _initial_parameters(

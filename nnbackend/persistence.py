@@ -13,7 +13,8 @@ from nnbackend.core.activations import ACTIVATIONS, OUTPUTS
 from nnbackend.core.structure import Structure
 from nnbackend.device import Device, get_device
 from nnbackend.errors import InputError, MissingDependencyError, ModelFileError
-from nnbackend.network import DTYPES, Network, Standardization
+from nnbackend.network import DTYPES, Network
+from nnbackend.standardization import Standardization
 
 __all__ = ["load", "save", "to_bytes", "write_atomically"]
 
@@ -63,9 +64,16 @@ def to_bytes(net: Network) -> bytes:
                 f"net: expected registered activations, got {entry.name!r}, which is not; a model "
                 "stores names only: register it with register_activation"
             )
-    if not np.all(np.isfinite(host.parameters)):
-        raise InputError("net: expected finite parameters, got NaN or infinity in them")
+    names: dict[str, Any] = {}
+    for key, size in _name_counts(net.structure).items():
+        given = getattr(net, key)
+        names[key] = given.tolist() if isinstance(given, np.ndarray) else given
+        if not _are_names(names[key], size):
+            raise InputError(f"net.{key}: expected None or {size} strings, got {given!r}")
     tensors = {name: np.ascontiguousarray(x) for name, x in _tensors(host).items()}
+    for name, x in tensors.items():
+        if not np.all(np.isfinite(x)):
+            raise InputError(f"net: expected finite numbers, got NaN or infinity in its {name}")
     description = {
         "format": FORMAT,
         "layer_sizes": net.layer_sizes,
@@ -73,8 +81,7 @@ def to_bytes(net: Network) -> bytes:
         "output": net.output,
         "dropout": net.dropout,
         "dtype": net.dtype,
-        "feature_names": net.feature_names,
-        "class_names": net.class_names,
+        **names,
     }
     content: bytes = _safetensors().numpy.save(tensors, {_KEY: json.dumps(description)})
     return content
@@ -103,21 +110,21 @@ def load(path: str | os.PathLike[str], device: str | Device = "cpu") -> Network:
         If the device is not there.
     """
     target = get_device(device)
+    path = _path(path)
     safetensors = _safetensors()
     try:
         # safe_open maps a path of bytes or a folder in its own words; a plain open says it in ours.
         with open(path, "rb"):
             pass
-        with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
+        with safetensors.safe_open(path, framework="numpy") as file:
             return _Reader(path, file).network(target)
     except OSError as error:
         raise ModelFileError(
-            f"path: expected a readable model file, got {os.fspath(path)!r} "
-            f"({error.strerror or error})"
+            f"path: expected a readable model file, got {path!r} ({error.strerror or error})"
         ) from error
     except safetensors.SafetensorError as error:
         raise ModelFileError(
-            f"path: {os.fspath(path)!r} is not a whole safetensors file ({error}); was it "
+            f"path: {path!r} is not a whole safetensors file ({error}); was it "
             "truncated, or is it of another format?"
         ) from error
 
@@ -130,9 +137,9 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     InputError
         If the folder is missing or not writable, or the disk is full; no partial file is left.
     """
-    target = os.fspath(path)
-    folder, name = os.path.split(target)
-    temporary = os.path.join(folder, f".{name}.{os.urandom(8).hex()}.tmp")
+    target = _path(path)
+    folder = os.path.dirname(target)
+    temporary = os.path.join(folder, f".{os.urandom(8).hex()}.tmp")
     try:
         try:
             with open(temporary, "xb") as file:
@@ -151,15 +158,25 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         ) from error
 
 
-def _sync_folder(folder: str) -> None:
-    """Make a rename durable, where the operating system can open folders."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+def _path(path: Any) -> str:
+    """Return a path as a string; a number would be taken for an open file's descriptor."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        text = os.fsdecode(path)
+    except TypeError:
+        text = ""
+    if not text or "\0" in text:
+        raise InputError(f"path: expected the path of a file, got {path!r}")
+    return text
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a rename durable where the system can; the file itself is written by now."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _safetensors() -> Any:
@@ -171,6 +188,22 @@ def _safetensors() -> Any:
             "saving and loading models needs safetensors; install it with: pip install safetensors"
         ) from error
     return safetensors
+
+
+def _name_counts(structure: Structure) -> dict[str, int]:
+    """Return how many feature and class names a network has, if it has any."""
+    n_outputs = structure.layer_sizes[-1]
+    n_classes = max(2, n_outputs) if structure.output.name == "sigmoid" else n_outputs
+    return {"feature_names": structure.layer_sizes[0], "class_names": n_classes}
+
+
+def _are_names(value: Any, size: int) -> bool:
+    """Whether a value is None, or a list or tuple of ``size`` strings."""
+    return value is None or (
+        isinstance(value, list | tuple)
+        and len(value) == size
+        and all(isinstance(entry, str) for entry in value)
+    )
 
 
 def _tensors(net: Network) -> dict[str, Any]:
@@ -186,7 +219,7 @@ def _tensors(net: Network) -> dict[str, Any]:
 class _Reader:
     """Builds a network from an open safetensors file, after checking every claim it makes."""
 
-    def __init__(self, path: Any, file: Any) -> None:
+    def __init__(self, path: str, file: Any) -> None:
         self.path = path
         self.file = file
         metadata = file.metadata() or {}
@@ -204,7 +237,7 @@ class _Reader:
     def require(self, holds: bool, problem: str) -> None:
         """Raise a ModelFileError that names the problem unless the condition holds."""
         if not holds:
-            raise ModelFileError(f"path: {os.fspath(self.path)!r} is not a valid model: {problem}")
+            raise ModelFileError(f"path: {self.path!r} is not a valid model: {problem}")
 
     def network(self, device: Device) -> Network:
         """Return the network that the file describes, on ``device``."""
@@ -220,10 +253,10 @@ class _Reader:
         for name in standardized:
             columns = (device.place(arrays[f"{name}.{part}"]) for part in ("mean", "scale"))
             setattr(net, name, Standardization(*columns))
-        n_outputs = structure.layer_sizes[-1]
-        n_classes = max(2, n_outputs) if structure.output.name == "sigmoid" else n_outputs
-        net.feature_names = self.names("feature_names", structure.layer_sizes[0])
-        net.class_names = self.names("class_names", n_classes)
+        for key, size in _name_counts(structure).items():
+            value = self.header.get(key)
+            self.require(_are_names(value, size), f"its {key} are not {size} names")
+            setattr(net, key, None if value is None else tuple(value))
         return net
 
     def structure(self) -> Structure:
@@ -296,16 +329,3 @@ class _Reader:
             not name.endswith(".scale") or bool((values > 0).all()), f"{name} is not positive"
         )
         return values
-
-    def names(self, key: str, size: int) -> tuple[str, ...] | None:
-        """Return a list of names of the right length, or None."""
-        value = self.header.get(key)
-        if value is None:
-            return None
-        self.require(
-            isinstance(value, list)
-            and len(value) == size
-            and all(isinstance(entry, str) for entry in value),
-            f"its {key} are not {size} names",
-        )
-        return tuple(value)

@@ -32,9 +32,12 @@ def loss_curves(history: History, title: str, *, penalized: bool = False) -> byt
     axes = figure.add_subplot()
     label = "training loss (with penalties)" if penalized else "training loss"
     epochs = np.arange(1, history.n_epochs + 1)
-    axes.plot(epochs, history.loss, color=TRAINING, label=label)
+    style = {"marker": "o", "markersize": 4} if history.n_epochs <= 5 else {}
+    axes.plot(epochs, history.loss, color=TRAINING, label=label, **style)
     if history.validation_loss:
-        axes.plot(epochs, history.validation_loss, color=VALIDATION, label="validation loss")
+        axes.plot(
+            epochs, history.validation_loss, color=VALIDATION, label="validation loss", **style
+        )
     if history.best_epoch is not None:
         axes.axvline(
             history.best_epoch,
@@ -77,7 +80,9 @@ def decision_boundary(
     """
     from matplotlib.colors import ListedColormap
 
-    margin = 0.08 * (X.max(axis=0) - X.min(axis=0) + 1e-12)
+    extent = X.max(axis=0) - X.min(axis=0)
+    # A constant feature gets an axis of a visible length around its value.
+    margin = np.where(extent > 0, 0.08 * extent, 0.1 * np.abs(X).max(axis=0) + 0.1)
     low, high = X.min(axis=0) - margin, X.max(axis=0) + margin
     first, second = np.meshgrid(*(np.linspace(low[i], high[i], 300) for i in (0, 1)))
     grid = np.stack([first.ravel(), second.ravel()], axis=1)

@@ -195,16 +195,25 @@ def _read_arrow(path: str, suffix: str) -> Table:
             delimiter = "\t" if suffix == ".tsv" else ","
             options = pyarrow.csv.ParseOptions(delimiter=delimiter)
             content = pyarrow.csv.read_csv(path, parse_options=options)
+        names = content.column_names
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
-    names = content.column_names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"DATA: expected distinct column names, got {_listed(twice)} twice")
+    if suffix != ".parquet" and names and all(map(_is_number, names)):
+        raise InputError(
+            f"DATA: expected a header line with the columns' names in {path!r}, got the numbers "
+            f"{_listed(names, 3)}; add one"
+        )
     columns = {}
     for name in names:
         column = content.column(name)
-        if column.null_count and column.null_count < len(column):
+        if pa.types.is_nested(column.type):
+            raise InputError(
+                f"DATA: expected plain columns, got {name!r} of type {column.type} in {path!r}"
+            )
+        if column.null_count:
             row = column.is_null().to_pylist().index(True)
             raise InputError(
                 f"DATA: column {name!r} has {column.null_count} missing values, the first in row "
@@ -212,6 +221,14 @@ def _read_arrow(path: str, suffix: str) -> Table:
             )
         columns[name] = column.to_numpy()
     return Table(path, columns, has_names=True)
+
+
+def _is_number(name: str) -> bool:
+    """Whether a column's name is a decimal fraction, as in a file that begins with data."""
+    try:
+        return not float(name).is_integer()
+    except (ValueError, OverflowError):
+        return False
 
 
 def _unreadable(path: str, error: BaseException) -> InputError:

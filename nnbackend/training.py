@@ -97,6 +97,8 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         object.__setattr__(self, "patience", positive_integer("patience", self.patience))
         object.__setattr__(self, "min_delta", real("min_delta", self.min_delta, minimum=0.0))
+        if not isinstance(self.restore_best, bool):
+            raise InputError(f"restore_best: expected True or False, got {self.restore_best!r}")
         if self.monitor not in ("validation_loss", "loss"):
             raise InputError(f"monitor: expected 'validation_loss' or 'loss', got {self.monitor!r}")
 
@@ -108,7 +110,8 @@ class TrainingState:
     Attributes
     ----------
     network : Network
-        The network, with the parameters that the epoch ended with.
+        The network, with a copy of the parameters that the epoch ended with, to look at: training
+        goes on from its own, and changes made here are lost.
     history : History
         All finished epochs, this one included.
     epoch : int
@@ -244,6 +247,8 @@ def train(
         clip_value = real("clip_value", clip_value, above=0.0)
     if clip_norm is not None:
         clip_norm = real("clip_norm", clip_norm, above=0.0)
+    if not isinstance(shuffle, bool):
+        raise InputError(f"shuffle: expected True or False, got {shuffle!r}")
     hooks = _callbacks(callbacks)
     device = get_device(net.device)
     engine_class = get_engine(engine, precision, device)
@@ -273,7 +278,11 @@ def _validation(net: Network, loss: Loss, validation_data: Any) -> Data | None:
     if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
         raise InputError(
             "validation_data: expected a tuple (X, y) or (X, y, sample_weight), got "
-            f"{type(validation_data).__name__}"
+            + (
+                f"{len(validation_data)} entries"
+                if isinstance(validation_data, tuple | list)
+                else type(validation_data).__name__
+            )
         )
     X, y, weight = (*validation_data, None)[:3]
     names = ("validation_data[0]", "validation_data[1]", "validation_data[2]")

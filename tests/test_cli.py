@@ -155,10 +155,9 @@ def test_a_users_file_trains_evaluates_and_predicts(run, name):
     code, out, _ = run("evaluate", "r/model.safetensors", name, *target, "--json")
     assert code == 0
     assert json.loads(out)["accuracy"] > 0.85
-    if name != "data.npy":
-        code, out, _ = run("predict", "r/model.safetensors", name)
-        expected = {"no", "yes"} if name in ("data.csv", "data.parquet") else {"0", "1"}
-        assert set(out.splitlines()[1:]) == expected
+    _, out, _ = run("predict", "r/model.safetensors", name)
+    expected = {"no", "yes"} if name in ("data.csv", "data.parquet") else {"0", "1"}
+    assert set(out.splitlines()[1:]) == expected
 
 
 def test_a_regression_is_learnt_in_the_units_of_its_target(run):
@@ -205,7 +204,9 @@ def test_every_training_option_reaches_the_training(run):
         (["train", "--target", "y"], "--target: expected a DATA file"),
         (["train", "x.csv", "--dataset", "digits"], "--dataset: expected either"),
         (["train", "--hidden", "8,x"], "--hidden: expected units by layer"),
-        (["train", "--hidden", "8,0"], "layer_sizes"),
+        (["train", "--hidden", "8,0"], "--hidden: expected units by layer"),
+        (["train", "--task", "regression"], "--task: expected a DATA file"),
+        (["train", "--dataset", "planar", "--drop", "x1"], "--drop: expected a DATA file"),
         (["train", "--activation", "rleu"], "hidden: unknown name 'rleu'; did you mean 'relu'"),
         (["train", "--initializer", "he"], "initializer: unknown name 'he'"),
         (["train", "--optimizer", "adamx"], "optimizer: unknown name 'adamx'; did you mean"),
@@ -299,6 +300,12 @@ def test_a_full_disk_leaves_no_part_of_a_run(run, monkeypatch):
     assert list(Path().iterdir()) == []
 
 
+def test_a_failed_run_leaves_the_folder_that_was_there_before(run):
+    Path("mine").mkdir()
+    assert run("train", "--epochs", "-1", "--out", "mine")[0] == 2
+    assert list(Path().iterdir()) == [Path("mine")]
+
+
 def test_control_c_keeps_what_was_learnt(run, monkeypatch):
     import nnbackend.training
 
@@ -313,7 +320,7 @@ def test_control_c_keeps_what_was_learnt(run, monkeypatch):
 
     monkeypatch.setattr(nnbackend.training._Loop, "_epoch", interrupted)
     code, out, _ = run("train", "--out", "r", "--json")
-    assert code == 0
+    assert code == 130
     result = json.loads(out)
     assert result["history"]["stopped"] == "interrupted"
     assert len(result["history"]["loss"]) == 3

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nnbackend.checks import lookup
+from nnbackend.core.initializers import INITIALIZERS
 from nnbackend.core.types import Array, Namespace
 from nnbackend.errors import InputError
 
@@ -158,7 +159,7 @@ def _silu_derivative(xp: Namespace, Z: Array, _A: Array) -> Array:
 # GELU in its tanh form is Z sigmoid(2 c (Z + a Z^3)); the standard has no erf for the exact form.
 _GELU_SCALE = 2.0 * math.sqrt(2.0 / math.pi)
 _GELU_CUBIC = 0.044715
-_GELU_SATURATED = 16.0  # beyond it the sigmoid is 0 or 1 in float64, and a cube could overflow
+_GELU_SATURATED = 32.0  # beyond it the sigmoid is 0 or 1 in float64, and a cube could overflow
 
 
 def _gelu_gate(xp: Namespace, Z: Array) -> tuple[Array, Array]:
@@ -183,6 +184,22 @@ def _exp(xp: Namespace, Z: Array) -> Array:
     return xp.exp(Z)
 
 
+def _identity_pullback(_xp: Namespace, dA: Array, _A: Array) -> Array:
+    return dA
+
+
+def _sigmoid_pullback(_xp: Namespace, dA: Array, A: Array) -> Array:
+    return dA * A * (1.0 - A)
+
+
+def _softmax_pullback(xp: Namespace, dA: Array, A: Array) -> Array:
+    return A * (dA - xp.sum(dA * A, axis=-1, keepdims=True))
+
+
+def _exp_pullback(_xp: Namespace, dA: Array, A: Array) -> Array:
+    return dA * A
+
+
 ACTIVATIONS: dict[str, Activation] = {
     entry.name: entry
     for entry in (
@@ -202,14 +219,10 @@ ACTIVATIONS["logistic"] = ACTIVATIONS["sigmoid"]  # scikit-learn's name
 OUTPUTS: dict[str, Output] = {
     entry.name: entry
     for entry in (
-        Output("identity", _identity, lambda _xp, dA, _A: dA),
-        Output("sigmoid", sigmoid, lambda _xp, dA, A: dA * A * (1.0 - A)),
-        Output(
-            "softmax",
-            softmax,
-            lambda xp, dA, A: A * (dA - xp.sum(dA * A, axis=-1, keepdims=True)),
-        ),
-        Output("exp", _exp, lambda _xp, dA, A: dA * A),
+        Output("identity", _identity, _identity_pullback),
+        Output("sigmoid", sigmoid, _sigmoid_pullback),
+        Output("softmax", softmax, _softmax_pullback),
+        Output("exp", _exp, _exp_pullback),
     )
 }
 OUTPUTS["logistic"] = OUTPUTS["sigmoid"]
@@ -265,6 +278,7 @@ def register_activation(
     for argument, value in (("function", function), ("derivative", derivative)):
         if not callable(value):
             raise InputError(f"{argument}: expected a callable, got {value!r}")
+    lookup("initializer", initializer, INITIALIZERS)
     ACTIVATIONS[name] = Activation(name, function, derivative, initializer)
     return ACTIVATIONS[name]
 

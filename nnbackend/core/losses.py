@@ -48,7 +48,9 @@ def one_hot(xp: Namespace, labels: Array, n_classes: int, dtype: object) -> Arra
     array([[0., 0., 1.],
            [1., 0., 0.]], dtype=float32)
     """
-    classes = xp.arange(n_classes, dtype=labels.dtype, device=labels.device)
+    # Under JAX's tracing an array has no device.
+    device = getattr(labels, "device", None)
+    classes = xp.arange(n_classes, dtype=labels.dtype, device=device)
     return xp.astype(xp.expand_dims(labels, axis=-1) == classes, dtype)
 
 
@@ -183,7 +185,9 @@ class SoftmaxCrossEntropy(Loss):
         """Return -Y log softmax(Z) and softmax(Z) - Y, for rows of Y that sum to one."""
         shifted = Z - xp.max(Z, axis=-1, keepdims=True)
         log_sum = xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
-        return Y * (log_sum - shifted), softmax(xp, Z) - Y
+        # A class of target 0 adds nothing, however far below the largest its logit lies.
+        distance = xp.where(Y != 0, log_sum - shifted, xp.zeros_like(Z))
+        return Y * distance, softmax(xp, Z) - Y
 
 
 @dataclass(frozen=True)

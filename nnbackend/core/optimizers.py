@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 from nnbackend.checks import lookup, real
-from nnbackend.core.schedules import Schedule, as_schedule
+from nnbackend.core.schedules import Schedule
 from nnbackend.core.types import Array, Namespace
 from nnbackend.errors import InputError
 
@@ -73,9 +73,9 @@ class Optimizer(ABC):
         """Return new parameters and state; all arrays are (..., n_parameters) of one dtype."""
 
     def _check(self, **bounds: dict[str, float]) -> None:
-        as_schedule(self.learning_rate)
         if not isinstance(self.learning_rate, Schedule):
-            object.__setattr__(self, "learning_rate", float(self.learning_rate))
+            rate = real("learning_rate", self.learning_rate, above=0.0)
+            object.__setattr__(self, "learning_rate", rate)
         for name, bound in bounds.items():
             object.__setattr__(self, name, real(name, getattr(self, name), **bound))
 
@@ -117,6 +117,8 @@ class SGD(Optimizer):
 
     def __post_init__(self) -> None:
         self._check(momentum=_FRACTION, dampening=_FRACTION, weight_decay=_NOT_NEGATIVE)
+        if not isinstance(self.nesterov, bool):
+            raise InputError(f"nesterov: expected True or False, got {self.nesterov!r}")
         if self.nesterov and (self.momentum == 0.0 or self.dampening != 0.0):
             raise InputError(
                 "nesterov: expected momentum > 0 and dampening 0 with nesterov=True, got "
@@ -130,7 +132,7 @@ class SGD(Optimizer):
 
     def coefficients(self, learning_rate: float, step: int) -> Coefficients:
         """Return the learning rate and the share of the gradient in the velocity."""
-        return learning_rate, 1.0 if step == 1 else 1.0 - self.dampening
+        return float(learning_rate), 1.0 if step == 1 else 1.0 - self.dampening
 
     def update(
         self,
@@ -198,7 +200,7 @@ class RMSprop(Optimizer):
     def coefficients(self, learning_rate: float, step: int) -> Coefficients:
         """Return the learning rate."""
         del step
-        return (learning_rate,)
+        return (float(learning_rate),)
 
     def update(
         self,
@@ -219,7 +221,8 @@ class RMSprop(Optimizer):
         if self.centered:
             mean = self.decay * rest.pop(0) + (1.0 - self.decay) * gradient
             new_state.append(mean)
-            spread = mean_square - mean * mean
+            # Rounding can push a variance near zero below it.
+            spread = xp.maximum(mean_square - mean * mean, xp.zeros_like(mean))
         direction = gradient / (xp.sqrt(spread) + self.epsilon)
         if self.momentum:
             direction = self.momentum * rest.pop(0) + direction
@@ -273,7 +276,7 @@ class Adagrad(Optimizer):
 
     def coefficients(self, learning_rate: float, step: int) -> Coefficients:
         """Return the decayed learning rate."""
-        return (learning_rate / (1.0 + (step - 1) * self.decay),)
+        return (float(learning_rate) / (1.0 + (step - 1) * self.decay),)
 
     def update(
         self,
@@ -338,6 +341,7 @@ class Adam(Optimizer):
 
     def coefficients(self, learning_rate: float, step: int) -> Coefficients:
         """Return learning_rate / (1 - beta1^t), sqrt(1 - beta2^t) and the learning rate."""
+        learning_rate = float(learning_rate)
         correction1 = 1.0 - self.beta1**step
         correction2 = (1.0 - self.beta2**step) ** 0.5
         return learning_rate / correction1, correction2, learning_rate
@@ -407,8 +411,13 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 }
 
 
-def optimizer(value: str | Optimizer, **options: Any) -> Optimizer:
+def optimizer(value: Any, **options: Any) -> Optimizer:
     """Return the optimizer that ``value`` is, or names, built with ``options``."""
     if isinstance(value, Optimizer):
         return value
+    if isinstance(value, type) and issubclass(value, Optimizer):
+        raise InputError(
+            f"optimizer: expected an instance, got the class {value.__name__}; did you mean "
+            f"{value.__name__}()?"
+        )
     return lookup("optimizer", value, OPTIMIZERS)(**options)

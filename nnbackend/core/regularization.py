@@ -100,6 +100,9 @@ def clip_by_global_norm(xp: Namespace, gradient: Array, max_norm: float) -> Arra
     >>> clip_by_global_norm(np, np.asarray([3.0, 4.0]), max_norm=1.0).round(4)
     array([0.6, 0.8])
     """
-    norm = xp.sqrt(xp.sum(gradient * gradient, axis=-1, keepdims=True))
+    # Squared relative to the largest element, so that no square overflows.
+    largest = xp.max(xp.abs(gradient), axis=-1, keepdims=True)
+    relative = gradient / xp.where(largest > 0, largest, xp.ones_like(largest))
+    norm = largest * xp.sqrt(xp.sum(relative * relative, axis=-1, keepdims=True))
     factor = max_norm / (norm + 1e-6)
     return gradient * xp.minimum(factor, xp.ones_like(factor))

@@ -64,10 +64,10 @@ class Schedule(ABC):
         return state
 
     def _check(self, **bounds: dict[str, float]) -> None:
-        """Replace every named field by its checked Python float; None stays."""
+        """Replace every named field by its checked Python float; epochs may be None."""
         for name, bound in bounds.items():
             value = getattr(self, name)
-            if value is not None:
+            if value is not None or name != "epochs":
                 object.__setattr__(self, name, real(name, value, **bound))
 
 
@@ -106,12 +106,18 @@ class StepDecay(Schedule):
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        self._check(learning_rate={"above": 0.0}, every={"above": 0.0}, factor={"above": 0.0})
+        self._check(
+            learning_rate={"above": 0.0},
+            every={"above": 0.0},
+            factor={"above": 0.0, "maximum": 1.0},
+        )
 
     def rate(self, clock: Clock, state: Any = None) -> float:
         """Return learning_rate * factor ** floor(epoch / every)."""
         del state
-        return self.learning_rate * self.factor ** math.floor(clock.epoch / self.every)
+        # In steps, and with a grain of tolerance: 0.3 / 0.1 is 2.9999999999999996.
+        decays = math.floor(clock.step / (self.every * clock.steps_per_epoch) + 1e-9)
+        return self.learning_rate * self.factor**decays
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ class Exponential(Schedule):
     factor: float
 
     def __post_init__(self) -> None:
-        self._check(learning_rate={"above": 0.0}, factor={"above": 0.0})
+        self._check(learning_rate={"above": 0.0}, factor={"above": 0.0, "maximum": 1.0})
 
     def rate(self, clock: Clock, state: Any = None) -> float:
         """Return learning_rate * factor ** epoch."""
@@ -182,7 +188,8 @@ class LinearWarmup(Schedule):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "learning_rate", as_schedule(self.learning_rate))
-        self._check(epochs={"above": 0.0}, start_factor={"minimum": 0.0, "maximum": 1.0})
+        object.__setattr__(self, "epochs", real("epochs", self.epochs, above=0.0))
+        self._check(start_factor={"minimum": 0.0, "maximum": 1.0})
 
     @property
     def _inner(self) -> Schedule:
@@ -343,7 +350,8 @@ class ReduceOnPlateau(Schedule):
     def observe(self, state: _PlateauState, loss: float) -> _PlateauState:
         """Return the state after an epoch."""
         rate, best, bad_epochs, cooldown = state
-        if loss < best * (1.0 - self.threshold):
+        # torch's best * (1 - threshold), which for a negative loss would allow it to rise.
+        if math.isinf(best) or loss < best - self.threshold * abs(best):
             best, bad_epochs = loss, 0
         else:
             bad_epochs += 1

@@ -1,0 +1,37 @@
+"""Fixtures: one array library per ``backend``, and the frameworks that serve as oracles."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+from hypothesis import settings
+
+pytest.register_assert_rewrite("backends")
+
+from backends import PARAMETERS, load, require  # noqa: E402 - its asserts are rewritten first
+
+# Drawn examples are the same at every run, and slow machines do not fail.
+settings.register_profile(
+    "nnbackend", deadline=None, derandomize=True, max_examples=40, database=None
+)
+settings.load_profile("nnbackend")
+
+if importlib.util.find_spec("jax") is not None:
+    import jax
+
+    # Set before the first array is made; results shall not depend on a GPU being there.
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_platforms", "cpu")
+    # Nearly all the time goes into compiling each operation for each shape.
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session", params=PARAMETERS)
+def backend(request):
+    return load(*request.param)
+
+
+@pytest.fixture(scope="session")
+def torch():
+    return require("torch")

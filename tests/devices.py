@@ -1,0 +1,35 @@
+"""The devices that tests run on: always the CPU, and the GPU where CuPy can use one."""
+
+import numpy as np
+import pytest
+
+from nnbackend.device import device_of, get_device
+from nnbackend.errors import DeviceError
+
+__all__ = ["needs_cuda", "on_each_device", "to_host"]
+
+
+def _why_not_cuda():
+    try:
+        get_device("cuda")
+    except DeviceError as error:
+        return str(error)
+    return ""
+
+
+_REASON = _why_not_cuda()
+_CUDA_MARKS = (pytest.mark.cuda, pytest.mark.skipif(bool(_REASON), reason=_REASON))
+
+on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=_CUDA_MARKS)])
+
+
+def needs_cuda(test):
+    """Mark a test as one for machines with a GPU."""
+    for mark in _CUDA_MARKS:
+        test = mark(test)
+    return test
+
+
+def to_host(x):
+    """Return an array of any device as a NumPy array of its own memory."""
+    return np.array(device_of(x).to_numpy(x))

@@ -1,0 +1,115 @@
+"""Importing nnbackend is light, and one module alone knows CuPy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nnbackend
+
+PACKAGE = Path(nnbackend.__file__).parent
+HEAVY = [
+    "cupy", "numba", "sklearn", "matplotlib", "rich", "pyarrow", "torch", "jax", "scipy",
+    "safetensors", "pandas", "onnx", "onnxruntime", "ndonnx", "mpi4py",
+]  # fmt: skip
+
+
+def fresh_process(code):
+    """Return what a new Python prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_importing_nnbackend_loads_nothing_heavy():
+    loaded = fresh_process("import sys, nnbackend; print(*sys.modules)").split()
+    assert "nnbackend.training" in loaded
+    assert [name for name in HEAVY if name in loaded] == []
+
+
+def test_training_and_predicting_on_the_cpu_loads_nothing_heavy():
+    loaded = fresh_process(
+        "import sys, nnbackend as nb\n"
+        "net = nb.Network([2, 3, 1], device='cpu')\n"
+        "nb.train(net, [[0.0, 1.0], [1.0, 0.0]], [0, 1], epochs=1)\n"
+        "net.predict([[0.0, 1.0]])\n"
+        "print(*sys.modules)"
+    ).split()
+    assert [name for name in HEAVY if name in loaded] == []
+
+
+def test_importing_nnbackend_adds_less_than_a_tenth_of_a_second_to_numpy():
+    # The bound is the specification's; the best of five, since other processes only add to it.
+    code = (
+        "import numpy, time; start = time.perf_counter(); import nnbackend; "
+        "print(time.perf_counter() - start)"
+    )
+    assert min(float(fresh_process(code)) for _ in range(5)) < 0.1
+
+
+def imports_of(source):
+    """Return every module that a source text imports, by statement or by a literal name."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "__import__", "import_module", "importlib.import_module",
+        ):  # fmt: skip
+            found.append(ast.unparse(node.args[0]).strip("'\""))
+    return found
+
+
+def is_cupy(module):
+    return "cupy" in module.replace("{", ".").split(".")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import cupy",
+        "import cupy.cuda as cuda",
+        "from cupy import asarray",
+        "def f():\n    import numpy, cupy",
+        "importlib.import_module('cupy')",
+        "from array_api_compat import cupy",
+        "import array_api_compat.cupy as xp",
+    ],
+)
+def test_the_scan_finds_imports_of_cupy(source):
+    assert any(map(is_cupy, imports_of(source)))
+
+
+def test_device_alone_imports_cupy():
+    sources = {
+        path.relative_to(PACKAGE).as_posix(): path.read_text() for path in PACKAGE.rglob("*.py")
+    }
+    importing = {name for name, source in sources.items() if any(map(is_cupy, imports_of(source)))}
+    assert len(sources) > 15, "the scan has to see the package"
+    assert importing == {"device.py"}
+
+
+def test_the_core_imports_no_array_library():
+    libraries = {"numpy", "cupy", "torch", "jax", "array_api_compat", "array_api_strict"}
+    for path in (PACKAGE / "core").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        # What stands under TYPE_CHECKING is for the reader, not for the program.
+        tree.body = [
+            node
+            for node in tree.body
+            if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        ]
+        roots = {module.partition(".")[0] for module in imports_of(ast.unparse(tree))}
+        assert not roots & libraries, path.name
+
+
+def test_the_public_names_exist_and_are_listed_once():
+    assert len(set(nnbackend.__all__)) == len(nnbackend.__all__)
+    for name in nnbackend.__all__:
+        assert getattr(nnbackend, name) is not None
