@@ -1,22 +1,27 @@
 """nnbackend: fully connected neural networks, one mathematics on NumPy (CPU) and CuPy (CUDA)."""
 
-from nnbackend.core import losses, schedules
-from nnbackend.core.activations import Activation, register_activation
-from nnbackend.core.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
-from nnbackend.device import devices
-from nnbackend.errors import (
-    DeviceError,
-    DivergenceError,
-    GradientMismatchError,
-    InputError,
-    MissingDependencyError,
-    ModelFileError,
-    NNBackendError,
-)
-from nnbackend.gradient_check import GradientReport, check_gradients
-from nnbackend.network import Gradients, Network
-from nnbackend.persistence import load, save
-from nnbackend.training import EarlyStopping, History, TrainingState, train
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnbackend.core import losses, schedules
+    from nnbackend.core.activations import Activation, register_activation
+    from nnbackend.core.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
+    from nnbackend.device import devices
+    from nnbackend.errors import (
+        DeviceError,
+        DivergenceError,
+        GradientMismatchError,
+        InputError,
+        MissingDependencyError,
+        ModelFileError,
+        NNBackendError,
+    )
+    from nnbackend.gradient_check import GradientReport, check_gradients
+    from nnbackend.network import Gradients, Network
+    from nnbackend.persistence import load, save
+    from nnbackend.training import EarlyStopping, History, TrainingState, train
 
 __version__ = "0.1.0"
 
@@ -50,3 +55,42 @@ __all__ = [
     "schedules",
     "train",
 ]
+
+# Where each public name lives; it is imported when it is first used (PEP 562).
+_HOMES = {
+    "nnbackend.core.activations": ("Activation", "register_activation"),
+    "nnbackend.core.optimizers": ("SGD", "Adagrad", "Adam", "AdamW", "RMSprop"),
+    "nnbackend.device": ("devices",),
+    "nnbackend.errors": (
+        "DeviceError",
+        "DivergenceError",
+        "GradientMismatchError",
+        "InputError",
+        "MissingDependencyError",
+        "ModelFileError",
+        "NNBackendError",
+    ),
+    "nnbackend.gradient_check": ("GradientReport", "check_gradients"),
+    "nnbackend.network": ("Gradients", "Network"),
+    "nnbackend.persistence": ("load", "save"),
+    "nnbackend.training": ("EarlyStopping", "History", "TrainingState", "train"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = {"losses": "nnbackend.core.losses", "schedules": "nnbackend.core.schedules"}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in _MODULES:
+        value: Any = import_module(_MODULES[name])
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module 'nnbackend' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

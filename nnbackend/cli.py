@@ -20,6 +20,7 @@ from nnbackend.core.losses import LOSSES
 from nnbackend.core.optimizers import OPTIMIZERS, SGD, AdamW, Optimizer, optimizer
 from nnbackend.core.schedules import Constant, Cosine, InverseScaling, OneCycle, ReduceOnPlateau
 from nnbackend.datasets import DATASETS, load_dataset
+from nnbackend.device import devices, get_device
 from nnbackend.errors import InputError, MissingDependencyError, NNBackendError
 
 if TYPE_CHECKING:
@@ -535,11 +536,11 @@ def _environment() -> dict[str, Any]:
             if info.memory_bytes is None
             else f"{info.memory_bytes / 2**30:.1f} GiB",
         }
-        for info in nnbackend.devices()
+        for info in devices()
     ]
     if len(facts["devices"]) == 1:
         try:
-            nnbackend.device.get_device("cuda")
+            get_device("cuda")
         except NNBackendError as error:
             facts["CUDA"] = str(error)
     return facts

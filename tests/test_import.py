@@ -26,7 +26,8 @@ def fresh_process(code):
 
 
 def test_importing_nnbackend_loads_nothing_heavy():
-    loaded = fresh_process("import sys, nnbackend; print(*sys.modules)").split()
+    code = "import sys, nnbackend; nnbackend.Network, nnbackend.train; print(*sys.modules)"
+    loaded = fresh_process(code).split()
     assert "nnbackend.training" in loaded
     assert [name for name in HEAVY if name in loaded] == []
 
@@ -49,6 +50,15 @@ def test_importing_nnbackend_adds_less_than_a_tenth_of_a_second_to_numpy():
         "print(time.perf_counter() - start)"
     )
     assert min(float(fresh_process(code)) for _ in range(5)) < 0.1
+
+
+def test_every_public_name_is_found_and_listed():
+    import nnbackend
+
+    assert [name for name in nnbackend.__all__ if not hasattr(nnbackend, name)] == []
+    assert set(nnbackend.__all__) <= set(dir(nnbackend))
+    with pytest.raises(AttributeError, match="'nnbackend' has no attribute 'Netwrok'"):
+        nnbackend.Netwrok  # noqa: B018
 
 
 def imports_of(source):

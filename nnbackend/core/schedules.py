@@ -257,7 +257,6 @@ class OneCycle(Schedule):
         if clock.step <= top:
             begin, end, t = initial, self.learning_rate, clock.step / top if top else 1.0
         else:
-            top = max(top, 0.0)
             begin, end = self.learning_rate, final
             t = min((clock.step - top) / (last - top), 1.0) if last > top else 1.0
         return end + (begin - end) * 0.5 * (1.0 + math.cos(math.pi * t))
@@ -304,6 +303,7 @@ class ReduceOnPlateau(Schedule):
     """Lower the rate when the loss has stopped falling (torch's ``ReduceLROnPlateau``).
 
     What is watched is the validation loss where there is validation data, else the training loss.
+    Unlike torch's, a reduction of any size is made, and a negative loss has to fall, too.
 
     Parameters
     ----------
