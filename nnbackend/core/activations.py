@@ -122,17 +122,17 @@ def _relu(xp: Namespace, Z: Array) -> Array:
     return xp.maximum(Z, xp.zeros_like(Z))
 
 
-def _relu_derivative(xp: Namespace, Z: Array, _A: Array) -> Array:
-    return xp.astype(Z > 0, Z.dtype)
+def _relu_derivative(xp: Namespace, _Z: Array, A: Array) -> Array:
+    return xp.astype(A > 0, A.dtype)
 
 
 def _leaky_relu(xp: Namespace, Z: Array) -> Array:
     return xp.where(Z > 0, Z, LEAKY_RELU_SLOPE * Z)
 
 
-def _leaky_relu_derivative(xp: Namespace, Z: Array, _A: Array) -> Array:
-    one = xp.ones_like(Z)
-    return xp.where(Z > 0, one, LEAKY_RELU_SLOPE * one)
+def _leaky_relu_derivative(xp: Namespace, _Z: Array, A: Array) -> Array:
+    one = xp.ones_like(A)
+    return xp.where(A > 0, one, LEAKY_RELU_SLOPE * one)
 
 
 def _elu(xp: Namespace, Z: Array) -> Array:

@@ -34,6 +34,7 @@ __all__ = [
     "SquaredError",
     "implied_loss",
     "loss_function",
+    "mean",
     "one_hot",
 ]
 
@@ -124,14 +125,37 @@ class Loss(ABC):
         >>> float(J), dZ.tolist()
         (1.0, [[1.0], [0.0]])
         """
-        element, derivative = self.elements(xp, Z, self.targets(xp, Z, y))
-        if sample_weight is None:
-            n_samples = Z.shape[-2]
-            return xp.sum(element, axis=(-2, -1)) / n_samples, derivative / n_samples
-        total = xp.sum(sample_weight, axis=-1, keepdims=True)
-        share = sample_weight / xp.where(total > 0, total, xp.ones_like(total))
-        share = xp.expand_dims(share, axis=-1)
-        return xp.sum(element * share, axis=(-2, -1)), derivative * share
+        return mean(xp, *self.elements(xp, Z, self.targets(xp, Z, y)), sample_weight)
+
+
+def mean(
+    xp: Namespace, element: Array, derivative: Array, sample_weight: Array | None = None
+) -> tuple[Array, Array]:
+    """Return the one reduction of all losses, of l and of its derivative, element by element.
+
+    Parameters
+    ----------
+    xp : namespace
+        The array API namespace of the arrays.
+    element, derivative : array (..., n_samples, n_outputs)
+        l, and dl/dZ.
+    sample_weight : array (..., n_samples), optional
+        Non-negative weights.
+
+    Returns
+    -------
+    J : array (...)
+        sum_i w[i] sum_k l[i, k] / sum_i w[i].
+    dZ : array (..., n_samples, n_outputs)
+        w[i] dl/dZ[i, k] / sum_i w[i].
+    """
+    if sample_weight is None:
+        n_samples = element.shape[-2]
+        return xp.sum(element, axis=(-2, -1)) / n_samples, derivative / n_samples
+    total = xp.sum(sample_weight, axis=-1, keepdims=True)
+    share = sample_weight / xp.where(total > 0, total, xp.ones_like(total))
+    share = xp.expand_dims(share, axis=-1)
+    return xp.sum(element * share, axis=(-2, -1)), derivative * share
 
 
 @dataclass(frozen=True)

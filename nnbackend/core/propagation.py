@@ -6,11 +6,20 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from nnbackend.core import dense
-from nnbackend.core.losses import Loss
+from nnbackend.core.activations import Output
+from nnbackend.core.losses import Loss, mean
 from nnbackend.core.structure import Structure
 from nnbackend.core.types import Array, Namespace
 
-__all__ = ["Trace", "backward", "forward", "logits", "loss_and_gradients", "output_loss"]
+__all__ = [
+    "Trace",
+    "backward",
+    "forward",
+    "logits",
+    "loss_and_gradients",
+    "output_elements",
+    "output_loss",
+]
 
 Masks = Sequence[Array | None]
 
@@ -93,6 +102,38 @@ def logits(
     return Z
 
 
+def output_elements(
+    xp: Namespace, output: Output, loss: Loss, logits: Array, y: Array
+) -> tuple[Array, Array]:
+    """Return the loss and its derivative with respect to the logits, element by element.
+
+    A loss that is written for this output's logits gets them as they are; one on ``"identity"``
+    gets the predictions, and its gradient is pulled back through the output activation.
+
+    Parameters
+    ----------
+    xp : namespace
+        The array API namespace of the arrays.
+    output : Output
+        The output activation.
+    loss : Loss
+        A loss that fits it.
+    logits : array (..., n_samples, n_outputs)
+        Z of the output layer.
+    y : array
+        As in ``Loss.value_and_gradient``.
+
+    Returns
+    -------
+    l, dl : arrays (..., n_samples, n_outputs)
+    """
+    if loss.output == output.name:
+        return loss.elements(xp, logits, loss.targets(xp, logits, y))
+    A = output.function(xp, logits)
+    element, dA = loss.elements(xp, A, loss.targets(xp, A, y))
+    return element, output.pullback(xp, dA, A)
+
+
 def output_loss(
     xp: Namespace,
     structure: Structure,
@@ -101,10 +142,7 @@ def output_loss(
     y: Array,
     sample_weight: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Return the loss of logits and its gradient with respect to them.
-
-    A loss that is written for this output's logits gets them as they are; one on ``"identity"``
-    gets the predictions, and its gradient is pulled back through the output activation.
+    """Return the loss of logits and its gradient: the mean of ``output_elements``.
 
     Parameters
     ----------
@@ -124,11 +162,7 @@ def output_loss(
     J : array (...)
     dZ : array (..., n_samples, n_outputs)
     """
-    if loss.output == structure.output.name:
-        return loss.value_and_gradient(xp, logits, y, sample_weight)
-    A = structure.output.function(xp, logits)
-    J, dA = loss.value_and_gradient(xp, A, y, sample_weight)
-    return J, structure.output.pullback(xp, dA, A)
+    return mean(xp, *output_elements(xp, structure.output, loss, logits, y), sample_weight)
 
 
 def backward(

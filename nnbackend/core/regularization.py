@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from nnbackend.core.types import Array, Namespace
 
-__all__ = ["clip_by_global_norm", "clip_by_value", "dropout_mask", "penalty"]
+__all__ = ["clip_by_global_norm", "clip_by_value", "dropout_mask", "penalty", "penalty_elements"]
 
 
 def penalty(
@@ -39,12 +39,14 @@ def penalty(
     >>> round(float(value), 6), gradient.round(6).tolist()
     (2.5, [[0.8], [-0.6]])
     """
-    values = [
-        l1 * xp.sum(xp.abs(W), axis=(-2, -1)) + 0.5 * l2 * xp.sum(W * W, axis=(-2, -1))
-        for W in weights
-    ]
-    gradients = [l1 * xp.sign(W) + l2 * W for W in weights]
-    return sum(values[1:], values[0]), gradients
+    elements = [penalty_elements(xp, W, l1, l2) for W in weights]
+    values = [xp.sum(value, axis=(-2, -1)) for value, _ in elements]
+    return sum(values[1:], values[0]), [gradient for _, gradient in elements]
+
+
+def penalty_elements(xp: Namespace, W: Array, l1: float, l2: float) -> tuple[Array, Array]:
+    """Return l1 abs(W) + l2 / 2 W^2 and its derivative l1 sign(W) + l2 W, element by element."""
+    return l1 * xp.abs(W) + 0.5 * l2 * W * W, l1 * xp.sign(W) + l2 * W
 
 
 def dropout_mask(xp: Namespace, uniform: Array, rate: float) -> Array:
