@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 def nearest(name: str, known: Collection[str]) -> str:
     """Return a hint such as ``"; did you mean 'relu'?"``, or the whole list if nothing is near."""
-    close = get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    close = get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(sorted(known))}"

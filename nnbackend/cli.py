@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except NNBackendError as error:
-        print(f"nnbackend {options.command}: {error}", file=sys.stderr)
+        print(f"nnbackend {options.command}: {_in_options(error, options)}", file=sys.stderr)
         return 2
     except MemoryError as error:
         print(f"nnbackend {options.command}: not enough memory ({error})", file=sys.stderr)
@@ -80,6 +80,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 141
     return 0
+
+
+def _in_options(error: NNBackendError, options: argparse.Namespace) -> str:
+    """Return an error's sentence with the option that was typed for the library's argument."""
+    name, colon, rest = str(error).partition(":")
+    if name == "path" and options.command != "train":
+        return f"MODEL:{rest}"
+    option = {"hidden": "activation", "path": "out"}.get(name, name)
+    if options.command == "train" and hasattr(options, option) and name.isidentifier():
+        return f"--{option.replace('_', '-')}{colon}{rest}"
+    return str(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,7 +111,8 @@ def _add_train(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="train a network on a file, or on real data that comes along",
-        description="Train a network. With no DATA, on the breast-cancer data of scikit-learn.",
+        description="Train a network. With no DATA, on the breast-cancer data of scikit-learn. "
+        "Defaults are in parentheses; with *, for a file: data that comes along has its own.",
     )
     parser.add_argument(
         "data",
@@ -113,30 +125,49 @@ def _add_train(commands: Any) -> None:
     )
     _add_target(parser)
     parser.add_argument(
-        "--drop", metavar="COL", action="append", default=[], help="a column to leave out (repeat)"
+        "--drop", metavar="COL", action="append", default=[], help="columns to leave out: A,B"
     )
-    parser.add_argument("--task", choices=["auto", "classification", "regression"], default="auto")
+    parser.add_argument(
+        "--task",
+        choices=["auto", "classification", "regression"],
+        default="auto",
+        help="auto: text, booleans and whole numbers of at most 20 distinct values are classes",
+    )
     network = parser.add_argument_group("network")
-    network.add_argument("--hidden", metavar="16,8", help="hidden units by layer, or 'none'")
-    network.add_argument("--activation", metavar="NAME", help=", ".join(ACTIVATIONS))
-    network.add_argument("--initializer", metavar="NAME", help=", ".join(INITIALIZERS))
-    network.add_argument("--dropout", type=float, metavar="RATE")
+    network.add_argument(
+        "--hidden", metavar="16,8", help="hidden units by layer, or 'none' (64,32 *)"
+    )
+    network.add_argument("--activation", metavar="NAME", help=f"{', '.join(ACTIVATIONS)} (relu *)")
+    network.add_argument(
+        "--initializer", metavar="NAME", help=f"{', '.join(INITIALIZERS)} (by activation *)"
+    )
+    network.add_argument("--dropout", type=float, metavar="RATE", help="of hidden units (0 *)")
     network.add_argument("--dtype", metavar="NAME", help="float32 (default) or float64")
     network.add_argument("--device", metavar="NAME", help="cpu (default), cuda, cuda:N, auto")
     training = parser.add_argument_group("training")
-    training.add_argument("--loss", metavar="NAME", help=", ".join(LOSSES.keys() - {"poisson"}))
-    training.add_argument("--optimizer", metavar="NAME", help=", ".join(OPTIMIZERS))
-    training.add_argument("--learning-rate", type=float, metavar="RATE")
-    training.add_argument("--weight-decay", type=float, metavar="STRENGTH")
-    training.add_argument("--schedule", metavar="NAME", help=", ".join(SCHEDULES))
-    training.add_argument("--epochs", type=int, metavar="N")
-    training.add_argument("--batch-size", metavar="N", help="examples per step, or 'full'")
-    training.add_argument("--patience", type=int, metavar="N", help="0: no early stopping")
-    training.add_argument("--l1", type=float, metavar="STRENGTH")
-    training.add_argument("--l2", type=float, metavar="STRENGTH")
-    training.add_argument("--clip-norm", type=float, metavar="NORM")
+    training.add_argument(
+        "--loss",
+        metavar="NAME",
+        help=f"{', '.join(name for name in LOSSES if name != 'poisson')} (by task)",
+    )
+    training.add_argument("--optimizer", metavar="NAME", help=f"{', '.join(OPTIMIZERS)} (adamw *)")
+    training.add_argument("--learning-rate", type=float, metavar="RATE", help="(0.001 *)")
+    training.add_argument("--weight-decay", type=float, metavar="STRENGTH", help="(0.01 *)")
+    training.add_argument("--schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)} (constant *)")
+    training.add_argument("--epochs", type=int, metavar="N", help="at most (200 *)")
+    training.add_argument("--batch-size", metavar="N", help="examples per step, or 'full' (32 *)")
+    training.add_argument(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="epochs without a lower validation loss (training loss with --validation 0) that end "
+        "the training; 0: no early stopping (20 *)",
+    )
+    training.add_argument("--l1", type=float, metavar="STRENGTH", help="penalty (0)")
+    training.add_argument("--l2", type=float, metavar="STRENGTH", help="penalty (0)")
+    training.add_argument("--clip-norm", type=float, metavar="NORM", help="(no clipping)")
     training.add_argument("--engine", metavar="NAME", help="auto (default), reference")
-    training.add_argument("--seed", type=int, metavar="N")
+    training.add_argument("--seed", type=int, metavar="N", help="of the split and the training (0)")
     training.add_argument("--validation", type=float, metavar="SHARE", help="default 0.2")
     training.add_argument("--held-out", type=float, metavar="SHARE", help="default 0.2")
     parser.add_argument("--out", metavar="FOLDER", help="run folder (default: runs/NAME-DATE-TIME)")
@@ -198,9 +229,9 @@ def _train(options: argparse.Namespace) -> None:
     try:
         if not options.json:
             print(f"{_describe(dataset)}\n{net}: {net.n_parameters:,} parameters", flush=True)
-        with _progress(experiment.epochs, shown=not options.json) as callbacks:
+        with _first_interrupt_only(), _progress(experiment, options.json) as callbacks:
             result = experiment.run(dataset, net, callbacks)
-        files = result.write(folder)
+            files = result.write(folder)
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):
@@ -219,6 +250,12 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _chosen_data(options: argparse.Namespace) -> tuple[Dataset, dict[str, Any]]:
+    if options.data in DATASETS and not Path(options.data).exists():
+        raise InputError(
+            f"DATA: no such file {options.data!r}; did you mean --dataset {options.data}?"
+        )
+    if options.loss == "poisson":
+        raise InputError("--loss: 'poisson' is for counts, which the command does not train on yet")
     if options.data is None:
         if options.target is not None:
             raise InputError("--target: expected a DATA file with that column, got none")
@@ -237,7 +274,8 @@ def _chosen_data(options: argparse.Namespace) -> tuple[Dataset, dict[str, Any]]:
         )
     from nnbackend.tables import read_dataset
 
-    return read_dataset(options.data, options.target, options.drop, options.task), {}
+    drop = [name for names in options.drop for name in names.split(",")]
+    return read_dataset(options.data, options.target, drop, options.task), {}
 
 
 def _experiment(options: argparse.Namespace, preset: dict[str, Any]) -> Experiment:
@@ -318,9 +356,31 @@ def _describe(dataset: Dataset) -> str:
 
 
 @contextlib.contextmanager
-def _progress(epochs: int, *, shown: bool) -> Iterator[list[Callback]]:
+def _first_interrupt_only() -> Iterator[None]:
+    """Let the first Ctrl-C end the training, and ignore others while its outcome is written."""
+    import signal
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(_signal: int, _frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print("interrupted: writing what was learnt so far", file=sys.stderr, flush=True)
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def _progress(experiment: Experiment, quiet: bool) -> Iterator[list[Callback]]:
     """Yield the callbacks that draw a progress bar: none where there is no terminal to draw on."""
-    if not (shown and sys.stderr.isatty()):
+    if quiet or not sys.stderr.isatty():
         yield []
         return
     try:
@@ -337,7 +397,7 @@ def _progress(epochs: int, *, shown: bool) -> Iterator[list[Callback]]:
         progress.TimeElapsedColumn(),
     )
     with progress.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=epochs, losses="")
+        task = bar.add_task("training", total=experiment.epochs, losses="")
         last = 0.0
 
         def update(state: TrainingState) -> None:
@@ -370,6 +430,7 @@ def _print_result(result: Result, folder: Path, files: list[str]) -> None:
     lines.append(
         ("throughput", f"{history.samples_per_second:,.0f} examples/s, {seconds:.2f} s of training")
     )
+    lines.append(("optimizer", f"{result.experiment.optimizer}"))
     lines.append(("run folder", f"{folder}: {', '.join(files)}"))
     _print_lines(lines)
 
@@ -399,12 +460,18 @@ def _print_lines(lines: list[tuple[str, str]]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
+def _model_file(path: str) -> str:
+    """Return the model file that a path names: itself, or the one in a run folder."""
+    inside = Path(path) / "model.safetensors"
+    return str(inside) if inside.is_file() else path
+
+
 def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     """Return the loaded model, the table, and the features that the model wants of it."""
     from nnbackend.persistence import load
     from nnbackend.tables import read_table
 
-    net = load(options.model, device=options.device)
+    net = load(_model_file(options.model), device=options.device)
     table = read_table(options.data)
     known = net.feature_names or ()
     missing = [name for name in known if name not in table.columns]
@@ -438,6 +505,8 @@ def _predict(options: argparse.Namespace) -> None:
     is_single = net.output == "softmax" or (net.output == "sigmoid" and predicted.ndim == 1)
     if net.class_names is not None and is_single:
         columns["prediction"] = [net.class_names[k] for k in columns["prediction"]]
+    if options.probabilities and net.output not in ("sigmoid", "softmax"):
+        raise InputError("--probabilities: expected a classifier, got the model of a regression")
     if options.probabilities:
         probability = net.predict_proba(X)
         names = net.class_names or tuple(str(k) for k in range(probability.shape[1]))
@@ -450,7 +519,10 @@ def _predict(options: argparse.Namespace) -> None:
     else:
         from nnbackend.persistence import write_atomically
 
-        write_atomically(options.out, text.encode())
+        try:
+            write_atomically(options.out, text.encode())
+        except InputError as error:
+            raise InputError(str(error).replace("path:", "--out:", 1)) from error
 
 
 def _csv_text(columns: dict[str, list[Any]]) -> str:
@@ -489,7 +561,7 @@ def _info(options: argparse.Namespace) -> None:
     if options.model is not None:
         from nnbackend.persistence import load
 
-        net = load(options.model)
+        net = load(_model_file(options.model))
         facts = {
             "layer sizes": net.layer_sizes,
             "hidden": list(net.hidden),

@@ -27,7 +27,8 @@ from nnbackend.errors import DeviceError, InputError
 __all__ = ["Device", "DeviceInfo", "device_of", "devices", "get_device"]
 
 _INSTALL = (
-    "install it with: pip install 'nnbackend[cuda13]' (CUDA 13) or 'nnbackend[cuda12]' (CUDA 12)"
+    "install it with: pip install 'cupy-cuda13x[ctk]' (or cupy-cuda12x for CUDA 12; the extras "
+    "nnbackend[cuda13] and nnbackend[cuda12] do that)"
 )
 
 

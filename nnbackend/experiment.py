@@ -6,7 +6,7 @@ import contextlib
 import json
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -280,6 +280,15 @@ class Result:
             else repr(learning_rate),
             "batch_size": self.experiment.batch_size,
             "seed": self.experiment.seed,
+            "options": {
+                **{
+                    entry.name: getattr(self.experiment, entry.name)
+                    for entry in fields(self.experiment)
+                    if entry.name not in ("optimizer", "hidden")
+                },
+                "optimizer": repr(self.experiment.optimizer),
+                "target": self.dataset.target_name,
+            },
             "held_out": self.scores,
             "samples_per_second": history.samples_per_second if history.n_epochs else None,
             "history": history.to_dict(),
@@ -317,11 +326,12 @@ class Result:
                 self.history,
                 f"{dataset.name}: {net.layer_sizes}",
                 penalized=self.experiment.l1 > 0 or self.experiment.l2 > 0,
+                unit="standardized target" if dataset.class_names is None else None,
             ),
         }
         if dataset.class_names is not None and dataset.X.shape[1] == 2:
             files["decision_boundary.png"] = plots.decision_boundary(
-                net, dataset.X, dataset.y, f"{dataset.name}: {net.layer_sizes}", net.feature_names
+                net, dataset.X, dataset.y, f"{dataset.name}: {net.layer_sizes}"
             )
         files["held_out.csv"] = _csv(dataset, self.rows.held_out)
         written: list[str] = []

@@ -63,6 +63,11 @@ def to_array(name: str, x: Any) -> Array:
             f"{name}: expected an array without missing values, got a masked array with "
             f"{int(np.ma.getmaskarray(x).sum())} masked; fill them first"
         )
+    if x.dtype.kind in "US":
+        raise InputError(
+            f"{name}: expected real numbers, got dtype {x.dtype} (text); number classes from 0, "
+            "for example names, y = numpy.unique(y, return_inverse=True), and encode text features"
+        )
     if x.dtype.kind not in "biuf":
         raise InputError(
             f"{name}: expected real numbers, got dtype {x.dtype}; convert it to float, for example "
@@ -208,6 +213,11 @@ def check_targets(
         raise InputError(
             f"{name}: expected {expected}: one row for each of the {n_samples} examples in X and "
             f"{n_outputs} output{'s' if n_outputs > 1 else ''}, got shape {tuple(y.shape)}"
+            + (
+                "; for one class out of several use output='softmax'"
+                if loss.output == "sigmoid" and y.ndim == 1 and n_outputs > 1
+                else ""
+            )
         )
     y = place(name, y, device, dtype)
     if is_column:
@@ -235,6 +245,7 @@ def _check_labels(name: str, y: Array, n_samples: int, n_classes: int, device: D
         raise InputError(
             f"{name}: expected labels 0 to {n_classes - 1}, one for each of the {n_classes} "
             f"outputs, got {low if low < 0 else high}: that class has no column"
+            + ("; labels count from 0: subtract 1" if (low, high) == (1, n_classes) else "")
         )
     return place(name, y, device, np.int64)
 
@@ -243,7 +254,10 @@ def _check_values(name: str, y: Array, loss: Loss, device: Device) -> None:
     """Check that the values suit the loss; reads one flag from the device."""
     xp = device.xp
     if loss.output == "sigmoid":
-        wrong, expected = (y != 0) & (y != 1), "labels 0 and 1 for a sigmoid output"
+        wrong, expected = (
+            (y != 0) & (y != 1),
+            "labels 0 and 1 for a sigmoid output (for other values use output='identity')",
+        )
     elif isinstance(loss, Poisson):
         wrong, expected = y < 0, "counts >= 0 for the Poisson loss"
     elif isinstance(loss, SoftmaxCrossEntropy):

@@ -94,7 +94,9 @@ class Network:
     target_standardization : Standardization or None
         Undone on every prediction; set by ``standardize``.
     feature_names, class_names : tuple of str or None
-        Names of the columns of X and of the classes, for the reader; saved with the network.
+        Names of the columns of X and of the classes; saved with the network. The former are taken
+        from a data frame that the network is standardized or trained with; a frame given later is
+        then read by name, in whatever order its columns are.
 
     Raises
     ------
@@ -336,6 +338,7 @@ class Network:
         >>> net.standardization.mean, net.standardization.scale
         (array([  1., 200.]), array([  1., 100.]))
         """
+        X = self._in_order(X, "X")
         columns = check_features("X", X, self.layer_sizes[0], self._device)
         target = None
         if y is not None:
@@ -356,12 +359,33 @@ class Network:
         xp = self._device.xp
         self.standardization = Standardization.fit(xp, columns)
         self.target_standardization = None if target is None else Standardization.fit(xp, target)
+        self.learn_feature_names(X)
         return self
+
+    def _in_order(self, X: Any, name: str) -> Any:
+        """Return a data frame with its columns in the order of ``feature_names``."""
+        given = _column_names(X)
+        if given is None or self.feature_names is None or given == tuple(self.feature_names):
+            return X
+        missing = [column for column in self.feature_names if column not in given]
+        if missing:
+            raise InputError(
+                f"{name}: expected a data frame with the network's feature_names, the column "
+                f"{missing[0]!r} is missing; pass an array to go by position"
+            )
+        return X[list(self.feature_names)]
+
+    def learn_feature_names(self, X: Any) -> None:
+        """Take ``feature_names`` from a data frame, unless they are set."""
+        given = _column_names(X)
+        if self.feature_names is None and given is not None and len(given) == self.layer_sizes[0]:
+            self.feature_names = given
 
     @_on_device
     def prepare_features(self, X: Any, name: str = "X") -> Array:
         """Return checked, standardized features on the network's device, in its dtype."""
         dtype = DTYPES[self._dtype]
+        X = self._in_order(X, name)
         if self.standardization is None:
             return check_features(name, X, self.layer_sizes[0], self._device, dtype)
         X = check_features(name, X, self.layer_sizes[0], self._device)
@@ -543,6 +567,15 @@ class Network:
             [self._follow(dW, X) for dW in weights], [self._follow(db, X) for db in biases]
         )
         return self._follow(xp.asarray(value), X), gradients
+
+
+def _column_names(X: Any) -> tuple[str, ...] | None:
+    """Return the column names of a data frame (pandas, polars); None for anything else."""
+    columns = getattr(X, "columns", None)
+    if columns is None or not hasattr(X, "__array__"):
+        return None
+    names = tuple(columns)
+    return names if all(isinstance(name, str) for name in names) else None
 
 
 def _dtype_name(dtype: Any) -> str:

@@ -16,7 +16,9 @@ __all__ = ["decision_boundary", "loss_curves"]
 TRAINING, VALIDATION, NEUTRAL = "#1f5fa8", "#d1495b", "#555555"
 
 
-def loss_curves(history: History, title: str, *, penalized: bool = False) -> bytes:
+def loss_curves(
+    history: History, title: str, *, penalized: bool = False, unit: str | None = None
+) -> bytes:
     """Return a PNG of the loss and, where there is one, the validation loss over the epochs.
 
     Parameters
@@ -25,6 +27,8 @@ def loss_curves(history: History, title: str, *, penalized: bool = False) -> byt
         At least one epoch.
     title : str
         The heading.
+    unit : str, optional
+        What the loss is measured in.
     penalized : bool, default False
         Whether the training loss contains penalties, which the legend then says.
     """
@@ -49,7 +53,8 @@ def loss_curves(history: History, title: str, *, penalized: bool = False) -> byt
     if min(history.loss + history.validation_loss) > 0:
         axes.set_yscale("log")
     axes.set_xlabel("epoch")
-    axes.set_ylabel("loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylabel("loss" if unit is None else f"loss ({unit})")
     axes.set_title(title, fontsize=11)
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.legend(frameon=False)
@@ -61,22 +66,19 @@ def decision_boundary(
     X: np.ndarray[Any, Any],
     y: np.ndarray[Any, Any],
     title: str,
-    axis_names: tuple[str, ...] | None = None,
 ) -> bytes:
     """Return a PNG of the classes that a network with two features predicts over the plane.
 
     Parameters
     ----------
     net : Network
-        With two inputs and a sigmoid or softmax output.
+        With two inputs and a sigmoid or softmax output; its names label axes and classes.
     X : array (n_samples, 2)
-        Points to draw.
+        Points to draw: all of them, training and held-out.
     y : array (n_samples,)
         Their true classes, 0 to n_classes - 1.
     title : str
         The heading.
-    axis_names : tuple of two str, optional
-        Labels of the axes.
     """
     from matplotlib.colors import ListedColormap
 
@@ -102,10 +104,13 @@ def decision_boundary(
         colors=NEUTRAL,
         linewidths=0.8,
     )
-    axes.scatter(X[:, 0], X[:, 1], c=y, s=14, edgecolors="white", linewidths=0.3, **limits)
-    names = axis_names or ("x1", "x2")
+    points = axes.scatter(X[:, 0], X[:, 1], c=y, s=14, edgecolors="white", linewidths=0.3, **limits)
+    names = net.feature_names or ("x1", "x2")
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
+    if n_classes <= len(colours):
+        labels = net.class_names or tuple(str(i) for i in range(n_classes))
+        axes.legend(points.legend_elements()[0], labels, loc="upper right", fontsize=9)
     axes.set_title(title, fontsize=11)
     return _png(figure)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,15 @@ class Table:
         Whether the names are the file's own; those of NPY and NPZ columns are their indices.
     target : str or None
         The column that an NPZ file itself marks as the target, by holding it as ``y``.
+    missing : dict of str to array (n_rows,) of bool
+        Where values are missing, for the columns that have such.
     """
 
     path: str
     columns: dict[str, np.ndarray[Any, Any]]
     has_names: bool
     target: str | None = None
+    missing: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
 
     @property
     def n_rows(self) -> int:
@@ -57,8 +60,21 @@ class Table:
             f"{argument}: no column {name!r} in {self.path}{nearest(name, self.columns)}"
         )
 
+    def require_complete(self, names: Sequence[str]) -> None:
+        """Raise an InputError that lists every one of the named columns with missing values."""
+        gaps = [name for name in names if name in self.missing]
+        if gaps:
+            listed = ", ".join(f"{name!r} ({int(self.missing[name].sum())})" for name in gaps[:8])
+            more = f" and {len(gaps) - 8} more columns" if len(gaps) > 8 else ""
+            row = int(np.argmax(self.missing[gaps[0]])) + 1
+            raise InputError(
+                f"DATA: expected no missing values, got some in {listed}{more}, the first in data "
+                f"row {row} of {self.path}; remove or impute them, or leave columns out with --drop"
+            )
+
     def features(self, names: Sequence[str]) -> np.ndarray[Any, Any]:
         """Return the named columns as a matrix (n_rows, len(names)) of finite float64."""
+        self.require_complete(names)
         text = [name for name in names if self.columns[name].dtype.kind not in "biuf"]
         if text:
             raise InputError(
@@ -135,6 +151,7 @@ def read_dataset(
     target = table.column("--target", target)
     left_out = {target, *(table.column("--drop", name) for name in drop)}
     features = [name for name in table.columns if name not in left_out]
+    table.require_complete([target])
     y, class_names = encode_target(target, table.columns[target], task)
     name = Path(path).name
     for suffix in FORMATS:
@@ -194,7 +211,8 @@ def _read_arrow(path: str, suffix: str) -> Table:
         else:
             delimiter = "\t" if suffix == ".tsv" else ","
             options = pyarrow.csv.ParseOptions(delimiter=delimiter)
-            content = pyarrow.csv.read_csv(path, parse_options=options)
+            convert = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
+            content = pyarrow.csv.read_csv(path, parse_options=options, convert_options=convert)
         names = content.column_names
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
@@ -206,7 +224,13 @@ def _read_arrow(path: str, suffix: str) -> Table:
             f"DATA: expected a header line with the columns' names in {path!r}, got the numbers "
             f"{_listed(names, 3)}; add one"
         )
+    if len(names) == 1 and suffix != ".parquet" and any(sign in names[0] for sign in ";\t|"):
+        raise InputError(
+            f"DATA: expected columns separated by {'tabs' if suffix == '.tsv' else 'commas'} in "
+            f"{path!r}, got the one column {names[0][:60]!r}; convert the separator"
+        )
     columns = {}
+    missing = {}
     for name in names:
         column = content.column(name)
         if pa.types.is_nested(column.type):
@@ -214,13 +238,9 @@ def _read_arrow(path: str, suffix: str) -> Table:
                 f"DATA: expected plain columns, got {name!r} of type {column.type} in {path!r}"
             )
         if column.null_count:
-            row = column.is_null().to_pylist().index(True)
-            raise InputError(
-                f"DATA: column {name!r} has {column.null_count} missing values, the first in row "
-                f"{row} of {path!r}; remove or impute them"
-            )
+            missing[name] = column.is_null().to_numpy()
         columns[name] = column.to_numpy()
-    return Table(path, columns, has_names=True)
+    return Table(path, columns, has_names=True, missing=missing)
 
 
 def _is_number(name: str) -> bool:

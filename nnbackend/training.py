@@ -164,14 +164,16 @@ def train(
     """Train a network in place: forward propagation, loss, backward propagation, update.
 
     Data is checked and placed on the network's device once. The loss leaves the device once per
-    epoch. Ctrl-C ends the training and returns what was learnt so far.
+    epoch. Ctrl-C ends the training and returns what was learnt so far, with ``"interrupted"`` in
+    ``history.stopped``: look at it in a loop over trainings.
 
     Parameters
     ----------
     net : Network
         Trained in place, on its own device.
     X : array-like (n_samples, n_features)
-        One example per row.
+        One example per row. Features of very different scales train badly: call
+        ``net.standardize(X)`` first, and ``net.standardize(X, y)`` for a regression.
     y : array-like
         Sigmoid: labels 0 and 1, (n_samples,) or (n_samples, n_outputs). Softmax: integer labels
         (n_samples,), or rows (n_samples, n_classes) that sum to one. Identity, exp: numbers,
@@ -254,6 +256,7 @@ def train(
     engine_class = get_engine(engine, precision, device)
     objective = net.objective(loss, l1, l2)
     data = Data(*net.prepare(X, y, objective.loss, sample_weight))
+    net.learn_feature_names(X)
     validation = _validation(net, objective.loss, validation_data)
     _check_early_stopping(early_stopping, validation)
     problem = Problem(

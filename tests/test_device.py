@@ -122,7 +122,7 @@ def test_a_device_that_is_not_there_is_refused_with_what_is_missing(kind, name, 
 @pytest.mark.parametrize("kind", ["no CuPy", "CuPy is broken", "no driver"])
 def test_the_message_has_the_line_that_installs_cupy(kind, machine):
     machine(kind)
-    with pytest.raises(DeviceError, match=r"pip install 'nnbackend\[cuda13\]'"):
+    with pytest.raises(DeviceError, match=r"pip install 'cupy-cuda13x\[ctk\]'"):
         get_device("cuda")
 
 

@@ -679,3 +679,35 @@ def test_a_registered_activation_is_used_by_name_and_by_entry():
         assert nb.check_gradients(named, features(), np.arange(7) % 2).relative_error < 1e-8
     finally:
         del ACTIVATIONS["cubic"]
+
+
+class Frame:
+    """What the library asks of a data frame."""
+
+    def __init__(self, columns):
+        self._columns = columns
+        self.columns = list(columns)
+
+    def __getitem__(self, names):
+        return Frame({name: self._columns[name] for name in names})
+
+    def __array__(self, dtype=None, copy=None):
+        return np.column_stack(list(self._columns.values())).astype(dtype or float)
+
+
+def test_a_data_frame_is_read_by_name_once_the_network_knows_its_columns():
+    X = features()
+    frame = Frame({"a": X[:, 0], "b": X[:, 1], "c": X[:, 2]})
+    net = nb.Network([3, 4, 1]).standardize(frame)
+    assert net.feature_names == ("a", "b", "c")
+    turned = frame[["c", "a", "b"]]
+    np.testing.assert_array_equal(net.forward(turned), net.forward(X))
+    with pytest.raises(InputError, match=r"X: .*the column 'b' is missing"):
+        net.forward(frame[["a", "c"]])
+
+
+def test_training_on_a_data_frame_learns_its_column_names():
+    X = features()
+    net = nb.Network([3, 4, 1])
+    nb.train(net, Frame(dict(zip("abc", X.T, strict=True))), np.arange(len(X)) % 2, epochs=1)
+    assert net.feature_names == ("a", "b", "c")
