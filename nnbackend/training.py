@@ -209,8 +209,10 @@ def train(
     clip_value, clip_norm : float, optional
         Clip each element of the gradient to [-clip_value, clip_value]; scale the whole gradient
         down to the norm clip_norm.
-    engine : {"auto", "reference"}, default "auto"
-        How the steps run; every engine gives the same numbers.
+    engine : {"auto", "reference", "cpu"}, default "auto"
+        How the steps run; every engine gives the same numbers, to rounding. ``"cpu"`` compiles the
+        epoch with Numba when a kind of network is first trained (seconds, cached on disk) and is
+        then much faster on small networks; ``"auto"`` is the reference.
     precision : {"float32"}, default "float32"
         Products are computed in the network's own dtype, never in a shorter one.
 

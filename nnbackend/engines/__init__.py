@@ -6,7 +6,7 @@ epochs, so that it is free to plan buffers, fuse, capture or compile as it likes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -95,11 +95,29 @@ class Engine(Protocol):
         """Return the loss of the current parameters on ``data`` without penalties, 0-d."""
 
 
-ENGINES: dict[str, type[Engine]] = {"reference": ReferenceEngine}
+def _reference(device: Device) -> type[Engine]:
+    del device
+    return ReferenceEngine
+
+
+def _cpu(device: Device) -> type[Engine]:
+    if device.kind != "cpu":
+        raise InputError(f"engine: 'cpu' runs on device='cpu', got a network on {device}")
+    from nnbackend.engines.cpu import CpuEngine
+
+    return CpuEngine
+
+
+# The reference engine serves as "auto" until another one is proven on every kind of problem.
+ENGINES: dict[str, Callable[[Device], type[Engine]]] = {
+    "auto": _reference,
+    "cpu": _cpu,
+    "reference": _reference,
+}
 
 
 def get_engine(engine: str, precision: str, device: Device) -> type[Engine]:
-    """Return the engine that a name stands for; ``"auto"`` is the fastest one proven on the device.
+    """Return the engine that a name stands for; ``"auto"`` is the reference.
 
     Raises
     ------
@@ -115,5 +133,4 @@ def get_engine(engine: str, precision: str, device: Device) -> type[Engine]:
             f"precision: {precision!r} needs an engine with tensor-core products, which device "
             f"{device.name!r} does not have in this version; use 'float32'"
         )
-    table: dict[str, type[Engine]] = {"auto": ReferenceEngine, **ENGINES}
-    return lookup("engine", engine, table)
+    return lookup("engine", engine, ENGINES)(device)
