@@ -385,6 +385,9 @@ class _Loop:
                     break
         except KeyboardInterrupt:
             history.stopped = "interrupted"
+            # It may have come between two of an epoch's entries; the seconds are the last of them.
+            for entries in (history.loss, history.validation_loss, history.learning_rate):
+                del entries[len(history.epoch_seconds) :]
             if not bool(xp.all(xp.isfinite(self.engine.parameters))):
                 self.engine.restore(last_finite)
         finally:

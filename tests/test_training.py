@@ -1083,3 +1083,19 @@ def test_the_host_reads_from_the_device_once_per_epoch(batch_size, device, monke
 def test_early_stopping_refuses(arguments, message):
     with pytest.raises(InputError, match=message):
         nb.EarlyStopping(**arguments)
+
+
+def test_an_interrupt_between_two_entries_of_an_epoch_leaves_lists_of_one_length():
+    class Interrupting(nb.schedules.Constant):
+        def observe(self, state, loss):
+            del state, loss
+            raise KeyboardInterrupt
+
+    net = nb.Network([2, 1])
+    data = ([[0.0, 1.0], [1.0, 0.0]], [0, 1])
+    history = nb.train(
+        net, *data, optimizer=nb.SGD(Interrupting(0.1)), validation_data=data, epochs=3
+    )
+    assert history.stopped == "interrupted"
+    assert history.loss == history.validation_loss == history.learning_rate == []
+    assert history.epoch_seconds == []
