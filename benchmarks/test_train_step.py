@@ -1,37 +1,39 @@
-"""Time of a training step, per workload and device: ``pytest benchmarks/``."""
+"""Time of training steps, per workload, engine and device.
+
+A round trains for ``extra_info["steps"]`` steps: divide by it.
+"""
 
 from __future__ import annotations
 
 import pytest
-from workloads import WORKLOADS
 
 import nnbackend as nb
+from nnbackend.benchmark import WORKLOADS
 from nnbackend.device import get_device
 
-STEPS = {"planar": 200, "small": 200, "images": 20, "mnist": 20, "higgs": 4, "wide": 2}
+STEPS = {"planar": 512, "small": 512, "images": 32, "mnist": 32, "higgs": 8, "wide": 4}
 
 
-@pytest.mark.parametrize("device", [info.name for info in nb.devices()])
-@pytest.mark.parametrize("name", WORKLOADS)
-def test_train_step(benchmark, name, device):
-    """One epoch of several batches; ``extra_info`` holds the steps that the time is divided by."""
-    workload, steps = WORKLOADS[name], STEPS[name]
-    n_batches = 1 if name in ("planar", "images") else steps
-    epochs = steps // n_batches
-    net = workload.network(device)
-    X, y = (get_device(device).place(x) for x in workload.data(n_batches))
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_train_step(timed, workload, device, engine):
+    chosen = WORKLOADS[workload]
+    net = chosen.network(device)
+    X, y = (get_device(device).place(x) for x in chosen.data())
+    initial = net.weights, net.biases
+    initial = [[get_device(device).to_numpy(x).copy() for x in part] for part in initial]
+    epochs = max(1, STEPS[workload] // chosen.n_batches)
 
-    def run():
+    def train():
+        net.set_parameters(*initial)
         nb.train(
             net,
             X,
             y,
-            optimizer=workload.optimizer,
+            optimizer=chosen.optimizer,
             epochs=epochs,
-            batch_size=workload.batch_size,
-            engine="reference",
+            batch_size=chosen.batch_size,
+            engine=engine,
         )
 
-    benchmark.group = f"train step: {name}"
-    benchmark.extra_info.update(steps=steps, device=device, engine="reference")
-    benchmark.pedantic(run, rounds=5, warmup_rounds=1)
+    steps = epochs * chosen.n_batches
+    timed(f"train step: {workload}", device, train, steps=steps, engine=engine, workload=workload)

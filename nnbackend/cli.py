@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -20,10 +20,11 @@ from nnbackend.core.losses import LOSSES
 from nnbackend.core.optimizers import OPTIMIZERS, SGD, AdamW, Optimizer, optimizer
 from nnbackend.core.schedules import Constant, Cosine, InverseScaling, OneCycle, ReduceOnPlateau
 from nnbackend.datasets import DATASETS, load_dataset
-from nnbackend.device import devices, get_device
 from nnbackend.errors import InputError, MissingDependencyError, NNBackendError
 
 if TYPE_CHECKING:
+    from nnbackend.benchmark import Workload
+    from nnbackend.benchmark_report import Result as BenchmarkResult
     from nnbackend.datasets import Dataset
     from nnbackend.experiment import Experiment, Result
     from nnbackend.training import Callback, TrainingState
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_predict(commands)
     _add_evaluate(commands)
+    _add_bench(commands)
     _add_info(commands)
     return parser
 
@@ -166,7 +168,7 @@ def _add_train(commands: Any) -> None:
     training.add_argument("--l1", type=float, metavar="STRENGTH", help="penalty (0)")
     training.add_argument("--l2", type=float, metavar="STRENGTH", help="penalty (0)")
     training.add_argument("--clip-norm", type=float, metavar="NORM", help="(no clipping)")
-    training.add_argument("--engine", metavar="NAME", help="auto (default), reference")
+    training.add_argument("--engine", metavar="NAME", help="auto (default), reference, cpu")
     training.add_argument("--seed", type=int, metavar="N", help="of the split and the training (0)")
     training.add_argument("--validation", type=float, metavar="SHARE", help="default 0.2")
     training.add_argument("--held-out", type=float, metavar="SHARE", help="default 0.2")
@@ -196,6 +198,37 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--device", default="cpu", metavar="NAME")
     _add_json(parser)
     parser.set_defaults(run=_evaluate)
+
+
+def _add_bench(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure training throughput on every device, against every installed peer",
+        description="Time training steps, each contestant in a process of its own, in turns. "
+        "Workloads: planar, small, images, mnist, higgs, wide; and digits, trained to an accuracy. "
+        "With none named, all of them.",
+    )
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD")
+    own = parser.add_argument_group("a workload of your own")
+    own.add_argument("--layers", metavar="64-256-1", help="units of each layer, input to output")
+    own.add_argument("--batch", type=int, metavar="N", help="examples per step (default 128)")
+    own.add_argument("--hidden", metavar="NAME", help=", ".join(ACTIVATIONS))
+    own.add_argument("--output", metavar="NAME", help="sigmoid or softmax")
+    own.add_argument("--optimizer", metavar="NAME", help="adam (default) or sgd")
+    parser.add_argument(
+        "--contestants",
+        metavar="A,B",
+        help="nnbackend, nnbackend-ENGINE, textbook, sklearn, torch, torch-compiled, jax, jax-scan",
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:N (default: all)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="turns of each (default 7)")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="what a turn lasts, at least (default 0.2)"
+    )
+    parser.add_argument("--quick", action="store_true", help="3 rounds of 0.05 s")
+    parser.add_argument("--out", metavar="FOLDER", help="default: runs/bench-DATE-TIME")
+    _add_json(parser)
+    parser.set_defaults(run=_bench)
 
 
 def _add_info(commands: Any) -> None:
@@ -233,11 +266,7 @@ def _train(options: argparse.Namespace) -> None:
             result = experiment.run(dataset, net, callbacks)
             files = result.write(folder)
     except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-                if options.out is None:
-                    folder.parent.rmdir()
+        _remove_if_empty(folder, is_new=is_new, is_default=options.out is None)
         raise
     if options.json:
         print(json.dumps({"run": str(folder), "files": files, **result.to_dict()}))
@@ -247,6 +276,15 @@ def _train(options: argparse.Namespace) -> None:
         raise result.error
     if result.history.stopped == "interrupted":
         raise KeyboardInterrupt
+
+
+def _remove_if_empty(folder: Path, *, is_new: bool, is_default: bool) -> None:
+    """Leave no empty run folder behind, if it was made for this run."""
+    if is_new:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+            if is_default:
+                folder.parent.rmdir()
 
 
 def _chosen_data(options: argparse.Namespace) -> tuple[Dataset, dict[str, Any]]:
@@ -557,6 +595,86 @@ def _evaluate(options: argparse.Namespace) -> None:
         _print_lines(_score_lines(scores))
 
 
+def _bench(options: argparse.Namespace) -> None:
+    from nnbackend.benchmark import run_benchmark
+    from nnbackend.benchmark_picture import draw
+    from nnbackend.benchmark_report import print_result
+    from nnbackend.experiment import make_run_folder
+    from nnbackend.persistence import write_atomically
+
+    workloads = _workloads(options)
+    quick = {"rounds": 3, "seconds": 0.05} if options.quick else {}
+    given = {name: getattr(options, name) for name in ("rounds", "seconds")}
+    names = None if options.contestants is None else options.contestants.split(",")
+    folder, is_new = make_run_folder(options.out, "bench")
+    try:
+        with _status(shown=not options.json) as say:
+
+            def show(result: BenchmarkResult) -> None:
+                if not options.json:
+                    say("")
+                    print_result(result)
+
+            report = run_benchmark(
+                workloads,
+                contestants=names,
+                device_names=None if options.device is None else [options.device],
+                on_progress=say,
+                on_result=show,
+                **{**quick, **{name: value for name, value in given.items() if value is not None}},
+            )
+        files = {"benchmark.json": f"{json.dumps(report.to_dict(), indent=1)}\n".encode()}
+        if any(result.timed for result in report.results):
+            files |= {f"benchmark.{name}": content for name, content in draw(report).items()}
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+    except BaseException:
+        _remove_if_empty(folder, is_new=is_new, is_default=options.out is None)
+        raise
+    if options.json:
+        print(json.dumps({"run": str(folder), "files": list(files), **report.to_dict()}))
+    else:
+        print(f"run folder  {folder}: {', '.join(files)}")
+
+
+def _workloads(options: argparse.Namespace) -> list[Workload]:
+    from nnbackend.benchmark import DIGITS, WORKLOADS, custom_workload
+
+    known = {**WORKLOADS, DIGITS.name: DIGITS}
+    chosen = [lookup("WORKLOAD", name, known) for name in dict.fromkeys(options.workloads)]
+    own = {name: getattr(options, name) for name in ("hidden", "output", "optimizer")}
+    own = {name: value for name, value in own.items() if value is not None}
+    if options.layers is None:
+        for name in ("batch", *own):
+            if getattr(options, name) is not None:
+                raise InputError(f"--{name}: expected --layers along with it, got none")
+        return chosen or list(known.values())
+    parts = options.layers.split("-")
+    if not all(part.isdecimal() for part in parts):
+        raise InputError(
+            f"--layers: expected units by layer such as 64-256-1, got {options.layers!r}"
+        )
+    batch_size = 128 if options.batch is None else options.batch
+    return [*chosen, custom_workload([int(part) for part in parts], batch_size, **own)]
+
+
+@contextlib.contextmanager
+def _status(*, shown: bool) -> Iterator[Callable[[str], None]]:
+    """Yield what shows a line of text that the next one replaces, where there is a terminal."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda _: None
+        return
+
+    def say(text: str) -> None:
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+    try:
+        yield say
+    finally:
+        say("")
+
+
 def _info(options: argparse.Namespace) -> None:
     if options.model is not None:
         from nnbackend.persistence import load
@@ -574,7 +692,9 @@ def _info(options: argparse.Namespace) -> None:
             "classes": None if net.class_names is None else list(net.class_names),
         }
     else:
-        facts = _environment()
+        from nnbackend.environment import environment
+
+        facts = environment()
     if options.json:
         print(json.dumps(facts))
         return
@@ -585,52 +705,3 @@ def _info(options: argparse.Namespace) -> None:
             shown = ", ".join(map(str, entry.values())) if isinstance(entry, dict) else entry
             lines.append((name, str(shown)))
     _print_lines(lines)
-
-
-def _environment() -> dict[str, Any]:
-    import platform
-    from importlib import metadata
-
-    facts: dict[str, Any] = {
-        "nnbackend": nnbackend.__version__,
-        "Python": platform.python_version(),
-        "platform": platform.platform(),
-    }
-    for package in ("numpy", "array-api-compat", "cupy-cuda12x", "cupy-cuda13x", "scikit-learn"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            facts[package] = metadata.version(package)
-    facts["BLAS"] = _blas()
-    facts["devices"] = [
-        {
-            "name": info.name,
-            "processor": info.description,
-            "memory": "unknown"
-            if info.memory_bytes is None
-            else f"{info.memory_bytes / 2**30:.1f} GiB",
-        }
-        for info in devices()
-    ]
-    if len(facts["devices"]) == 1:
-        try:
-            get_device("cuda")
-        except NNBackendError as error:
-            facts["CUDA"] = str(error)
-    return facts
-
-
-def _blas() -> list[dict[str, Any]]:
-    try:
-        from threadpoolctl import threadpool_info
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the BLAS library is found by threadpoolctl; install it with: pip install threadpoolctl"
-        ) from error
-    return [
-        {
-            "library": f"{entry['internal_api']} {entry.get('version')}",
-            "architecture": str(entry.get("architecture")),
-            "threads": f"{entry['num_threads']} threads",
-        }
-        for entry in threadpool_info()
-        if entry["user_api"] == "blas"
-    ]

@@ -11,7 +11,7 @@ from nnbackend.errors import MissingDependencyError
 from nnbackend.network import Network
 from nnbackend.training import History
 
-__all__ = ["decision_boundary", "loss_curves"]
+__all__ = ["decision_boundary", "loss_curves", "new_figure", "render"]
 
 TRAINING, VALIDATION, NEUTRAL = "#1f5fa8", "#d1495b", "#555555"
 
@@ -32,7 +32,7 @@ def loss_curves(
     penalized : bool, default False
         Whether the training loss contains penalties, which the legend then says.
     """
-    figure = _figure()
+    figure = new_figure()
     axes = figure.add_subplot()
     label = "training loss (with penalties)" if penalized else "training loss"
     epochs = np.arange(1, history.n_epochs + 1)
@@ -58,7 +58,7 @@ def loss_curves(
     axes.set_title(title, fontsize=11)
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.legend(frameon=False)
-    return _png(figure)
+    return render(figure)
 
 
 def decision_boundary(
@@ -92,7 +92,7 @@ def decision_boundary(
     n_classes = int(max(y.max(), predicted.max())) + 1
     colours = [VALIDATION, TRAINING, "#3a9d5d", "#e0a030", "#7a4fa3", "#50b5c4"]
     palette = ListedColormap([colours[i % len(colours)] for i in range(n_classes)])
-    figure = _figure()
+    figure = new_figure()
     axes = figure.add_subplot()
     limits = {"vmin": -0.5, "vmax": n_classes - 0.5, "cmap": palette}
     axes.pcolormesh(first, second, predicted, alpha=0.25, shading="auto", rasterized=True, **limits)
@@ -112,20 +112,22 @@ def decision_boundary(
         labels = net.class_names or tuple(str(i) for i in range(n_classes))
         axes.legend(points.legend_elements()[0], labels, loc="upper right", fontsize=9)
     axes.set_title(title, fontsize=11)
-    return _png(figure)
+    return render(figure)
 
 
-def _figure() -> Any:
+def new_figure(width: float = 7.0, height: float = 4.6) -> Any:
+    """Return an empty figure of a size in inches; it belongs to no window and no global state."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError(
             "drawing needs matplotlib; install it with: pip install matplotlib"
         ) from error
-    return Figure(figsize=(7.0, 4.6), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def _png(figure: Any) -> bytes:
+def render(figure: Any, file_format: str = "png") -> bytes:
+    """Return a figure as the content of a PNG or SVG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format=file_format, dpi=130)
     return buffer.getvalue()
