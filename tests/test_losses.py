@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from backends import assert_close, tensors
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -215,8 +215,11 @@ def test_gradient_is_the_central_difference_of_the_value(case, Z, weight, seed):
     y = TARGETS[kind](np.random.default_rng(seed), 2)[:3]
     if kind == "real":
         y = np.zeros((3, 2))
-    gradient = loss.value_and_gradient(np, Z, y, weight)[1]
     h = 1e-5
+    if isinstance(loss, losses.Huber):
+        # Where the slope bends, a central difference is off by a quarter of h.
+        assume(np.all(np.abs(np.abs(Z - y) - loss.delta) > h))
+    gradient = loss.value_and_gradient(np, Z, y, weight)[1]
     numeric = np.zeros_like(Z)
     for index in np.ndindex(Z.shape):
         step = np.zeros_like(Z)
