@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import nnbackend
 from nnbackend.checks import lookup, real
+from nnbackend.core import schedules
 from nnbackend.core.activations import ACTIVATIONS
 from nnbackend.core.initializers import INITIALIZERS
 from nnbackend.core.losses import LOSSES
 from nnbackend.core.optimizers import OPTIMIZERS, SGD, AdamW, Optimizer, optimizer
-from nnbackend.core.schedules import Constant, Cosine, InverseScaling, OneCycle, ReduceOnPlateau
+from nnbackend.core.schedules import Cosine
 from nnbackend.datasets import DATASETS, load_dataset
 from nnbackend.errors import InputError, MissingDependencyError, NNBackendError
 
@@ -55,11 +56,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # The schedules that need nothing but a rate.
 SCHEDULES: dict[str, Any] = {
-    "constant": Constant,
-    "cosine": Cosine,
-    "inverse_scaling": InverseScaling,
-    "one_cycle": OneCycle,
-    "reduce_on_plateau": ReduceOnPlateau,
+    name: schedules.SCHEDULES[name]
+    for name in ("constant", "cosine", "inverse_scaling", "one_cycle", "reduce_on_plateau")
 }
 
 

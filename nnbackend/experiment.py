@@ -15,7 +15,7 @@ import numpy as np
 
 from nnbackend.checks import nearest
 from nnbackend.core.optimizers import Optimizer
-from nnbackend.datasets import Dataset
+from nnbackend.datasets import Dataset, class_name
 from nnbackend.errors import DivergenceError, InputError
 from nnbackend.network import Network
 from nnbackend.persistence import to_bytes, write_atomically
@@ -367,8 +367,6 @@ def _csv(dataset: Dataset, rows: np.ndarray[Any, Any]) -> bytes:
 
 def class_indices(net: Network, column: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return a target column as the class indices that ``net`` was trained with."""
-    from nnbackend.datasets import class_name
-
     names = net.class_names or tuple(str(i) for i in range(max(2, net.layer_sizes[-1])))
     index = {name: i for i, name in enumerate(names)}
     given = [class_name(value) for value in values.tolist()]

@@ -61,6 +61,7 @@ class CpuEngine:
             np.array(x) for x in problem.optimizer.init(device.xp, self._parameters)
         ) or (np.empty(0, self._parameters.dtype),)
         self._step = 0
+        self._programs: dict[tuple[bool, bool], Any] = {}
         dtype = self._parameters.dtype
         self._X, self._y = (_plain(x) for x in (data.X, data.y))
         weighted = data.sample_weight is not None
@@ -177,6 +178,12 @@ class CpuEngine:
         return np.asarray(loss / total if total else 0.0, dtype=self._parameters.dtype)
 
     def _program(self, *, weighted: bool, labels: bool) -> Any:
+        """Return the compiled program for a form of data; recording it anew costs milliseconds."""
+        if (weighted, labels) not in self._programs:
+            self._programs[weighted, labels] = self._generated(weighted=weighted, labels=labels)
+        return self._programs[weighted, labels]
+
+    def _generated(self, *, weighted: bool, labels: bool) -> Any:
         dtype = self._parameters.dtype.name
         try:
             source = epoch_source(self._problem, dtype, weighted=weighted, labels=labels)
