@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from nnbackend.device import Device, get_device
-from nnbackend.engines import ENGINES, Engine, get_engine
+from nnbackend.engines import ENGINES, Engine, default_engine, get_engine
 from nnbackend.errors import InputError
 
 if TYPE_CHECKING:
@@ -158,6 +158,8 @@ class NNBackend(Contestant):
         self._train = nb.train
         self._place = get_device(self.device)
         self._place.place(np.zeros(1, np.float32))
+        # Timed for a short while, it is still to show what a long training is.
+        self._engine = default_engine(self._place) if self.engine == "auto" else self.engine
 
     def versions(self) -> dict[str, str]:
         """Return the version of the array library, too."""
@@ -186,7 +188,7 @@ class NNBackend(Contestant):
             optimizer=workload.optimizer,
             epochs=epochs,
             batch_size=workload.batch_size,
-            engine=self.engine,
+            engine=self._engine,
             **options,
         )
 

@@ -482,10 +482,10 @@ class JAXScan(JAX):
 
 
 LIMIT = "limit"
-OWN = tuple(own_name(engine) for engine in ("auto", *sorted(ENGINES.keys() - {"auto"})))
+OWN = tuple(own_name(engine) for engine in ("auto", *sorted(ENGINES)))
 CONTESTANTS: dict[str, type[Contestant]] = {
     "nnbackend": NNBackend,
-    **{own_name(engine): with_engine(engine) for engine in ENGINES if engine != "auto"},
+    **{own_name(engine): with_engine(engine) for engine in ENGINES},
     "textbook": Textbook,
     "sklearn": ScikitLearn,
     "torch": Torch,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -16,11 +16,14 @@ from nnbackend.core.optimizers import Adam, Optimizer
 from nnbackend.core.optimizers import optimizer as get_optimizer
 from nnbackend.core.schedules import Clock, as_schedule
 from nnbackend.device import get_device
-from nnbackend.engines import Data, Engine, Problem, get_engine
+from nnbackend.engines import Data, Engine, Problem, get_engine, reference_seconds
 from nnbackend.errors import DivergenceError, InputError
 from nnbackend.network import Network
 
 __all__ = ["Callback", "EarlyStopping", "History", "TrainingState", "train"]
+
+# Ctrl-C and the history wait that long at most, or for one epoch.
+SECONDS_PER_CALL = 0.1
 
 
 @dataclass
@@ -210,9 +213,10 @@ def train(
         Clip each element of the gradient to [-clip_value, clip_value]; scale the whole gradient
         down to the norm clip_norm.
     engine : {"auto", "reference", "cpu"}, default "auto"
-        How the steps run; every engine gives the same numbers, to rounding. ``"cpu"`` compiles the
-        epoch with Numba when a kind of network is first trained (seconds, cached on disk) and is
-        then much faster on small networks; ``"auto"`` is the reference.
+        How the steps run; every engine gives the same numbers, to rounding. ``"cpu"`` is the faster
+        one. It compiles its kernels with Numba when a kind of network is first trained, which takes
+        seconds, and keeps them in ``~/.cache/nnbackend``. ``"auto"`` is ``"cpu"`` for a network on
+        the CPU and a training of more than some seconds, else ``"reference"``.
     precision : {"float32"}, default "float32"
         Products are computed in the network's own dtype, never in a shorter one.
 
@@ -255,7 +259,6 @@ def train(
         raise InputError(f"shuffle: expected True or False, got {shuffle!r}")
     hooks = _callbacks(callbacks)
     device = get_device(net.device)
-    engine_class = get_engine(engine, precision, device)
     objective = net.objective(loss, l1, l2)
     data = Data(*net.prepare(X, y, objective.loss, sample_weight))
     net.learn_feature_names(X)
@@ -268,6 +271,8 @@ def train(
         clip_value,
         clip_norm,
     )
+    seconds = reference_seconds(problem, data.n_samples, epochs)
+    engine_class = get_engine(engine, precision, device, seconds)
     shuffle_seed, dropout_seed = np.random.SeedSequence(seed).spawn(2)
     with device.activate():
         runner = engine_class(
@@ -343,6 +348,9 @@ class _Loop:
         self.epochs = epochs
         self.device = get_device(net.device)
         self.schedule = as_schedule(problem.optimizer.learning_rate)
+        self.schedule_state = self.schedule.start()
+        self.steps = -(-data.n_samples // problem.batch_size)
+        self.last_good: Any = None
         self.history = History(n_samples=data.n_samples)
         self.state = TrainingState(net, self.history, 0, epochs)
         self.best_loss = math.inf
@@ -350,83 +358,132 @@ class _Loop:
 
     def run(self, shuffle_rng: np.random.Generator | None) -> History:
         """Run the epochs; whatever ends them, the network gets the parameters it is owed."""
-        history = self.history
-        steps = -(-self.data.n_samples // self.problem.batch_size)
-        full_batch = steps == 1
-        schedule_state = self.schedule.start()
-        last_finite = self.engine.snapshot()
-        xp = self.device.xp
+        history, engine = self.history, self.engine
+        if self.steps == 1:
+            shuffle_rng = None
+        self.last_good = self._snapshot_to_validate()
+        n_epochs = 1
         try:
-            for epoch in range(self.epochs):
+            while (epoch := len(history.epoch_seconds)) < self.epochs:
                 start = perf_counter()
-                rates = [
-                    self.schedule.rate(Clock(step, steps, steps * self.epochs), schedule_state)
-                    for step in range(epoch * steps, (epoch + 1) * steps)
-                ]
-                order = None
-                if shuffle_rng is not None and not full_batch:
-                    order = self.device.place(shuffle_rng.permutation(self.data.n_samples))
-                loss, validation_loss, finite = self._epoch(order, rates)
+                n_epochs = min(n_epochs, self.epochs - epoch)
+                rates = [self._rates(number) for number in range(epoch, epoch + n_epochs)]
+                orders = self._orders(shuffle_rng, n_epochs)
+                losses, validation_loss, finite = self._epochs(orders, rates)
+                seconds = (perf_counter() - start) / len(losses)
+                good = losses if finite else losses[:-1]
+                self._record(good, validation_loss, rates, seconds)
                 if not finite:
-                    self.engine.restore(last_finite)
-                    history.stopped = "diverged"
-                    raise DivergenceError(
-                        self._divergence_message(epoch, loss, validation_loss, rates[-1]), history
-                    )
-                last_finite = self.engine.snapshot()
-                history.loss.append(loss)
-                history.learning_rate.append(rates[-1])
-                if validation_loss is not None:
-                    history.validation_loss.append(validation_loss)
-                watched = loss if validation_loss is None else validation_loss
-                schedule_state = self.schedule.observe(schedule_state, watched)
-                history.epoch_seconds.append(perf_counter() - start)
-                if self._should_stop(epoch, last_finite):
+                    self._diverge(losses[-1], validation_loss, rates[len(good)][-1])
+                self.last_good = self._snapshot_to_validate()
+                if self._should_stop():
                     break
+                n_epochs = self._epochs_at_once(n_epochs, seconds)
         except KeyboardInterrupt:
             history.stopped = "interrupted"
             # It may have come between two of an epoch's entries; the seconds are the last of them.
             for entries in (history.loss, history.validation_loss, history.learning_rate):
                 del entries[len(history.epoch_seconds) :]
-            if not bool(xp.all(xp.isfinite(self.engine.parameters))):
-                self.engine.restore(last_finite)
+            xp = self.device.xp
+            if not bool(xp.all(xp.isfinite(engine.parameters))):
+                self._restore_good()
         finally:
             if self.best is not None:
-                self.engine.restore(self.best)
+                engine.restore(self.best)
             self._write_back()
         return history
 
-    def _epoch(self, order: Any, rates: list[float]) -> tuple[float, float | None, bool]:
-        """Run an epoch; read its losses and whether all is finite in one transfer."""
-        xp = self.device.xp
-        loss = xp.asarray(self.engine.run_epoch(order, rates))
-        finite = xp.astype(xp.all(xp.isfinite(self.engine.parameters)), loss.dtype)
-        scalars = [loss, finite]
-        if self.validation is not None:
-            scalars.append(xp.asarray(self.engine.data_loss(self.validation)))
-        values = self.device.to_numpy(xp.stack(scalars)).tolist()
-        validation_loss = values[2] if self.validation is not None else None
-        return values[0], validation_loss, bool(values[1]) and all(map(math.isfinite, values))
+    def _rates(self, epoch: int) -> list[float]:
+        clock = Clock(epoch * self.steps, self.steps, self.steps * self.epochs)
+        return self.schedule.rates(clock, self.steps, self.schedule_state)
 
-    def _should_stop(self, epoch: int, parameters: Any) -> bool:
+    def _orders(self, rng: np.random.Generator | None, n_epochs: int) -> list[Any] | None:
+        if rng is None:
+            return None
+        n_samples = self.data.n_samples
+        return [self.device.place(rng.permutation(n_samples)) for _ in range(n_epochs)]
+
+    def _record(
+        self,
+        losses: list[float],
+        validation_loss: float | None,
+        rates: list[list[float]],
+        seconds: float,
+    ) -> None:
+        """Add good epochs to the history; only a single one has a validation loss."""
+        history = self.history
+        for loss, epoch_rates in zip(losses, rates, strict=False):
+            history.loss.append(loss)
+            history.learning_rate.append(epoch_rates[-1])
+            if validation_loss is not None:
+                history.validation_loss.append(validation_loss)
+            watched = loss if validation_loss is None else validation_loss
+            self.schedule_state = self.schedule.observe(self.schedule_state, watched)
+            history.epoch_seconds.append(seconds)
+
+    def _diverge(self, loss: float, validation_loss: float | None, rate: float) -> NoReturn:
+        self._restore_good()
+        self.history.stopped = "diverged"
+        message = self._divergence_message(loss, validation_loss, rate)
+        raise DivergenceError(message, self.history)
+
+    def _restore_good(self) -> None:
+        if self.last_good is None:
+            self.engine.restore_finite()
+        else:
+            self.engine.restore(self.last_good)
+
+    def _snapshot_to_validate(self) -> Any:
+        """Return the parameters, if good ones may turn out to be bad on the validation data."""
+        return None if self.validation is None else self.engine.snapshot()
+
+    def _epochs_at_once(self, n_epochs: int, seconds: float) -> int:
+        """Return how many epochs the next call may run: 0.1 s of them where nobody looks on."""
+        if (
+            self.validation is not None
+            or self.early_stopping is not None
+            or self.callbacks
+            or self.schedule.observes
+        ):
+            return 1
+        wanted = int(SECONDS_PER_CALL / max(seconds, 1e-9))
+        return max(1, min(wanted, 16 * n_epochs, self.engine.max_epochs_per_call))
+
+    def _epochs(
+        self, orders: list[Any] | None, rates: list[list[float]]
+    ) -> tuple[list[float], float | None, bool]:
+        """Run epochs; read their losses and whether all is finite in one transfer."""
+        xp = self.device.xp
+        losses, is_finite = self.engine.run_epochs(orders, rates)
+        scalars = [losses, xp.reshape(xp.astype(xp.asarray(is_finite), losses.dtype), (1,))]
+        if self.validation is not None:
+            loss = xp.astype(xp.asarray(self.engine.data_loss(self.validation)), losses.dtype)
+            scalars.append(xp.reshape(loss, (1,)))
+        values = self.device.to_numpy(xp.concat(scalars)).tolist()
+        validation_loss = values.pop() if self.validation is not None else None
+        finite = bool(values.pop())
+        return values, validation_loss, finite and math.isfinite(validation_loss or 0.0)
+
+    def _should_stop(self) -> bool:
         history, rule = self.history, self.early_stopping
+        epoch = history.n_epochs
         if rule is not None:
             watched = getattr(history, rule.monitor)[-1]
             if watched < self.best_loss - rule.min_delta:
-                self.best_loss, history.best_epoch = watched, epoch + 1
+                self.best_loss, history.best_epoch = watched, epoch
                 if rule.restore_best:
-                    self.best = parameters
+                    self.best = self.engine.snapshot()
         if self.callbacks:
             self._write_back()
-            self.state.epoch = epoch + 1
+            self.state.epoch = epoch
             for callback in self.callbacks:
                 callback(self.state)
             if self.state.stop_requested:
                 history.stopped = "callback"
                 return True
-        if rule is None or epoch + 1 == self.epochs:
+        if rule is None or epoch == self.epochs:
             return False
-        if epoch + 1 - (history.best_epoch or 0) >= rule.patience:
+        if epoch - (history.best_epoch or 0) >= rule.patience:
             history.stopped = "early stopping"
             return True
         return False
@@ -434,9 +491,8 @@ class _Loop:
     def _write_back(self) -> None:
         self.net.parameters[...] = self.engine.parameters
 
-    def _divergence_message(
-        self, epoch: int, loss: float, validation_loss: float | None, rate: float
-    ) -> str:
+    def _divergence_message(self, loss: float, validation_loss: float | None, rate: float) -> str:
+        epoch = self.history.n_epochs
         if not math.isfinite(loss):
             what = f"the loss became {loss}"
         elif validation_loss is not None and not math.isfinite(validation_loss):

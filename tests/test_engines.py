@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 import nnbackend as nb
+from nnbackend import engines
+from nnbackend.device import get_device
+from nnbackend.engines import kernel_cache
 from nnbackend.engines.expression import RECORDER, Printer, symbol
-from nnbackend.errors import InputError, MissingDependencyError
+from nnbackend.errors import MissingDependencyError
 
 needs_numba = pytest.mark.skipif(
     importlib.util.find_spec("numba") is None, reason="Numba is not installed"
@@ -147,54 +150,105 @@ def test_early_stopping_restores_the_best_epoch():
     np.testing.assert_allclose(nets[0][0], nets[1][0], rtol=1e-10, atol=1e-12)
 
 
+SWAPPED = nb.register_activation(
+    "test_swapped",
+    # Branches on data, so it cannot be recorded.
+    lambda xp, Z: xp.tanh(Z) if xp.all(xp.isfinite(Z)) else Z,
+    lambda xp, Z, _A: 1.0 - xp.tanh(Z) ** 2,
+)
+
+
+class Lopsided(nb.losses.SquaredError):
+    """A loss that cannot be recorded."""
+
+    def elements(self, xp, Z, Y):
+        element, derivative = super().elements(xp, Z, Y)
+        return (element, derivative) if float(xp.max(xp.abs(Z))) >= 0 else (Z, Z)
+
+
+class Cautious(nb.SGD):
+    """An optimizer that cannot be recorded."""
+
+    def update(self, xp, parameters, gradient, state, coefficients):
+        new, state = super().update(xp, parameters, gradient, state, coefficients)
+        return (new, state) if bool(xp.all(xp.isfinite(new))) else (parameters, state)
+
+
 @needs_numba
-def test_a_users_activation_is_compiled_and_one_that_branches_is_refused():
-    square = nb.register_activation("test_square", lambda _xp, Z: Z * Z, lambda _xp, Z, _A: 2.0 * Z)
-    nets = [nb.Network([6, 4, 1], hidden=square, dtype="float64") for _ in range(2)]
-    for net, engine in zip(nets, ("reference", "cpu"), strict=True):
-        nb.train(net, X, Y["sigmoid"], epochs=2, engine=engine)
-    np.testing.assert_allclose(nets[0].parameters, nets[1].parameters, rtol=1e-10, atol=1e-12)
-    branching = nb.register_activation(
-        "test_branching",
-        lambda xp, Z: Z if xp.all(Z > 0) else -Z,
-        lambda xp, Z, _A: xp.ones_like(Z),
-    )
-    net = nb.Network([6, 4, 1], hidden=branching)
-    with pytest.raises(InputError, match=r"engine: .*cannot be recorded.*'reference'"):
-        nb.train(net, X, Y["sigmoid"], epochs=1, engine="cpu")
+@pytest.mark.parametrize(
+    ("hidden", "output", "options"),
+    [
+        ([SWAPPED, "relu"], "sigmoid", {"optimizer": nb.Adam(0.01), "dropout": 0.2}),
+        ([SWAPPED], "identity", {"loss": Lopsided(), "l2": 0.1, "clip_norm": 0.5}),
+        ([SWAPPED], "softmax", {"optimizer": Cautious(0.1, momentum=0.9), "clip_value": 0.01}),
+    ],
+)
+def test_a_formula_that_cannot_be_recorded_runs_as_it_stands(hidden, output, options):
+    case = {"dtype": "float64", "weighted": True, "batch_size": 16, "shuffle": True}
+    expected, said = trained("reference", hidden, output, options, **case)
+    net, history = trained("cpu", hidden, output, options, **case)
+    np.testing.assert_allclose(net.parameters, expected.parameters, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(history.loss, said.loss, rtol=1e-10)
+    np.testing.assert_allclose(history.validation_loss, said.validation_loss, rtol=1e-10)
 
 
-def test_without_numba_the_engine_says_what_to_install(monkeypatch):
-    from nnbackend.engines import cpu
-
-    cpu._require_numba.cache_clear()
+@pytest.fixture
+def without_numba(monkeypatch):
+    engines._missing_packages.cache_clear()
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "numba" else find(name)
     )
+    yield
+    engines._missing_packages.cache_clear()
+
+
+@pytest.mark.usefixtures("without_numba")
+def test_without_numba_the_engine_says_what_to_install():
     with pytest.raises(
         MissingDependencyError, match=r"engine='cpu' needs numba.*pip install numba"
     ):
         nb.train(nb.Network([6, 1]), X, Y["sigmoid"], epochs=1, engine="cpu")
-    cpu._require_numba.cache_clear()
+
+
+@pytest.mark.usefixtures("without_numba")
+def test_without_numba_a_long_training_runs_on_the_reference_and_says_so():
+    with pytest.warns(UserWarning, match=r"numba is not installed.*pip install numba"):
+        assert engines.default_engine(get_device("cpu"), 60.0) == "reference"
+
+
+@needs_numba
+def test_auto_depends_on_the_length_of_the_training_alone():
+    cpu = get_device("cpu")
+    assert engines.default_engine(cpu, 60.0) == "cpu"
+    assert engines.default_engine(cpu, 0.1) == "reference"
+    problem = engines.Problem(nb.Network([6, 4, 1]).objective(), nb.SGD(), batch_size=10)
+    # 4 steps of 0.2 ms an epoch; the products of such a network take no time.
+    assert engines.reference_seconds(problem, 40, 100) == pytest.approx(0.08, rel=1e-2)
 
 
 @needs_numba
 def test_a_cache_folder_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
-    from nnbackend.engines import cpu
-
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    net = nb.Network([6, 2, 1], hidden="tanh", dtype="float64")
-    module = cpu._module("from numba import njit\nvalue = 42\n")
+    module = kernel_cache.load_kernels("from numba import njit\nvalue = 42\n")
     assert module.value == 42
-    assert net.n_parameters == 17
+
+
+@needs_numba
+def test_compiling_says_so_once(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = "from numba import njit\n\n@njit(cache=True)\ndef double(x):\n    return 2 * x\n"
+    assert kernel_cache.load_kernels(source).double(2) == 4
+    assert [str(tmp_path) in record.getMessage() for record in caplog.records] == [True]
+    assert kernel_cache.load_kernels(source).double(2) == 4
+    assert len(caplog.records) == 1
 
 
 def test_equal_sub_expressions_are_computed_once_and_reductions_become_loops():
     z = symbol("Z[i, k]")
-    constants = {}
-    lines = Printer(constants).row(
+    constants, functions = {}, set()
+    lines = Printer(constants, functions).row(
         [("A[i, k]", RECORDER.exp(z) / RECORDER.sum(RECORDER.exp(z), axis=-1, keepdims=True))],
         "n",
         "",
@@ -202,11 +256,12 @@ def test_equal_sub_expressions_are_computed_once_and_reductions_become_loops():
     assert lines == [
         "t1 = C0",
         "for k in range(n):",
-        "    t2 = math.exp(Z[i, k])",
+        "    t2 = exp(Z[i, k])",
         "    t1 += t2",
         "for k in range(n):",
-        "    t3 = math.exp(Z[i, k])",
+        "    t3 = exp(Z[i, k])",
         "    t4 = t3 / t1",
         "    A[i, k] = t4",
     ]
     assert constants == {"C0": 0.0}
+    assert functions == {"exp"}

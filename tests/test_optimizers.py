@@ -201,10 +201,14 @@ def test_hyperparameters_given_as_numpy_float64_leave_float32_as_it_is(backend, 
 
 
 @pytest.mark.parametrize("cls", OPTIMIZERS.values())
-def test_coefficients_are_python_floats_even_of_a_numpy_rate(cls):
-    # A schedule of the user's own may well return what numpy.cos does.
-    coefficients = cls().coefficients(np.float64(0.1), step=3)
-    assert [type(value) for value in coefficients] == [float] * len(coefficients)
+def test_coefficients_of_many_steps_are_those_of_each(cls):
+    optimizer = cls()
+    rates = np.asarray([0.1, 0.05, 0.2])
+    together = np.broadcast_arrays(*optimizer.coefficients(rates, np.arange(1, 4)))
+    for step, rate in enumerate(rates.tolist(), start=1):
+        single = optimizer.coefficients(rate, step)
+        assert [type(value) for value in single] == [float] * len(single)
+        np.testing.assert_allclose([x[step - 1] for x in together], single, rtol=1e-15)
 
 
 def steps_from_one(optimizer, *gradients):

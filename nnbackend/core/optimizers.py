@@ -8,7 +8,8 @@ An optimizer updates all parameters at once, as one flat vector (..., n_paramete
         parameters, state = optimizer.update(xp, parameters, gradient, state, coefficients)
 
 ``coefficients`` are the host's scalars of a step (rates, bias corrections): Python floats, which
-never change a dtype. ``update`` is element-wise arithmetic alone.
+never change a dtype; or, asked for many steps at once, arrays with an entry for each. ``update`` is
+element-wise arithmetic alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from nnbackend.errors import InputError
 __all__ = ["OPTIMIZERS", "SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "optimizer"]
 
 State: TypeAlias = tuple[Array, ...]
-Coefficients: TypeAlias = tuple[float, ...]
+Coefficients: TypeAlias = tuple[Any, ...]
 
 _FRACTION = {"minimum": 0.0, "below": 1.0}
 _NOT_NEGATIVE = {"minimum": 0.0}
@@ -58,8 +59,12 @@ class Optimizer(ABC):
         return tuple(xp.zeros_like(parameters) for _ in self.state_names)
 
     @abstractmethod
-    def coefficients(self, learning_rate: float, step: int) -> Coefficients:
-        """Return the scalars of step number ``step``, counted from 1."""
+    def coefficients(self, learning_rate: Any, step: Any) -> Coefficients:
+        """Return the scalars of step number ``step``, counted from 1.
+
+        With arrays (n_steps,) of rates and step numbers, each is an array (n_steps,) or, if it is
+        the same for all, a float.
+        """
 
     @abstractmethod
     def update(
@@ -130,9 +135,9 @@ class SGD(Optimizer):
         """The velocity, if there is momentum."""
         return ("velocity",) if self.momentum else ()
 
-    def coefficients(self, learning_rate: float, step: int) -> Coefficients:
+    def coefficients(self, learning_rate: Any, step: Any) -> Coefficients:
         """Return the learning rate and the share of the gradient in the velocity."""
-        return float(learning_rate), 1.0 if step == 1 else 1.0 - self.dampening
+        return learning_rate, 1.0 - self.dampening * (step > 1)
 
     def update(
         self,
@@ -197,10 +202,10 @@ class RMSprop(Optimizer):
         velocity = ("velocity",) if self.momentum else ()
         return ("mean_square", *mean, *velocity)
 
-    def coefficients(self, learning_rate: float, step: int) -> Coefficients:
+    def coefficients(self, learning_rate: Any, step: Any) -> Coefficients:
         """Return the learning rate."""
         del step
-        return (float(learning_rate),)
+        return (learning_rate,)
 
     def update(
         self,
@@ -274,9 +279,9 @@ class Adagrad(Optimizer):
         """Return the initial accumulator."""
         return (self.initial_accumulator * xp.ones_like(parameters),)
 
-    def coefficients(self, learning_rate: float, step: int) -> Coefficients:
+    def coefficients(self, learning_rate: Any, step: Any) -> Coefficients:
         """Return the decayed learning rate."""
-        return (float(learning_rate) / (1.0 + (step - 1) * self.decay),)
+        return (learning_rate / (1.0 + (step - 1) * self.decay),)
 
     def update(
         self,
@@ -339,9 +344,8 @@ class Adam(Optimizer):
         """The running means of the gradient and of its square."""
         return ("mean", "mean_square")
 
-    def coefficients(self, learning_rate: float, step: int) -> Coefficients:
+    def coefficients(self, learning_rate: Any, step: Any) -> Coefficients:
         """Return learning_rate / (1 - beta1^t), sqrt(1 - beta2^t) and the learning rate."""
-        learning_rate = float(learning_rate)
         correction1 = 1.0 - self.beta1**step
         correction2 = (1.0 - self.beta2**step) ** 0.5
         return learning_rate / correction1, correction2, learning_rate

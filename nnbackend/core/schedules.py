@@ -58,10 +58,21 @@ class Schedule(ABC):
     def rate(self, clock: Clock, state: Any = None) -> float:
         """Return the learning rate of the step that ``clock`` shows."""
 
+    def rates(self, clock: Clock, n_steps: int, state: Any = None) -> list[float]:
+        """Return the learning rates of ``n_steps`` steps, of which ``clock`` shows the first."""
+        steps = range(clock.step, clock.step + n_steps)
+        # A NumPy float, such as a schedule of the user's own may return, would widen float32.
+        return [float(self.rate(clock._replace(step=step), state)) for step in steps]
+
     def observe(self, state: Any, loss: float) -> Any:
         """Return the state after an epoch that ended with the (validation) loss ``loss``."""
         del loss
         return state
+
+    @property
+    def observes(self) -> bool:
+        """Whether rates depend on the losses of earlier epochs."""
+        return type(self).observe is not Schedule.observe
 
     def _check(self, **bounds: dict[str, float]) -> None:
         """Replace every named field by its checked Python float; epochs may be None."""
@@ -88,6 +99,11 @@ class Constant(Schedule):
         """Return the learning rate."""
         del clock, state
         return self.learning_rate
+
+    def rates(self, clock: Clock, n_steps: int, state: Any = None) -> list[float]:
+        """Return the learning rate ``n_steps`` times."""
+        del clock, state
+        return [self.learning_rate] * n_steps
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,13 @@ epochs, so that it is free to plan buffers, fuse, capture or compile as it likes
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cache
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -18,9 +22,9 @@ from nnbackend.core.optimizers import Optimizer
 from nnbackend.core.types import Array
 from nnbackend.device import Device
 from nnbackend.engines.reference import ReferenceEngine
-from nnbackend.errors import InputError
+from nnbackend.errors import InputError, MissingDependencyError
 
-__all__ = ["Data", "Engine", "Problem", "get_engine"]
+__all__ = ["Data", "Engine", "Problem", "default_engine", "get_engine", "reference_seconds"]
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -63,7 +67,15 @@ class Data:
 
 
 class Engine(Protocol):
-    """What training asks of an engine."""
+    """What training asks of an engine.
+
+    Attributes
+    ----------
+    max_epochs_per_call : int
+        How many epochs ``run_epochs`` may be asked for at once.
+    """
+
+    max_epochs_per_call: ClassVar[int]
 
     def __init__(
         self,
@@ -78,12 +90,30 @@ class Engine(Protocol):
     def parameters(self) -> Array:
         """The current flat parameter vector."""
 
-    def run_epoch(self, order: Array | None, rates: Sequence[float]) -> Array:
-        """Take one step per rate over the rows in ``order``; return the mean objective, 0-d.
+    def run_epochs(
+        self, orders: Sequence[Array] | None, rates: Sequence[Sequence[float]]
+    ) -> tuple[Array, Array]:
+        """Run epochs until one ends in a loss or parameter that is not finite.
 
-        Nothing is read back from the device. An interrupt leaves ``parameters`` as some completed
-        step left them.
+        Parameters
+        ----------
+        orders : sequence of arrays (n_samples,) of int, optional
+            The rows of each epoch, a batch after the other; None: as they are.
+        rates : sequence of sequences of float
+            For each epoch, the learning rates of its steps.
+
+        Returns
+        -------
+        losses : array (n,)
+            The mean objective of each epoch that was run, the bad one included.
+        is_finite : array () of bool
+            Whether all are good. With one epoch, nothing is read back from the device.
+
+        After an interrupt, ``parameters`` are those of some completed step.
         """
+
+    def restore_finite(self) -> None:
+        """Go back to the parameters that the last good epoch ended with."""
 
     def snapshot(self) -> Any:
         """Return the current parameters as something that later steps do not change."""
@@ -103,26 +133,73 @@ def _reference(device: Device) -> type[Engine]:
 def _cpu(device: Device) -> type[Engine]:
     if device.kind != "cpu":
         raise InputError(f"engine: 'cpu' runs on device='cpu', got a network on {device}")
+    if missing := _missing_packages():
+        raise MissingDependencyError(
+            f"engine='cpu' needs {missing}, which is not installed; install it with: pip install "
+            f"{missing}, or use engine='reference'"
+        )
     from nnbackend.engines.cpu import CpuEngine
 
     return CpuEngine
 
 
-# The reference engine serves as "auto" until another one is proven on every kind of problem.
-ENGINES: dict[str, Callable[[Device], type[Engine]]] = {
-    "auto": _reference,
-    "cpu": _cpu,
-    "reference": _reference,
-}
+ENGINES: dict[str, Callable[[Device], type[Engine]]] = {"cpu": _cpu, "reference": _reference}
+
+# Compiling a kind of network takes some seconds; a training shorter than that is not worth it.
+COMPILATION_SECONDS = 3.0
 
 
-def get_engine(engine: str, precision: str, device: Device) -> type[Engine]:
-    """Return the engine that a name stands for; ``"auto"`` is the reference.
+def default_engine(device: Device, reference_seconds: float = math.inf) -> str:
+    """Return the name of the engine that ``"auto"`` stands for.
+
+    Nothing but the device and the length of the training decides, so that a training repeated
+    gives the same bits.
+
+    Parameters
+    ----------
+    device : Device
+        Where the network is.
+    reference_seconds : float
+        What the training would take on the reference engine, roughly.
+    """
+    if device.kind != "cpu" or reference_seconds < COMPILATION_SECONDS:
+        return "reference"
+    if missing := _missing_packages():
+        warnings.warn(
+            f"{missing} is not installed: training runs on the slower reference engine; install it "
+            f"with: pip install {missing}",
+            stacklevel=4,
+        )
+        return "reference"
+    return "cpu"
+
+
+def reference_seconds(problem: Problem, n_samples: int, epochs: int) -> float:
+    """Return what a training takes on the reference engine, roughly, on two cores of 2021."""
+    shapes = problem.objective.structure.weight_shapes
+    flops_per_sample = 6 * sum(n_in * n_out for n_in, n_out in shapes)
+    n_steps = -(-n_samples // problem.batch_size)
+    return epochs * (2e-4 * n_steps + n_samples * flops_per_sample / 4e10)
+
+
+@cache
+def _missing_packages() -> str:
+    """Return what the CPU engine needs and is not installed."""
+    names = ("numba", "scipy")
+    return " and ".join(name for name in names if importlib.util.find_spec(name) is None)
+
+
+def get_engine(
+    engine: str, precision: str, device: Device, reference_seconds: float = math.inf
+) -> type[Engine]:
+    """Return the engine that a name stands for; of ``"auto"``, what ``default_engine`` says.
 
     Raises
     ------
     InputError
         For an unknown name, or a precision that no engine offers on this device.
+    MissingDependencyError
+        If a named engine needs a package that is not installed.
     """
     if precision not in PRECISIONS:
         raise InputError(
@@ -133,4 +210,6 @@ def get_engine(engine: str, precision: str, device: Device) -> type[Engine]:
             f"precision: {precision!r} needs an engine with tensor-core products, which device "
             f"{device.name!r} does not have in this version; use 'float32'"
         )
-    return lookup("engine", engine, ENGINES)(device)
+    if engine == "auto":
+        engine = default_engine(device, reference_seconds)
+    return lookup("engine", engine, {"auto": _reference, **ENGINES})(device)

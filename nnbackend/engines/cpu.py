@@ -1,27 +1,18 @@
-"""The CPU engine: a whole epoch in one compiled call."""
+"""The CPU engine: products into planned buffers, and all else in compiled kernels."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import os
-import sys
-from collections.abc import Sequence
-from functools import cache
-from importlib.machinery import SourceFileLoader
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from nnbackend.core.regularization import dropout_mask
 from nnbackend.core.types import Array
-from nnbackend.engines.program import (
-    buffer_names,
-    epoch_source,
-    is_label_target,
-    keeps_pre_activation,
-)
-from nnbackend.errors import InputError, MissingDependencyError
+from nnbackend.engines.kernel_cache import load_kernels
+from nnbackend.engines.program import Kernels, hidden_kinds, is_in_place, is_label_target
+from nnbackend.engines.steps import Steps
 
 if TYPE_CHECKING:
     from nnbackend.device import Device
@@ -29,19 +20,24 @@ if TYPE_CHECKING:
 
 __all__ = ["CpuEngine"]
 
+_Array = np.ndarray[Any, Any]
+
+# Operations per step: below, Python's calls would cost more than a tenth of the products.
+_COMPILED_FLOPS = 1e8
+
 
 class CpuEngine:
     """Products into planned buffers, all else fused by Numba; the numbers of the reference engine.
 
-    The arguments are those of ``ReferenceEngine``.
+    A small network's epochs are one compiled call. A large one's steps are run from Python, with
+    the products in NumPy's BLAS, and the rows of each kernel shared by as many threads as that
+    uses. A formula that cannot be recorded, such as a user's activation that branches on data, runs
+    as it stands, on NumPy.
 
-    Raises
-    ------
-    InputError
-        If a formula of the problem, such as a user's activation, cannot be recorded.
-    MissingDependencyError
-        If Numba or SciPy is not installed.
+    The arguments are those of ``ReferenceEngine``.
     """
+
+    max_epochs_per_call: ClassVar[int] = 2**20
 
     def __init__(
         self,
@@ -52,101 +48,103 @@ class CpuEngine:
         dropout_rng: np.random.Generator,
     ) -> None:
         self._problem = problem
-        self._device = device
-        self._data = data
-        self._dropout_rng = dropout_rng
-        self._parameters = np.array(parameters)
-        self._gradient = np.empty_like(self._parameters)
-        self._state = tuple(
-            np.array(x) for x in problem.optimizer.init(device.xp, self._parameters)
-        ) or (np.empty(0, self._parameters.dtype),)
+        self._dtype = np.dtype(str(parameters.dtype))
         self._step = 0
-        self._programs: dict[tuple[bool, bool], Any] = {}
-        dtype = self._parameters.dtype
-        self._X, self._y = (_plain(x) for x in (data.X, data.y))
-        weighted = data.sample_weight is not None
-        self._weight = _plain(data.sample_weight) if weighted else np.empty(0, dtype)
-        labels = is_label_target(problem, self._y.ndim)
-        self._run = self._program(weighted=weighted, labels=labels).run
-        self._sizes = np.asarray(problem.objective.structure.layer_sizes)
-        self._buffers = self._plan(dtype)
+        labels = is_label_target(problem.objective, data.y.ndim)
+        kernels = _kernels(problem, self._dtype.name, labels=labels)
+        self._steps: Steps | None = None
+        self._run: Callable[..., tuple[int, bool]]
+        self._total_loss: Callable[..., tuple[float, float]]
+        if _is_small(problem) and not kernels.unrecorded:
+            module = load_kernels(kernels.compiled_source())
+            self._run, self._total_loss = module.run, module.total_loss
+        else:
+            module = load_kernels(kernels.source())
+            self._steps = Steps(problem, device.xp, kernels, module, dropout_rng)
+            self._run, self._total_loss = self._steps.run, self._steps.total_loss
+        self._hyper = np.asarray(kernels.hyperparameters, self._dtype)
+        self._allocate(problem, data, device)
+        self._parameters[:] = self._finite[:] = parameters
+        self._data = self._columns(data)
+        self._validation: tuple[Data, Any] | None = None
 
-    def _plan(self, dtype: np.dtype[Any]) -> dict[str, np.ndarray[Any, Any]]:
+    def _allocate(self, problem: Problem, data: Data, device: Device) -> None:
         """Allocate every array that a step needs."""
-        problem, structure = self._problem, self._problem.objective.structure
-        buffers: dict[str, np.ndarray[Any, Any]] = {}
-        for name, layer in buffer_names(problem):
-            if name.startswith("A") and not keeps_pre_activation(structure.hidden[layer - 1]):
-                buffers[name] = buffers[f"Z{layer}"]
-                continue
-            gathers = name != "X0" or problem.batch_size < self._data.n_samples
-            rows = problem.batch_size if gathers else 0
-            buffers[name] = np.empty((rows, structure.layer_sizes[layer]), dtype)
-        return buffers
+        structure, dtype, rows = problem.objective.structure, self._dtype, problem.batch_size
+        sizes = structure.layer_sizes
+        self._parameters, self._gradient, self._finite = (
+            np.empty(structure.n_parameters, dtype) for _ in range(3)
+        )
+        # Numba cannot give an empty tuple a type.
+        nothing = np.empty((0, 0), dtype)
+        initial = problem.optimizer.init(device.xp, self._parameters)
+        self._state = tuple(map(np.array, initial)) or (np.empty(0, dtype),)
+        self._W, self._b = map(tuple, structure.unflatten(np, self._parameters))
+        self._gW, self._gb = map(tuple, structure.unflatten(np, self._gradient))
+        self._Z = tuple(np.empty((rows, width), dtype) for width in sizes[1:])
+        self._L = np.empty_like(self._Z[-1])
+        # A layer's D is dead when that of the layer below is written: two buffers take turns.
+        turns = [np.empty(rows * max(sizes[1:-1], default=0), dtype) for _ in sizes[2:4]]
+        kinds = hidden_kinds(problem)
+        A, H, M, D, numbers = [], [], [], [], []
+        for layer, kind in enumerate(zip(structure.hidden, structure.dropout, strict=True)):
+            activation, rate = kind
+            Z = self._Z[layer]
+            A.append(Z if is_in_place(activation) else np.empty_like(Z))
+            H.append(np.empty_like(Z) if rate else A[-1])
+            M.append(np.empty_like(Z) if rate else nothing)
+            D.append(turns[layer % 2][: Z.size].reshape(Z.shape))
+            numbers.append(kinds.index((activation, rate > 0.0)))
+        self._A, self._H, self._M, self._D = (tuple(x) or (nothing,) for x in (A, H, M, D))
+        self._kinds = np.asarray(numbers, np.int64)
+        gathered = 0 if rows == data.n_samples else rows
+        self._X0 = np.empty((gathered, sizes[0]), dtype)
+        self._y0 = np.empty((gathered, *_column(data.y).shape[1:]), data.y.dtype)
+        self._w0 = np.ones((rows, 1), dtype)
+
+    def _columns(self, data: Data) -> tuple[_Array, _Array, _Array]:
+        """Return the data in the form that the kernels take."""
+        weight = np.empty(0, self._dtype) if data.sample_weight is None else data.sample_weight
+        # Run from Python, X goes to NumPy alone, which takes any array.
+        X = data.X if self._steps is not None else _plain(data.X)
+        return X, _plain(_column(data.y)), _plain(_column(weight))
 
     @property
     def parameters(self) -> Array:
         """The current flat parameter vector."""
         return self._parameters
 
-    def run_epoch(self, order: Array | None, rates: Sequence[float]) -> Array:
-        """Take one step per rate over the rows in ``order``; return the mean objective, 0-d."""
-        optimizer = self._problem.optimizer
-        coefficients = np.asarray(
-            [
-                optimizer.coefficients(rate, step)
-                for step, rate in enumerate(rates, start=self._step + 1)
-            ],
-            dtype=self._parameters.dtype,
-        )
-        self._step += len(rates)
-        shuffled = order is not None
-        rows = np.empty(0, np.int64) if order is None else np.asarray(order, np.int64)
-        if not self._problem.objective.structure.has_dropout:
-            loss, weight = self._call(rows, shuffled, 0, coefficients)
-        else:
-            loss = weight = 0.0
-            for first in range(len(rates)):
-                self._draw_masks(first)
-                part, part_weight = self._call(
-                    rows, shuffled, first, coefficients[first : first + 1]
-                )
-                loss, weight = loss + part, weight + part_weight
-        mean = loss / weight if weight else 0.0
-        return np.asarray(mean, dtype=self._parameters.dtype)
+    def run_epochs(
+        self, orders: Sequence[Array] | None, rates: Sequence[Sequence[float]]
+    ) -> tuple[Array, Array]:
+        """Run epochs, one per list of rates, until one ends in a loss or parameter not finite."""
+        flat = np.asarray(rates, np.float64).reshape(-1)
+        steps = np.arange(self._step + 1, self._step + 1 + flat.size)
+        columns = self._problem.optimizer.coefficients(flat, steps)
+        coefficients = np.stack(np.broadcast_arrays(*columns), axis=1).astype(self._dtype)
+        order = np.empty((0, 0), np.int64)
+        if orders is not None:
+            order = np.stack([np.asarray(entry, np.int64) for entry in orders])
+        losses = np.empty(len(rates))
+        try:
+            # A diverging loss is reported by whoever reads it, not warned of here.
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                done, is_finite = self._run(
+                    *self._data, order, self._X0, self._y0, self._w0, coefficients, losses,
+                    self._parameters, self._gradient, self._state, self._finite, self._W, self._b,
+                    self._gW, self._gb, self._Z, self._A, self._H, self._M, self._D, self._L,
+                    self._kinds, self._hyper,
+                )  # fmt: skip
+        except BaseException:
+            if self._steps is not None and self._steps.is_updating:
+                self.restore(self._finite)
+            raise
+        self._step += flat.size
+        return losses[:done], np.asarray(is_finite)
 
-    def _call(
-        self, rows: Any, shuffled: bool, first: int, coefficients: Any
-    ) -> tuple[float, float]:
-        result: tuple[float, float] = self._run(
-            self._parameters,
-            self._gradient,
-            self._state,
-            self._X,
-            self._y,
-            self._weight,
-            rows,
-            shuffled,
-            self._sizes,
-            self._problem.batch_size,
-            first,
-            coefficients,
-            tuple(self._buffers.values()),
-        )
-        return result
-
-    def _draw_masks(self, batch: int) -> None:
-        """Draw the masks of a batch in the order and of the sizes of the reference engine."""
-        problem, structure = self._problem, self._problem.objective.structure
-        start = batch * problem.batch_size
-        n_samples = min(problem.batch_size, self._data.n_samples - start)
-        for layer, rate in enumerate(structure.dropout, start=1):
-            if rate:
-                mask = self._buffers[f"M{layer}"]
-                uniform = self._dropout_rng.random(
-                    (n_samples, mask.shape[1]), dtype=mask.dtype.type
-                )
-                mask[:n_samples] = dropout_mask(self._device.xp, uniform, rate)
+    def restore_finite(self) -> None:
+        """Go back to the parameters that the last epoch without NaN and infinity ended with."""
+        self._parameters[...] = self._finite
 
     def snapshot(self) -> Any:
         """Return a copy of the current parameters."""
@@ -159,112 +157,52 @@ class CpuEngine:
     def data_loss(self, data: Data) -> Array:
         """Return the loss of the current parameters on ``data`` without penalties, 0-d.
 
-        It runs in compiled code, too: NumPy and Numba call two BLAS libraries, whose threads, once
-        woken, spin for a while and would hold up each other's products.
+        It runs in the engine's own kernels and BLAS: two BLAS libraries' threads, which spin for a
+        while after each product, would hold up each other's.
         """
-        weighted = data.sample_weight is not None
-        X, y = _plain(data.X), _plain(data.y)
-        weight = _plain(data.sample_weight) if weighted else self._weight[:0]
-        labels = is_label_target(self._problem, y.ndim)
-        loss, total = self._program(weighted=weighted, labels=labels).evaluate(
-            self._parameters,
-            X,
-            y,
-            weight,
-            self._sizes,
-            self._problem.batch_size,
-            tuple(self._buffers.values()),
-        )
-        return np.asarray(loss / total if total else 0.0, dtype=self._parameters.dtype)
-
-    def _program(self, *, weighted: bool, labels: bool) -> Any:
-        """Return the compiled program for a form of data; recording it anew costs milliseconds."""
-        if (weighted, labels) not in self._programs:
-            self._programs[weighted, labels] = self._generated(weighted=weighted, labels=labels)
-        return self._programs[weighted, labels]
-
-    def _generated(self, *, weighted: bool, labels: bool) -> Any:
-        dtype = self._parameters.dtype.name
-        try:
-            source = epoch_source(self._problem, dtype, weighted=weighted, labels=labels)
-        # A formula that is not made of what can be recorded fails in whatever way it likes.
-        except Exception as error:
-            raise InputError(
-                f"engine: expected formulas of arithmetic and of the array API's element-wise "
-                f"functions for engine='cpu', got one that cannot be recorded ({error}); use "
-                "engine='reference'"
-            ) from error
-        return _module(source)
+        if self._validation is None or self._validation[0] is not data:
+            self._validation = data, self._columns(data)
+        for mask in self._M:
+            mask[...] = 1.0
+        ones = np.ones_like(self._w0)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            loss, total = self._total_loss(
+                *self._validation[1], ones, self._W, self._b, self._gb, self._Z, self._A, self._H,
+                self._M, self._L, self._kinds,
+            )  # fmt: skip
+        return np.asarray(loss / total if total else 0.0)
 
 
-def _plain(x: Any) -> np.ndarray[Any, Any]:
+_recorded = lru_cache(maxsize=64)(Kernels)
+
+
+def _kernels(problem: Problem, dtype: str, *, labels: bool) -> Kernels:
+    """Return the kernels of a problem. Recording them takes milliseconds, so they are kept."""
+    optimizer: Any = problem.optimizer
+    if is_dataclass(optimizer):
+        optimizer = replace(optimizer, learning_rate=1.0)  # type: ignore[type-var]
+    # What kernels do not depend on is left out of the key.
+    form = replace(problem, batch_size=1, optimizer=optimizer)
+    try:
+        return _recorded(form, dtype, labels=labels)
+    except TypeError:  # a user's optimizer or loss that cannot be hashed
+        return Kernels(form, dtype, labels=labels)
+
+
+def _is_small(problem: Problem) -> bool:
+    structure = problem.objective.structure
+    flops = sum(6 * problem.batch_size * n_in * n_out for n_in, n_out in structure.weight_shapes)
+    # Dropout masks are drawn by NumPy, between the steps.
+    return flops < _COMPILED_FLOPS and not structure.has_dropout
+
+
+def _column(x: Any) -> _Array:
+    """Return a vector as a column; other arrays as they are."""
+    array = np.asarray(x)
+    return array[:, None] if array.ndim == 1 else array
+
+
+def _plain(x: Any) -> _Array:
     """Return a writeable, C-contiguous array: what the compiled code is compiled for."""
     array = np.ascontiguousarray(x)
     return array if array.flags.writeable else array.copy()
-
-
-def _cache_folder() -> str:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "nnbackend", "kernels")
-
-
-def _module(source: str) -> Any:
-    """Return a generated module, whose functions are compiled when they are first called.
-
-    Numba caches machine code beside the file a function comes from, so the source is written to a
-    file named by its hash: in the user's cache folder, or, where that cannot be written, in a
-    temporary one that ends with the process.
-    """
-    _require_numba()
-    name = f"nnbackend_kernel_{hashlib.sha256(source.encode()).hexdigest()[:24]}"
-    if name not in sys.modules:
-        try:
-            path = _written(os.path.join(_cache_folder(), f"{name}.py"), source)
-        except OSError:
-            path = _written(os.path.join(_temporary_folder(), f"{name}.py"), source)
-        loader = SourceFileLoader(name, path)
-        spec = importlib.util.spec_from_file_location(name, path, loader=loader)
-        if spec is None:
-            raise ImportError(f"cannot import the generated {path}")
-        module = importlib.util.module_from_spec(spec)
-        # Numba finds the cached code of a function by the name of its module.
-        sys.modules[name] = module
-        loader.exec_module(module)
-    return sys.modules[name]
-
-
-def _written(path: str, source: str) -> str:
-    """Return the path of a file that holds ``source``, written whole if it does not yet."""
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    try:
-        with open(path, encoding="utf-8") as file:
-            is_there = file.read() == source
-    except (OSError, UnicodeDecodeError):
-        is_there = False
-    if not is_there:
-        temporary = f"{path}.{os.urandom(8).hex()}.tmp"
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(source)
-        os.replace(temporary, path)
-    return path
-
-
-@cache
-def _temporary_folder() -> str:
-    import atexit
-    import shutil
-    import tempfile
-
-    folder = tempfile.mkdtemp(prefix="nnbackend-kernels-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-@cache
-def _require_numba() -> None:
-    for package in ("numba", "scipy"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingDependencyError(
-                f"engine='cpu' needs {package}, which is not installed; install it with: pip "
-                f"install {package}, or use engine='reference'"
-            )

@@ -192,10 +192,13 @@ class Printer:
     constants : dict
         Collects the constants, by the name that the code uses; the caller defines them in the dtype
         of the data, since in Numba a Python float would widen float32 arithmetic to float64.
+    functions : set of str
+        Collects the names of the functions that are called, which the caller defines.
     """
 
-    def __init__(self, constants: dict[str, float]) -> None:
+    def __init__(self, constants: dict[str, float], functions: set[str]) -> None:
         self.constants = constants
+        self.functions = functions
         self._names: dict[tuple[Any, ...], str] = {}
         self._count = 0
 
@@ -278,12 +281,16 @@ class Printer:
         forms = {
             "neg": "-{0}",
             "abs": "abs({0})",
+            "sqrt": "math.sqrt({0})",
             "where": "{1} if {0} else {2}",
             # NaN is handed on, as by the standard's functions.
             "maximum": "{0} if {0} > {1} or {0} != {0} else {1}",
             "minimum": "{0} if {0} < {1} or {0} != {0} else {1}",
         }
-        return forms.get(operation, f"math.{operation}({{0}})").format(*x)
+        if operation in forms:
+            return forms[operation].format(*x)
+        self.functions.add(operation)
+        return f"{operation}({x[0]})"
 
     def _constant(self, value: float) -> str:
         for name, known in self.constants.items():

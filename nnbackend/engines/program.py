@@ -1,30 +1,111 @@
-"""The epoch as one Numba function: its source, generated from the core's recorded formulas.
+"""The kernels of a training step as Numba source, generated from the core's recorded formulas.
 
-For each kind of network (number of layers, activations, loss, optimizer, options) one module is
-written; sizes are its arguments. Products are ``numpy.dot`` into buffers, everything element-wise
-is one loop per layer, and the parameters are updated in one pass.
+A kernel does everything element-wise between two products: bias and activation; bias, loss and its
+gradient; gradient through an activation, and its column sums; penalties; clipping; the update. It
+works on blocks of rows small enough for the first-level cache, in which formulas run along flat
+vectors, whatever the width of a layer, so that LLVM makes vector code of them.
+
+One module is generated for each kind of problem (activations, loss, optimizer, options, dtype);
+sizes are arguments.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from nnbackend.core.activations import Activation
 from nnbackend.core.losses import SoftmaxCrossEntropy
 from nnbackend.core.propagation import output_elements
 from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, penalty_elements
+from nnbackend.engines import driver
 from nnbackend.engines.expression import RECORDER, Printer, Symbol, symbol
 
 if TYPE_CHECKING:
+    from nnbackend.core.objective import Objective
     from nnbackend.engines import Problem
 
-__all__ = ["buffer_names", "epoch_source", "is_label_target", "keeps_pre_activation"]
+__all__ = ["HiddenKind", "Kernels", "hidden_kinds", "is_in_place", "is_label_target"]
+
+# A hidden layer's kernels: its activation, and whether it drops units.
+HiddenKind = tuple[Activation, bool]
+
+_HEAD = """\
+import math
+import numpy as np
+from numba import njit
+from nnbackend.engines import elementary
+F = np.{dtype}
+"""
+_JIT = '@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})'
+# Sums may be taken in any order: several partial ones, in vector registers.
+_JIT_SUMS = '@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})'
+_BLOCK = 2048  # elements, 8 or 16 KiB an array
+
+_FIXED = f"""
+{_JIT}
+def take(x, rows, out):
+    for i in range(rows.shape[0]):
+        row = rows[i]
+        for k in range(x.shape[1]):
+            out[i, k] = x[row, k]
+
+{_JIT}
+def copy(x, out):
+    for i in range(x.shape[0]):
+        out[i] = x[i]
+
+{_JIT_SUMS}
+def total(x):
+    result = 0.0
+    for i in range(x.shape[0]):
+        result += x[i, 0]
+    return result
+
+{_JIT_SUMS}
+def all_finite(x):
+    result = F(0.0)
+    for i in range(x.shape[0]):
+        result += x[i] * F(0.0)
+    return result == F(0.0)
+
+{_JIT}
+def add_bias(Z, b):
+    for i in range(Z.shape[0]):
+        for k in range(Z.shape[1]):
+            Z[i, k] += b[k]
+
+{_JIT}
+def add_rows(Z, total):
+    for i in range(Z.shape[0]):
+        for k in range(Z.shape[1]):
+            total[k] += Z[i, k]
+"""
 
 
-def keeps_pre_activation(activation: Activation) -> bool:
-    """Whether g' is written in terms of Z, so that Z must outlive g(Z)."""
-    derivative = activation.derivative(RECORDER, symbol("Z"), symbol("A"))
-    return _mentions(derivative, "Z")
+def hidden_kinds(problem: Problem) -> list[HiddenKind]:
+    """Return the distinct kinds of hidden layers, in the order of their first layer."""
+    structure = problem.objective.structure
+    kinds: list[HiddenKind] = []
+    for activation, rate in zip(structure.hidden, structure.dropout, strict=True):
+        if (activation, rate > 0.0) not in kinds:
+            kinds.append((activation, rate > 0.0))
+    return kinds
+
+
+def is_in_place(activation: Activation) -> bool:
+    """Whether g(Z) may replace Z: g' is written without Z.
+
+    A derivative that cannot be recorded may need it.
+    """
+    try:
+        derivative = activation.derivative(RECORDER, symbol("Z"), symbol("A"))
+    except Exception:  # noqa: BLE001 - a user's function fails in whatever way it likes
+        return False
+    return not _mentions(derivative, "Z")
 
 
 def _mentions(node: object, name: str) -> bool:
@@ -35,14 +116,13 @@ def _mentions(node: object, name: str) -> bool:
     return any(_mentions(entry, name) for entry in node.operands)
 
 
-def epoch_source(problem: Problem, dtype: str, *, weighted: bool, labels: bool) -> str:
-    """Return the source of a module with the functions ``run`` and ``evaluate``.
+def is_label_target(objective: Objective, n_dimensions: int) -> bool:
+    """Whether the targets are integer labels rather than rows."""
+    return isinstance(objective.loss, SoftmaxCrossEntropy) and n_dimensions == 1
 
-    ``run(parameters, gradient, state, X, y, sample_weight, order, shuffled, sizes, batch_size,
-    first, coefficients, buffers)`` takes one step per row of ``coefficients``, the first over the
-    rows of batch number ``first``. ``evaluate(parameters, X, y, sample_weight, sizes, batch_size,
-    buffers)`` goes through all rows with the loss alone. Both return a sum of losses times weights,
-    and the sum of those weights.
+
+class Kernels:
+    """The source of a problem's kernels.
 
     Parameters
     ----------
@@ -50,285 +130,237 @@ def epoch_source(problem: Problem, dtype: str, *, weighted: bool, labels: bool) 
         What is to be trained, and how.
     dtype : {"float32", "float64"}
         Of all arrays.
-    weighted : bool
-        Whether there are sample weights.
     labels : bool
         Whether ``y`` is a vector of integer labels.
 
-    Raises
-    ------
-    NotImplementedError
-        If a formula cannot be recorded, such as that of a user's activation that branches on data.
+    Attributes
+    ----------
+    labels : bool
+        As given.
+    hyperparameters : list of float
+        Numbers of the optimizer, the penalties and the clipping. They are an argument of the
+        kernels, so that a search over them compiles nothing anew.
+    unrecorded : dict of str to Exception
+        Kernels that have no source, since a formula cannot be recorded, such as that of a user's
+        activation that branches on data; and why.
     """
-    constants: dict[str, float] = {}
-    program = _Program(problem, constants, weighted=weighted, labels=labels)
-    body = [*program.run(), "", "", *program.evaluate()]
-    head = [
-        "import math",
-        "import numpy as np",
-        "from numba import njit",
-        f"F = np.{dtype}",
-    ]
-    for name, value in constants.items():
-        literal = f'float("{value!r}")' if "inf" in repr(value) else repr(value)
-        head.append(f"{name} = F({literal})")
-    return "\n".join([*head, "", *body, ""])
 
-
-class _Program:
-    """Prints the two functions, line by line."""
-
-    def __init__(
-        self, problem: Problem, constants: dict[str, float], *, weighted: bool, labels: bool
-    ) -> None:
-        self.problem = problem
-        self.structure = problem.objective.structure
-        self.n_layers = len(self.structure.weight_shapes)
-        self.constants = constants
-        self.weighted = weighted
+    def __init__(self, problem: Problem, dtype: str, *, labels: bool) -> None:
+        self._problem = problem
+        self._dtype = dtype
         self.labels = labels
+        self._constants: dict[str, float] = {}
+        self._functions: set[str] = set()
+        self.hyperparameters: list[float] = []
+        self.unrecorded: dict[str, Exception] = {}
+        self._lines: list[str] = []
+        kinds = hidden_kinds(problem)
+        for number, kind in enumerate(kinds):
+            self._add(f"activate_{number}", partial(self._activate, *kind))
+            self._add(f"pull_back_{number}", partial(self._pull_back, *kind))
+        self._add("output_loss", self._output_loss)
+        self._add("penalize", self._penalize)
+        self._add("clip", self._clip)
+        self._add("update_range", self._update)
+        self._n_kinds = len(kinds)
 
-    def printer(self) -> Printer:
-        """Return a printer for one row; its reductions are not another's."""
-        return Printer(self.constants)
+    def source(self) -> str:
+        """Return the source of a module of kernels."""
+        head = [_HEAD.format(dtype=self._dtype)]
+        names = sorted(self._functions)
+        head += [f"{name} = elementary.{self._dtype}.{name}" for name in names]
+        for name, value in self._constants.items():
+            literal = f'float("{value!r}")' if "inf" in repr(value) else repr(value)
+            head.append(f"{name} = F({literal})")
+        return "\n".join([*head, _FIXED, *self._lines, ""])
 
-    def evaluate(self) -> list[str]:
-        """Print the loss of all rows, a batch at a time, without penalties and dropout."""
-        return [
-            '@njit(nogil=True, cache=True, error_model="numpy")',
-            "def evaluate(parameters, X, y, sample_weight, sizes, batch_size, buffers):",
-            *self.views(("W", "b")),
-            "    loss = 0.0",
-            "    weight_sum = 0.0",
-            "    for start in range(0, X.shape[0], batch_size):",
-            "        stop = min(start + batch_size, X.shape[0])",
-            "        n = stop - start",
-            "        A0 = X[start:stop]",
-            *self.forward(dropout=False),
-            *self.loss(gradient=False),
-            "    return loss, weight_sum",
-        ]
-
-    def run(self) -> list[str]:
-        """Print the training steps."""
-        step = [
-            *self.batch(),
-            *self.forward(),
-            *self.loss(),
-            *self.backward(),
-            *self.penalty(),
-            *self.clipping(),
-            *self.update(),
-            "        loss_sum += loss * np.float64(batch_weight)",
-            "        weight_sum += np.float64(batch_weight)",
-        ]
-        return [
-            '@njit(nogil=True, cache=True, error_model="numpy")',
-            "def run(parameters, gradient, state, X, y, sample_weight, order, shuffled, sizes,",
-            "        batch_size, first, coefficients, buffers):",
-            *self.views(("W", "b", "gW", "gb")),
-            *(f"    S{i} = state[{i}]" for i in range(len(self.problem.optimizer.state_names))),
-            "    loss_sum = 0.0",
-            "    weight_sum = 0.0",
-            "    for step in range(coefficients.shape[0]):",
-            *step,
-            "    return loss_sum, weight_sum",
-        ]
-
-    def views(self, letters: tuple[str, ...]) -> list[str]:
-        """Print per-layer views of the flat vectors, and the buffers by name."""
-        lines = ["    P = parameters.shape[0]", "    at = 0"]
-        for layer in range(1, self.n_layers + 1):
-            lines += [
-                f"    n_in, n_out = sizes[{layer - 1}], sizes[{layer}]",
-                "    end = at + n_in * n_out",
-            ]
-            for letter in letters:
-                vector = "gradient" if letter.startswith("g") else "parameters"
-                part = "[at:end].reshape(n_in, n_out)" if "W" in letter else "[end:end + n_out]"
-                lines.append(f"    {letter}{layer} = {vector}{part}")
-            lines.append("    at = end + n_out")
-        lines += [
-            f"    {name} = buffers[{i}]" for i, (name, _) in enumerate(buffer_names(self.problem))
-        ]
-        return lines
-
-    def batch(self) -> list[str]:
-        """Print which rows a step takes, and the weight of the batch."""
+    def compiled_source(self) -> str:
+        """Return the source of a module that has the driver's functions as well, compiled."""
         lines = [
-            "        start = (first + step) * batch_size",
-            "        stop = min(start + batch_size, X.shape[0])",
-            "        n = stop - start",
-            "        if shuffled:",
-            "            for i in range(n):",
-            "                X0[i, :] = X[order[start + i], :]",
-            "            A0 = X0[:n]",
-            "        else:",
-            "            A0 = X[start:stop]",
+            "is_finite = np.isfinite",
+            "product = np.dot",
+            "",
+            _JIT,
+            "def drop(n, M):",
+            "    pass",
+            "",
+            *self._choice("activate", "Z, b, A, H, M"),
+            *self._choice("pull_back", "D, Z, A, M, gb"),
+            _JIT,
+            "def update(parameters, gradient, state, c, hyper):",
+            "    update_range(0, parameters.shape[0], parameters, gradient, state, c, hyper)",
+            "",
         ]
-        if self.weighted:
-            lines += [
-                "        batch_weight = F(0.0)",
-                "        for i in range(n):",
-                "            r = order[start + i] if shuffled else start + i",
-                "            batch_weight += sample_weight[r]",
-                "        scale = F(1.0) / batch_weight if batch_weight > F(0.0) else F(1.0)",
+        for function in (driver.propagate, driver.total_loss, driver.run):
+            text = inspect.getsource(function)
+            lines += [_JIT, re.sub(r"\bk(\.|: Any, )", "", text), ""]
+        # The driver's annotations are not the generated module's.
+        return "\n".join(["from __future__ import annotations", self.source(), *lines])
+
+    def _choice(self, name: str, arguments: str) -> list[str]:
+        """Print the function that calls the kernel of a layer's kind."""
+        lines = [_JIT, f"def {name}(kind, n, {arguments}):"]
+        for number in range(self._n_kinds):
+            lines += [f"    if kind == {number}:", f"        {name}_{number}(0, n, {arguments})"]
+        return [*lines, "    pass", ""]
+
+    def _add(self, name: str, body: Callable[[], tuple[str, str, list[str]]]) -> None:
+        try:
+            decorator, arguments, lines = body()
+        except Exception as error:  # noqa: BLE001 - a user's function fails as it likes
+            self.unrecorded[name] = error
+            return
+        self._lines += ["", decorator, f"def {name}({arguments}):", *lines]
+
+    def _flat(self, outputs: Sequence[tuple[str, Symbol]], length: str, indent: int) -> list[str]:
+        """Print a loop over all elements of a block."""
+        for _, element in outputs:
+            if _is_rowwise(element):
+                raise NotImplementedError("a reduction over a row of units")
+        return self._loop(outputs, length, indent)
+
+    def _loop(self, outputs: Sequence[tuple[str, Symbol]], length: str, indent: int) -> list[str]:
+        # A printer's reductions are not another's.
+        return Printer(self._constants, self._functions).row(outputs, length, " " * indent)
+
+    def _vector(self, outputs: Sequence[tuple[str, Symbol]], length: str) -> list[str]:
+        """Print a loop over a flat vector, with its numbers as arguments."""
+        constants: dict[str, float] = {}
+        lines = Printer(constants, self._functions).row(outputs, length, "    ")
+        first = len(self.hyperparameters)
+        self.hyperparameters += constants.values()
+        heads = [f"    {name} = hyper[{first + i}]" for i, name in enumerate(constants)]
+        return [*heads, *lines]
+
+    @staticmethod
+    def _blocks(width_of: str, names: str) -> list[str]:
+        """Print a loop over blocks of the rows first to last, and the flat views of each block."""
+        views = [
+            f"        {name.lower()} = {name}[top:bottom].reshape((bottom - top) * width)"
+            for name in names
+        ]
+        return [
+            f"    width = {width_of}.shape[1]",
+            f"    step = max(1, {_BLOCK} // max(1, width))",
+            "    for top in range(first, last, step):",
+            "        bottom = min(top + step, last)",
+            *views,
+        ]
+
+    def _activate(self, activation: Activation, drops: bool) -> tuple[str, str, list[str]]:
+        A = activation.function(RECORDER, symbol("z[k]"))
+        names = "Z" if is_in_place(activation) else "ZA"
+        outputs = [(f"{names[-1].lower()}[k]", A)]
+        if drops:
+            outputs.append(("h[k]", A * symbol("m[k]")))
+            names += "HM"
+        lines = [
+            *self._blocks("Z", names),
+            "        add_bias(Z[top:bottom], b)",
+            *self._flat(outputs, "z.shape[0]", 8),
+        ]
+        return _JIT, "first, last, Z, b, A, H, M", lines
+
+    def _pull_back(self, activation: Activation, drops: bool) -> tuple[str, str, list[str]]:
+        dA = symbol("d[k]") * symbol("m[k]") if drops else symbol("d[k]")
+        dZ = dA * activation.derivative(RECORDER, symbol("z[k]"), symbol("a[k]"))
+        lines = [
+            "    gb[:] = F(0.0)",
+            *self._blocks("D", "DZAM" if drops else "DZA"),
+            *self._flat([("d[k]", dZ)], "d.shape[0]", 8),
+            "        add_rows(D[top:bottom], gb)",
+        ]
+        return _JIT, "first, last, D, Z, A, M, gb", lines
+
+    def _output_loss(self) -> tuple[str, str, list[str]]:
+        """Print bias, loss and gradient; by rows, where the formulas reduce over a row."""
+        objective = self._problem.objective
+        y = symbol("label", varies=False, dtype="integral") if self.labels else symbol("y[k]")
+        elements = output_elements(
+            RECORDER, objective.structure.output, objective.loss, symbol("z[k]"), y
+        )
+        outputs = list(zip(("l[k]", "z[k]"), elements, strict=True))
+        if self.labels or any(map(_is_rowwise, elements)):
+            body = [
+                "        n_row = F(width)",
+                "        for i in range(top, bottom):",
+                "            z, l = Z[i], L[i]",
+                "            label = y_rows[i, 0]" if self.labels else "            y = y_rows[i]",
+                *self._loop(outputs, "width", 12),
             ]
         else:
-            lines += ["        batch_weight = F(n)", "        scale = F(1.0) / F(n)"]
-        return lines
-
-    def forward(self, *, dropout: bool = True) -> list[str]:
-        """Print forward propagation, up to the products of the output layer."""
-        lines = []
-        for layer in range(1, self.n_layers + 1):
-            below = self.input_name(layer) if dropout else f"A{layer - 1}"
-            lines.append(f"        np.dot({below}[:n], W{layer}, Z{layer}[:n])")
-            if layer == self.n_layers:
-                break
-            activation = self.structure.hidden[layer - 1]
-            Z = symbol(f"Z{layer}[i, k]") + symbol(f"b{layer}[k]")
-            A = activation.function(RECORDER, Z)
-            target = f"A{layer}[i, k]"
-            outputs = [(target, A)]
-            if keeps_pre_activation(activation):
-                outputs.insert(0, (f"Z{layer}[i, k]", Z))
-            if dropout and self.structure.dropout[layer - 1]:
-                outputs.append((f"H{layer}[i, k]", A * symbol(f"M{layer}[i, k]")))
-            lines.append("        for i in range(n):")
-            lines += self.printer().row(outputs, f"A{layer}.shape[1]", " " * 12)
-        return lines
-
-    def input_name(self, layer: int) -> str:
-        """Return what a layer takes in: the batch, or the units below, dropped or not."""
-        if layer == 1:
-            return "A0"
-        return f"{'H' if self.structure.dropout[layer - 2] else 'A'}{layer - 1}"
-
-    def loss(self, *, gradient: bool = True) -> list[str]:
-        """Print the loss of a batch: with its gradient a mean, else a sum over weighted rows."""
-        layer, objective = self.n_layers, self.problem.objective
-        Z = symbol(f"Z{layer}[i, k]")
-        y = symbol("label", varies=False, dtype="integral") if self.labels else symbol("y[r, k]")
-        element, derivative = output_elements(RECORDER, self.structure.output, objective.loss, Z, y)
-        share = symbol("share", varies=False)
-        lines = [f"        n_row = F(sizes[{layer}])", f"        n_outputs = sizes[{layer}]"]
-        if gradient:
-            lines += [
-                "        loss = 0.0",
-                f"        gb{layer}[:] = F(0.0)",
-                "        for i in range(n):",
-                "            r = order[start + i] if shuffled else start + i",
-                f"            share = {'scale * sample_weight[r]' if self.weighted else 'scale'}",
+            body = [
+                "        y = y_rows[top:bottom].reshape((bottom - top) * width)",
+                *self._flat(outputs, "z.shape[0]", 8),
             ]
-        else:
-            lines += [
-                "        for i in range(n):",
-                "            r = start + i",
-                f"            share = {'sample_weight[r]' if self.weighted else 'F(1.0)'}",
-                "            weight_sum += share",
-            ]
-        if self.labels:
-            lines.append("            label = y[r]")
-        lines += [
-            "            for k in range(n_outputs):",
-            f"                Z{layer}[i, k] += b{layer}[k]",
+        lines = [
+            "    gb[:] = F(0.0)",
+            "    total = 0.0",
+            "    first, last = 0, n",
+            *self._blocks("Z", "ZL"),
+            "        add_bias(Z[top:bottom], b)",
+            *body,
+            "        for i in range(top, bottom):",
+            "            share = F(scale) * weight[i, 0]",
+            "            for k in range(width):",
+            "                total += L[i, k] * share",
+            "                Z[i, k] *= share",
+            "                gb[k] += Z[i, k]",
+            "    return total",
         ]
-        outputs = [("loss +=", element * share)]
-        add = ""
-        if gradient:
-            outputs.append((f"Z{layer}[i, k]", derivative * share))
-            add = f"gb{layer}[k] += Z{layer}[i, k]"
-        lines += self.printer().row(outputs, "n_outputs", " " * 12, add)
-        return lines
+        return _JIT, "n, Z, b, y_rows, weight, scale, L, gb", lines
 
-    def backward(self) -> list[str]:
-        """Print backward propagation into the gradient."""
-        lines = []
-        for layer in range(self.n_layers, 0, -1):
-            dZ = f"Z{layer}" if layer == self.n_layers else f"D{layer}"
-            lines.append(f"        np.dot({self.input_name(layer)}[:n].T, {dZ}[:n], gW{layer})")
-            if layer == 1:
-                break
-            below = layer - 1
-            activation = self.structure.hidden[below - 1]
-            dA = symbol(f"D{below}[i, k]")
-            if self.structure.dropout[below - 1]:
-                dA = dA * symbol(f"M{below}[i, k]")
-            Z, A = symbol(f"Z{below}[i, k]"), symbol(f"A{below}[i, k]")
-            outputs = [(f"D{below}[i, k]", dA * activation.derivative(RECORDER, Z, A))]
+    def _penalize(self) -> tuple[str, str, list[str]]:
+        objective = self._problem.objective
+        lines = ["    total = 0.0"]
+        if objective.is_penalized:
+            value, gradient = penalty_elements(RECORDER, symbol("w[k]"), objective.l1, objective.l2)
             lines += [
-                f"        np.dot({dZ}[:n], W{layer}.T, D{below}[:n])",
-                f"        gb{below}[:] = F(0.0)",
-                "        for i in range(n):",
+                "    w, g = W.reshape(W.size), gW.reshape(W.size)",
+                *self._vector([("total +=", value), ("g[k] +=", gradient)], "w.shape[0]"),
             ]
-            add = f"gb{below}[k] += D{below}[i, k]"
-            lines += self.printer().row(outputs, f"D{below}.shape[1]", " " * 12, add)
-        return lines
+        return _JIT_SUMS, "W, gW, hyper", [*lines, "    return total"]
 
-    def penalty(self) -> list[str]:
-        """Print the penalties, added to loss and gradient."""
-        objective = self.problem.objective
-        if not objective.is_penalized:
-            return []
-        lines = []
-        for layer in range(1, self.n_layers + 1):
-            value, gradient = penalty_elements(
-                RECORDER, symbol(f"W{layer}[i, k]"), objective.l1, objective.l2
-            )
-            outputs = [("loss +=", value), (f"gW{layer}[i, k] +=", gradient)]
-            lines.append(f"        for i in range(W{layer}.shape[0]):")
-            lines += self.printer().row(outputs, f"W{layer}.shape[1]", " " * 12)
-        return lines
-
-    def clipping(self) -> list[str]:
-        """Print the clipping of the gradient."""
+    def _clip(self) -> tuple[str, str, list[str]]:
         lines = []
         for clip, bound in (
-            (clip_by_value, self.problem.clip_value),
-            (clip_by_global_norm, self.problem.clip_norm),
+            (clip_by_value, self._problem.clip_value),
+            (clip_by_global_norm, self._problem.clip_norm),
         ):
             if bound is not None:
                 clipped = clip(RECORDER, symbol("gradient[k]"), bound)
-                lines += self.printer().row([("gradient[k]", clipped)], "P", " " * 8)
-        return lines
+                lines += self._vector([("gradient[k]", clipped)], "gradient.shape[0]")
+        return _JIT_SUMS, "gradient, hyper", [*lines, "    pass"]
 
-    def update(self) -> list[str]:
-        """Print the optimizer's step."""
-        optimizer = self.problem.optimizer
-        names = [f"S{i}[k]" for i in range(len(optimizer.state_names))]
+    def _update(self) -> tuple[str, str, list[str]]:
+        optimizer = self._problem.optimizer
+        numbers = range(len(optimizer.state_names))
         count = len(optimizer.coefficients(1.0, 1))
-        coefficients: Any = tuple(symbol(f"c{i}", varies=False) for i in range(count))
         parameters, state = optimizer.update(
             RECORDER,
-            symbol("parameters[k]"),
-            symbol("gradient[k]"),
-            tuple(map(symbol, names)),
-            coefficients,
+            symbol("p[k]"),
+            symbol("g[k]"),
+            tuple(symbol(f"s{i}[k]") for i in numbers),
+            tuple(symbol(f"c{i}", varies=False) for i in range(count)),
         )
-        outputs = [("parameters[k]", parameters), *zip(names, state, strict=True)]
-        return [
-            *(f"        c{i} = coefficients[step, {i}]" for i in range(count)),
-            *self.printer().row(outputs, "P", " " * 8),
+        outputs = [("p[k]", parameters)]
+        outputs += [(f"s{i}[k]", entry) for i, entry in zip(numbers, state, strict=True)]
+        for _, element in outputs:
+            if _is_rowwise(element):
+                raise NotImplementedError("a reduction over all parameters")
+        lines = [
+            "    p, g = parameters[first:last], gradient[first:last]",
+            *(f"    s{i} = state[{i}][first:last]" for i in numbers),
+            *(f"    c{i} = c[{i}]" for i in range(count)),
+            *self._vector(outputs, "p.shape[0]"),
         ]
+        return _JIT, "first, last, parameters, gradient, state, c, hyper", lines
 
 
-def buffer_names(problem: Problem) -> list[tuple[str, int]]:
-    """Return the buffers of a step in their order: a name, and the layer whose width it has.
-
-    ``A`` stands for ``Z`` under another name where g(Z) may replace Z.
-    """
-    structure = problem.objective.structure
-    n_layers = len(structure.weight_shapes)
-    names = [("X0", 0)]
-    for layer in range(1, n_layers):
-        names += [(f"Z{layer}", layer), (f"A{layer}", layer), (f"D{layer}", layer)]
-        if structure.dropout[layer - 1]:
-            names += [(f"H{layer}", layer), (f"M{layer}", layer)]
-    names.append((f"Z{n_layers}", n_layers))
-    return names
-
-
-def is_label_target(problem: Problem, n_dimensions: int) -> bool:
-    """Whether the targets are integer labels rather than rows."""
-    return isinstance(problem.objective.loss, SoftmaxCrossEntropy) and n_dimensions == 1
+def _is_rowwise(node: object) -> bool:
+    """Whether a value depends on more of a row than its own element."""
+    if not isinstance(node, Symbol):
+        return False
+    if node.operation == "input":
+        return node.operands[0] in ("k", "n_row", "n_samples")
+    return node.operation in ("max", "sum") or any(map(_is_rowwise, node.operands))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class ReferenceEngine:
         Draws the dropout masks, on the host.
     """
 
+    max_epochs_per_call: ClassVar[int] = 1
+
     def __init__(
         self,
         problem: Problem,
@@ -47,7 +49,7 @@ class ReferenceEngine:
         self._xp = device.xp
         self._data = data
         self._dropout_rng = dropout_rng
-        self._parameters = self._xp.asarray(parameters, copy=True)
+        self._parameters = self._finite = self._xp.asarray(parameters, copy=True)
         self._state = problem.optimizer.init(self._xp, self._parameters)
         self._step = 0
 
@@ -56,12 +58,27 @@ class ReferenceEngine:
         """The current flat parameter vector."""
         return self._parameters
 
-    def run_epoch(self, order: Array | None, rates: Sequence[float]) -> Array:
-        """Take one step per rate over the rows in ``order``; return the mean objective, 0-d."""
+    def run_epochs(
+        self, orders: Sequence[Array] | None, rates: Sequence[Sequence[float]]
+    ) -> tuple[Array, Array]:
+        """Run epochs, one per list of rates, until one ends in a loss or parameter not finite."""
+        xp = self._xp
+        losses: list[Array] = []
+        finite: Array = True
+        for epoch, epoch_rates in enumerate(rates):
+            # With one epoch per call nothing is read back from the device here.
+            if losses and not bool(finite):
+                break
+            self._finite = self._parameters
+            losses.append(self._run_epoch(orders[epoch] if orders else None, epoch_rates))
+            finite = xp.all(xp.isfinite(self._parameters)) & xp.isfinite(losses[-1])
+        return xp.stack(losses), finite
+
+    def _run_epoch(self, order: Array | None, rates: Sequence[float]) -> Array:
         data, size = self._data, self._problem.batch_size
         weighted_loss: Array = 0.0
         total_weight: Array = 0.0
-        # A diverging loss is reported once per epoch by whoever reads it, not warned of here.
+        # A diverging loss is reported by whoever reads it, not warned of here.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for start, rate in zip(range(0, data.n_samples, size), rates, strict=True):
                 rows = slice(start, min(start + size, data.n_samples))
@@ -70,7 +87,11 @@ class ReferenceEngine:
                 share = rows.stop - rows.start if weight is None else self._xp.sum(weight)
                 weighted_loss = weighted_loss + loss * share
                 total_weight = total_weight + share
-            return weighted_loss / total_weight
+            return self._xp.asarray(weighted_loss / total_weight)
+
+    def restore_finite(self) -> None:
+        """Go back to the parameters that the last epoch without NaN and infinity ended with."""
+        self._parameters = self._finite
 
     def snapshot(self) -> Any:
         """Return the current parameters; steps make new arrays, so this one stays as it is."""
