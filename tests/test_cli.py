@@ -313,7 +313,7 @@ def test_a_failed_run_leaves_the_folder_that_was_there_before(run):
 def test_control_c_keeps_what_was_learnt(run, monkeypatch):
     import nnbackend.training
 
-    original = nnbackend.training._Loop._epoch
+    original = nnbackend.training._Loop._epochs
     calls = []
 
     def interrupted(self, order, rates):
@@ -322,7 +322,7 @@ def test_control_c_keeps_what_was_learnt(run, monkeypatch):
             raise KeyboardInterrupt
         return original(self, order, rates)
 
-    monkeypatch.setattr(nnbackend.training._Loop, "_epoch", interrupted)
+    monkeypatch.setattr(nnbackend.training._Loop, "_epochs", interrupted)
     code, out, _ = run("train", "--out", "r", "--json")
     assert code == 130
     result = json.loads(out)

@@ -87,11 +87,9 @@ def trained(engine, hidden, output, options, *, dtype, weighted, batch_size, shu
     return net, history
 
 
-@needs_numba
-@pytest.mark.parametrize(("hidden", "output", "options"), PROBLEMS)
-def test_the_compiled_epoch_equals_the_reference(hidden, output, options):
+def assert_equals_the_reference(hidden, output, options):
     # Sums are taken in another order: a few float64 roundings a step, over at most 20 steps.
-    for weighted, batch_size, shuffle in ((False, 16, True), (False, None, False)):
+    for weighted, batch_size, shuffle in ((False, 16, True), (True, None, False)):
         case = {"dtype": "float64", "weighted": weighted, "batch_size": batch_size}
         expected, said = trained("reference", hidden, output, options, shuffle=shuffle, **case)
         net, history = trained("cpu", hidden, output, options, shuffle=shuffle, **case)
@@ -99,6 +97,23 @@ def test_the_compiled_epoch_equals_the_reference(hidden, output, options):
         np.testing.assert_allclose(net.parameters, expected.parameters, rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(history.loss, said.loss, rtol=1e-10)
         np.testing.assert_allclose(history.validation_loss, said.validation_loss, rtol=1e-10)
+
+
+# Compiling an epoch takes seconds, so not every problem does it; the kernels are the same.
+@needs_numba
+@pytest.mark.parametrize(("hidden", "output", "options"), [PROBLEMS[0], PROBLEMS[2], PROBLEMS[4]])
+def test_the_compiled_epoch_equals_the_reference(hidden, output, options):
+    assert_equals_the_reference(hidden, output, options)
+
+
+@needs_numba
+@pytest.mark.parametrize(("hidden", "output", "options"), PROBLEMS)
+def test_steps_run_from_python_equal_the_reference(hidden, output, options, monkeypatch):
+    monkeypatch.setattr("nnbackend.engines.cpu._COMPILED_FLOPS", 0.0)
+    # Threads, too: two where there are rows for them.
+    monkeypatch.setattr("nnbackend.engines.steps._ELEMENTS_PER_THREAD", 4)
+    monkeypatch.setattr("nnbackend.engines.steps._Threads.count", 3)
+    assert_equals_the_reference(hidden, output, options)
 
 
 @needs_numba
@@ -129,10 +144,27 @@ def test_same_seed_gives_the_same_bits_and_read_only_data_is_enough():
 
 @needs_numba
 def test_divergence_is_found_and_the_last_finite_parameters_come_back():
-    net = nb.Network([6, 1], output="identity", dtype="float64")
-    with pytest.raises(nb.DivergenceError, match="epoch"):
-        nb.train(net, X, Y["identity"][:, :1], optimizer=nb.SGD(1e6), epochs=200, engine="cpu")
-    assert np.isfinite(net.parameters).all()
+    # After two epochs of a thousand; the reference says which.
+    nets, epochs = [], []
+    for engine in ("reference", "cpu"):
+        net = nb.Network([6, 7, 5, 1], hidden=["relu", "tanh"], dtype="float64", seed=1)
+        with pytest.raises(nb.DivergenceError, match="epoch 3") as caught:
+            nb.train(
+                net, X, Y["sigmoid"], optimizer=nb.SGD(Exploding()), epochs=1000, batch_size=16,
+                engine=engine,
+            )  # fmt: skip
+        nets.append(net)
+        epochs.append(caught.value.history.n_epochs)
+    assert epochs == [2, 2]
+    np.testing.assert_allclose(nets[0].parameters, nets[1].parameters, rtol=1e-10, atol=1e-12)
+
+
+class Exploding(nb.schedules.Schedule):
+    """A small rate, and from the third epoch on one that overflows."""
+
+    def rate(self, clock, state=None):
+        del state
+        return 0.1 if clock.epoch < 2 else np.float64(1e308)
 
 
 @needs_numba

@@ -53,15 +53,13 @@ class CpuEngine:
         labels = is_label_target(problem.objective, data.y.ndim)
         kernels = _kernels(problem, self._dtype.name, labels=labels)
         self._steps: Steps | None = None
-        self._run: Callable[..., tuple[int, bool]]
-        self._total_loss: Callable[..., tuple[float, float]]
+        self._program: Callable[..., tuple[int, bool]]
         if _is_small(problem) and not kernels.unrecorded:
-            module = load_kernels(kernels.compiled_source())
-            self._run, self._total_loss = module.run, module.total_loss
+            self._program = load_kernels(kernels.compiled_source()).run
         else:
             module = load_kernels(kernels.source())
             self._steps = Steps(problem, device.xp, kernels, module, dropout_rng)
-            self._run, self._total_loss = self._steps.run, self._steps.total_loss
+            self._program = self._steps.run
         self._hyper = np.asarray(kernels.hyperparameters, self._dtype)
         self._allocate(problem, data, device)
         self._parameters[:] = self._finite[:] = parameters
@@ -127,20 +125,26 @@ class CpuEngine:
             order = np.stack([np.asarray(entry, np.int64) for entry in orders])
         losses = np.empty(len(rates))
         try:
-            # A diverging loss is reported by whoever reads it, not warned of here.
-            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-                done, is_finite = self._run(
-                    *self._data, order, self._X0, self._y0, self._w0, coefficients, losses,
-                    self._parameters, self._gradient, self._state, self._finite, self._W, self._b,
-                    self._gW, self._gb, self._Z, self._A, self._H, self._M, self._D, self._L,
-                    self._kinds, self._hyper,
-                )  # fmt: skip
+            done, is_finite = self._run(True, self._data, order, self._w0, coefficients, losses)
         except BaseException:
             if self._steps is not None and self._steps.is_updating:
                 self.restore(self._finite)
             raise
         self._step += flat.size
         return losses[:done], np.asarray(is_finite)
+
+    def _run(
+        self, trains: bool, columns: tuple[_Array, _Array, _Array], order: _Array, w0: _Array,
+        coefficients: _Array, losses: _Array,
+    ) -> tuple[int, bool]:  # fmt: skip
+        # A diverging loss is reported by whoever reads it, not warned of here.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            return self._program(
+                trains, *columns, order, self._X0, self._y0, w0, coefficients, losses,
+                self._parameters, self._gradient, self._state, self._finite, self._W, self._b,
+                self._gW, self._gb, self._Z, self._A, self._H, self._M, self._D, self._L,
+                self._kinds, self._hyper,
+            )  # fmt: skip
 
     def restore_finite(self) -> None:
         """Go back to the parameters that the last epoch without NaN and infinity ended with."""
@@ -162,15 +166,11 @@ class CpuEngine:
         """
         if self._validation is None or self._validation[0] is not data:
             self._validation = data, self._columns(data)
-        for mask in self._M:
-            mask[...] = 1.0
+        no_order, no_coefficients = np.empty((0, 0), np.int64), np.empty((0, 0), self._dtype)
+        losses = np.empty(1)
         ones = np.ones_like(self._w0)
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            loss, total = self._total_loss(
-                *self._validation[1], ones, self._W, self._b, self._gb, self._Z, self._A, self._H,
-                self._M, self._L, self._kinds,
-            )  # fmt: skip
-        return np.asarray(loss / total if total else 0.0)
+        self._run(False, self._validation[1], no_order, ones, no_coefficients, losses)
+        return losses[0, ...]
 
 
 _recorded = lru_cache(maxsize=64)(Kernels)

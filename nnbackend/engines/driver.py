@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["propagate", "run", "total_loss"]
+__all__ = ["propagate", "run"]
 
 
 def propagate(
@@ -32,37 +32,18 @@ def propagate(
         k.product(H[layer][:n], W[layer + 1], Z[layer + 1][:n])
 
 
-def total_loss(
-    k: Any, X: Any, y: Any, weight: Any, w0: Any, W: Any, b: Any, gb: Any, Z: Any, A: Any, H: Any,
-    M: Any, L: Any, kinds: Any,
-) -> Any:  # fmt: skip
-    """Return the sum over all rows of weight times loss, and the sum of the weights."""
-    loss_sum = 0.0
-    weight_sum = 0.0
-    size = Z[0].shape[0]
-    last = len(W) - 1
-    for start in range(0, X.shape[0], size):
-        n = min(size, X.shape[0] - start)
-        share = weight[start : start + n] if weight.shape[0] > 0 else w0[:n]
-        k.propagate(X[start : start + n], n, W, b, Z, A, H, M, kinds)
-        loss_sum += k.output_loss(
-            n, Z[last], b[last], y[start : start + n], share, 1.0, L, gb[last]
-        )
-        weight_sum += k.total(share)
-    return loss_sum, weight_sum
-
-
 def run(
-    k: Any, X: Any, y: Any, weight: Any, order: Any, X0: Any, y0: Any, w0: Any, coefficients: Any,
-    losses: Any, parameters: Any, gradient: Any, state: Any, finite: Any, W: Any, b: Any, gW: Any,
-    gb: Any, Z: Any, A: Any, H: Any, M: Any, D: Any, L: Any, kinds: Any, hyper: Any,
+    k: Any, trains: Any, X: Any, y: Any, weight: Any, order: Any, X0: Any, y0: Any, w0: Any,
+    coefficients: Any, losses: Any, parameters: Any, gradient: Any, state: Any, finite: Any, W: Any,
+    b: Any, gW: Any, gb: Any, Z: Any, A: Any, H: Any, M: Any, D: Any, L: Any, kinds: Any,
+    hyper: Any,
 ) -> Any:  # fmt: skip
     """Run epochs until one of them ends in a loss or parameter that is not finite.
 
     ``order`` (n_epochs, n_samples) holds each epoch's rows, or is empty for the rows as they are;
     ``coefficients`` one row per step; ``losses`` takes the mean objective of each epoch, and
     ``finite`` the parameters that the last good one ended with. Returns how many epochs were run,
-    and whether all of them were good.
+    and whether all of them were good. Unless it ``trains``, an epoch is the mean loss alone.
     """
     n_samples = X.shape[0]
     size = Z[0].shape[0]
@@ -72,7 +53,7 @@ def run(
         loss_sum = 0.0
         weight_sum = 0.0
         for start in range(0, n_samples, size):
-            n = min(size, n_samples - start)
+            n = size if start + size <= n_samples else n_samples - start
             if order.shape[0] > 0:
                 chosen = order[epoch, start : start + n]
                 k.take(X, chosen, X0)
@@ -85,27 +66,28 @@ def run(
                 share = weight[start : start + n] if weight.shape[0] > 0 else w0[:n]
             batch_weight = k.total(share)
             scale = 1.0 / batch_weight if batch_weight > 0.0 else 1.0
-            k.drop(n, M)
+            k.drop(trains, n, M)
             k.propagate(rows, n, W, b, Z, A, H, M, kinds)
             loss = k.output_loss(n, Z[last], b[last], targets, share, scale, L, gb[last])
-            dZ = Z[last][:n]
-            for layer in range(last, 0, -1):
-                below = layer - 1
-                k.product(H[below][:n].T, dZ, gW[layer])
-                k.product(dZ, W[layer].T, D[below][:n])
-                k.pull_back(kinds[below], n, D[below], Z[below], A[below], M[below], gb[below])
-                dZ = D[below][:n]
-            k.product(rows.T, dZ, gW[0])
-            for layer in range(len(W)):
-                loss += k.penalize(W[layer], gW[layer], hyper)
-            k.clip(gradient, hyper)
-            k.update(parameters, gradient, state, coefficients[step], hyper)
-            step += 1
+            if trains:
+                dZ = Z[last][:n]
+                for layer in range(last, 0, -1):
+                    below = layer - 1
+                    k.product(H[below][:n].T, dZ, gW[layer])
+                    k.product(dZ, W[layer].T, D[below][:n])
+                    k.pull_back(kinds[below], n, D[below], Z[below], A[below], M[below], gb[below])
+                    dZ = D[below][:n]
+                k.product(rows.T, dZ, gW[0])
+                for layer in range(len(W)):
+                    loss += k.penalize(W[layer], gW[layer], hyper)
+                k.clip(gradient, hyper)
+                k.update(parameters, gradient, state, coefficients[step], hyper)
+                step += 1
             loss_sum += loss * batch_weight
             weight_sum += batch_weight
-        mean = loss_sum / weight_sum if weight_sum > 0.0 else 0.0
-        losses[epoch] = mean
-        if not (k.is_finite(mean) and k.all_finite(parameters)):
-            return epoch + 1, False
-        k.copy(parameters, finite)
+        losses[epoch] = loss_sum / weight_sum if weight_sum > 0.0 else 0.0
+        if trains:
+            if not (k.is_finite(losses[epoch]) and k.all_finite(parameters)):
+                return epoch + 1, False
+            k.copy(parameters, finite)
     return losses.shape[0], True

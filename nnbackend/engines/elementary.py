@@ -99,6 +99,8 @@ def _functions(  # noqa: PLR0915 - one scope for the constants of a dtype
     LARGEST = F((int(info.maxexp) + 1.25) * math.log(2.0))
     SMALLEST = F(int(info.minexp) * math.log(2.0))
     TANH_IS_ONE = F((int(info.nmant) + 3) * math.log(2.0))
+    TINY = F(info.tiny)
+    MULTIPLE, LOG_MULTIPLE = F(2.0 ** int(info.nmant)), F(int(info.nmant) * math.log(2.0))
     # An intrinsic's first parameter, the typing context, is no argument of its calls.
     power_of_two: Any = _power_of_two
     fraction: Any = _fraction
@@ -150,7 +152,10 @@ def _functions(  # noqa: PLR0915 - one scope for the constants of a dtype
 
     @jit
     def log(x: Any) -> Any:
-        result = log_of(x, zero)
+        # A subnormal number has another layout of bits: take the logarithm of a multiple of it.
+        is_subnormal = x < TINY
+        result = log_of(x * MULTIPLE if is_subnormal else x, zero)
+        result = result - LOG_MULTIPLE if is_subnormal else result
         result = x if x == infinity else result
         result = -infinity if x == zero else result
         return result if x >= zero else nan

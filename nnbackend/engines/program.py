@@ -40,9 +40,10 @@ from numba import njit
 from nnbackend.engines import elementary
 F = np.{dtype}
 """
-_JIT = '@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})'
+_OPTIONS = 'nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True'
+_JIT = f'@njit({_OPTIONS}, fastmath={{"contract"}})'
 # Sums may be taken in any order: several partial ones, in vector registers.
-_JIT_SUMS = '@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})'
+_JIT_SUMS = f'@njit({_OPTIONS}, fastmath={{"contract", "reassoc"}})'
 _BLOCK = 2048  # elements, 8 or 16 KiB an array
 
 _FIXED = f"""
@@ -71,18 +72,6 @@ def all_finite(x):
     for i in range(x.shape[0]):
         result += x[i] * F(0.0)
     return result == F(0.0)
-
-{_JIT}
-def add_bias(Z, b):
-    for i in range(Z.shape[0]):
-        for k in range(Z.shape[1]):
-            Z[i, k] += b[k]
-
-{_JIT}
-def add_rows(Z, total):
-    for i in range(Z.shape[0]):
-        for k in range(Z.shape[1]):
-            total[k] += Z[i, k]
 """
 
 
@@ -181,7 +170,7 @@ class Kernels:
             "product = np.dot",
             "",
             _JIT,
-            "def drop(n, M):",
+            "def drop(trains, n, M):",
             "    pass",
             "",
             *self._choice("activate", "Z, b, A, H, M"),
@@ -191,7 +180,7 @@ class Kernels:
             "    update_range(0, parameters.shape[0], parameters, gradient, state, c, hyper)",
             "",
         ]
-        for function in (driver.propagate, driver.total_loss, driver.run):
+        for function in (driver.propagate, driver.run):
             text = inspect.getsource(function)
             lines += [_JIT, re.sub(r"\bk(\.|: Any, )", "", text), ""]
         # The driver's annotations are not the generated module's.
@@ -233,6 +222,15 @@ class Kernels:
         return [*heads, *lines]
 
     @staticmethod
+    def _rows(statement: str) -> list[str]:
+        """Print a loop over the rows and columns of a block."""
+        return [
+            "        for i in range(bottom - top):",
+            "            for k in range(width):",
+            f"                {statement}",
+        ]
+
+    @staticmethod
     def _blocks(width_of: str, names: str) -> list[str]:
         """Print a loop over blocks of the rows first to last, and the flat views of each block."""
         views = [
@@ -241,9 +239,9 @@ class Kernels:
         ]
         return [
             f"    width = {width_of}.shape[1]",
-            f"    step = max(1, {_BLOCK} // max(1, width))",
+            f"    step = 1 + {_BLOCK} // (1 + width)",
             "    for top in range(first, last, step):",
-            "        bottom = min(top + step, last)",
+            "        bottom = top + step if top + step < last else last",
             *views,
         ]
 
@@ -256,7 +254,8 @@ class Kernels:
             names += "HM"
         lines = [
             *self._blocks("Z", names),
-            "        add_bias(Z[top:bottom], b)",
+            "        rows = Z[top:bottom]",
+            *self._rows("rows[i, k] += b[k]"),
             *self._flat(outputs, "z.shape[0]", 8),
         ]
         return _JIT, "first, last, Z, b, A, H, M", lines
@@ -268,7 +267,8 @@ class Kernels:
             "    gb[:] = F(0.0)",
             *self._blocks("D", "DZAM" if drops else "DZA"),
             *self._flat([("d[k]", dZ)], "d.shape[0]", 8),
-            "        add_rows(D[top:bottom], gb)",
+            "        rows = D[top:bottom]",
+            *self._rows("gb[k] += rows[i, k]"),
         ]
         return _JIT, "first, last, D, Z, A, M, gb", lines
 
@@ -298,14 +298,16 @@ class Kernels:
             "    total = 0.0",
             "    first, last = 0, n",
             *self._blocks("Z", "ZL"),
-            "        add_bias(Z[top:bottom], b)",
+            "        rows = Z[top:bottom]",
+            *self._rows("rows[i, k] += b[k]"),
             *body,
-            "        for i in range(top, bottom):",
-            "            share = F(scale) * weight[i, 0]",
+            "        losses, shares = L[top:bottom], weight[top:bottom]",
+            "        for i in range(bottom - top):",
+            "            share = F(scale) * shares[i, 0]",
             "            for k in range(width):",
-            "                total += L[i, k] * share",
-            "                Z[i, k] *= share",
-            "                gb[k] += Z[i, k]",
+            "                total += losses[i, k] * share",
+            "                rows[i, k] *= share",
+            "                gb[k] += rows[i, k]",
             "    return total",
         ]
         return _JIT, "n, Z, b, y_rows, weight, scale, L, gb", lines

@@ -99,11 +99,6 @@ class Steps:
         result: tuple[int, bool] = driver.run(self, *arguments)
         return result
 
-    def total_loss(self, *arguments: Any) -> tuple[float, float]:
-        """Run ``driver.total_loss``."""
-        result: tuple[float, float] = driver.total_loss(self, *arguments)
-        return result
-
     def propagate(self, *arguments: Any) -> None:
         """Run ``driver.propagate``."""
         driver.propagate(self, *arguments)
@@ -122,10 +117,12 @@ class Steps:
         # With mode="raise" NumPy would write into a buffer first.
         np.take(x, rows, axis=0, out=out[: rows.shape[0]], mode="clip")
 
-    def drop(self, n: int, M: Sequence[_Array]) -> None:
+    def drop(self, trains: bool, n: int, M: Sequence[_Array]) -> None:
         """Draw the masks in the order and of the sizes of the reference engine."""
         for mask, rate in zip(M, self._problem.objective.structure.dropout, strict=False):
-            if rate:
+            if rate and not trains:
+                mask[:n] = 1.0
+            elif rate:
                 uniform = self._dropout_rng.random((n, mask.shape[1]), dtype=mask.dtype.type)
                 mask[:n] = dropout_mask(self._xp, uniform, rate)
 
