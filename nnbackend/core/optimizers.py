@@ -345,9 +345,9 @@ class Adam(Optimizer):
         return ("mean", "mean_square")
 
     def coefficients(self, learning_rate: Any, step: Any) -> Coefficients:
-        """Return learning_rate / (1 - beta1^t), sqrt(1 - beta2^t) and the learning rate."""
+        """Return learning_rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t) and the learning rate."""
         correction1 = 1.0 - self.beta1**step
-        correction2 = (1.0 - self.beta2**step) ** 0.5
+        correction2 = (1.0 - self.beta2**step) ** -0.5
         return learning_rate / correction1, correction2, learning_rate
 
     def update(
@@ -374,7 +374,7 @@ class Adam(Optimizer):
         length, correction2, _ = coefficients
         mean = self.beta1 * state[0] + (1.0 - self.beta1) * gradient
         mean_square = self.beta2 * state[1] + (1.0 - self.beta2) * gradient * gradient
-        scale = xp.sqrt(mean_square) / correction2 + self.epsilon
+        scale = xp.sqrt(mean_square) * correction2 + self.epsilon
         return parameters - length * mean / scale, (mean, mean_square)
 
 

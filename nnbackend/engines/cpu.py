@@ -24,15 +24,16 @@ _Array = np.ndarray[Any, Any]
 
 # Operations per step: below, Python's calls would cost more than a tenth of the products.
 _COMPILED_FLOPS = 1e8
+# Activations of a layer in a block of rows: half a megabyte in float32.
+_BLOCK_ELEMENTS = 2**17
 
 
 class CpuEngine:
     """Products into planned buffers, all else fused by Numba; the numbers of the reference engine.
 
     A small network's epochs are one compiled call. A large one's steps are run from Python, with
-    the products in NumPy's BLAS, and the rows of each kernel shared by as many threads as that
-    uses. A formula that cannot be recorded, such as a user's activation that branches on data, runs
-    as it stands, on NumPy.
+    the products in NumPy's BLAS. A formula that cannot be recorded, such as a user's activation
+    that branches on data, runs as it stands, on NumPy.
 
     The arguments are those of ``ReferenceEngine``.
     """
@@ -81,8 +82,6 @@ class CpuEngine:
         self._gW, self._gb = map(tuple, structure.unflatten(np, self._gradient))
         self._Z = tuple(np.empty((rows, width), dtype) for width in sizes[1:])
         self._L = np.empty_like(self._Z[-1])
-        # A layer's D is dead when that of the layer below is written: two buffers take turns.
-        turns = [np.empty(rows * max(sizes[1:-1], default=0), dtype) for _ in sizes[2:4]]
         kinds = hidden_kinds(problem)
         A, H, M, D, numbers = [], [], [], [], []
         for layer, kind in enumerate(zip(structure.hidden, structure.dropout, strict=True)):
@@ -91,7 +90,7 @@ class CpuEngine:
             A.append(Z if is_in_place(activation) else np.empty_like(Z))
             H.append(np.empty_like(Z) if rate else A[-1])
             M.append(np.empty_like(Z) if rate else nothing)
-            D.append(turns[layer % 2][: Z.size].reshape(Z.shape))
+            D.append(np.empty_like(Z))
             numbers.append(kinds.index((activation, rate > 0.0)))
         self._A, self._H, self._M, self._D = (tuple(x) or (nothing,) for x in (A, H, M, D))
         self._kinds = np.asarray(numbers, np.int64)
@@ -99,6 +98,7 @@ class CpuEngine:
         self._X0 = np.empty((gathered, sizes[0]), dtype)
         self._y0 = np.empty((gathered, *_column(data.y).shape[1:]), data.y.dtype)
         self._w0 = np.ones((rows, 1), dtype)
+        self._block = _rows_per_block(sizes, rows)
 
     def _columns(self, data: Data) -> tuple[_Array, _Array, _Array]:
         """Return the data in the form that the kernels take."""
@@ -143,7 +143,7 @@ class CpuEngine:
                 trains, *columns, order, self._X0, self._y0, w0, coefficients, losses,
                 self._parameters, self._gradient, self._state, self._finite, self._W, self._b,
                 self._gW, self._gb, self._Z, self._A, self._H, self._M, self._D, self._L,
-                self._kinds, self._hyper,
+                self._kinds, self._hyper, self._block,
             )  # fmt: skip
 
     def restore_finite(self) -> None:
@@ -194,6 +194,17 @@ def _is_small(problem: Problem) -> bool:
     flops = sum(6 * problem.batch_size * n_in * n_out for n_in, n_out in structure.weight_shapes)
     # Dropout masks are drawn by NumPy, between the steps.
     return flops < _COMPILED_FLOPS and not structure.has_dropout
+
+
+def _rows_per_block(layer_sizes: Sequence[int], batch_size: int) -> int:
+    """Return how many rows are propagated at once.
+
+    A layer's activations are to stay in the second-level cache from product to kernel to product.
+    Weights larger than that are better read once, for all rows.
+    """
+    width = max(layer_sizes)
+    rows = _BLOCK_ELEMENTS // width
+    return rows if width <= rows < batch_size else batch_size
 
 
 def _column(x: Any) -> _Array:

@@ -23,27 +23,33 @@ __all__ = ["propagate", "run"]
 
 
 def propagate(
-    k: Any, X: Any, n: Any, W: Any, b: Any, Z: Any, A: Any, H: Any, M: Any, kinds: Any
-) -> None:
-    """Propagate ``n`` rows up to the products of the output layer."""
-    k.product(X, W[0], Z[0][:n])
+    k: Any, X: Any, top: Any, bottom: Any, W: Any, b: Any, Z: Any, A: Any, H: Any, M: Any,
+    kinds: Any,
+) -> None:  # fmt: skip
+    """Propagate the rows ``top`` to ``bottom`` up to the products of the output layer."""
+    k.product(X[top:bottom], W[0], Z[0][top:bottom])
     for layer in range(len(W) - 1):
-        k.activate(kinds[layer], n, Z[layer], b[layer], A[layer], H[layer], M[layer])
-        k.product(H[layer][:n], W[layer + 1], Z[layer + 1][:n])
+        below = H[layer][top:bottom]
+        k.activate(
+            kinds[layer], Z[layer][top:bottom], b[layer], A[layer][top:bottom], below,
+            M[layer][top:bottom],
+        )  # fmt: skip
+        k.product(below, W[layer + 1], Z[layer + 1][top:bottom])
 
 
-def run(
+def run(  # noqa: C901, PLR0912 - one text, which is compiled as it stands
     k: Any, trains: Any, X: Any, y: Any, weight: Any, order: Any, X0: Any, y0: Any, w0: Any,
     coefficients: Any, losses: Any, parameters: Any, gradient: Any, state: Any, finite: Any, W: Any,
     b: Any, gW: Any, gb: Any, Z: Any, A: Any, H: Any, M: Any, D: Any, L: Any, kinds: Any,
-    hyper: Any,
+    hyper: Any, block: Any,
 ) -> Any:  # fmt: skip
     """Run epochs until one of them ends in a loss or parameter that is not finite.
 
     ``order`` (n_epochs, n_samples) holds each epoch's rows, or is empty for the rows as they are;
     ``coefficients`` one row per step; ``losses`` takes the mean objective of each epoch, and
-    ``finite`` the parameters that the last good one ended with. Returns how many epochs were run,
-    and whether all of them were good. Unless it ``trains``, an epoch is the mean loss alone.
+    ``finite`` the parameters that the last good one ended with. A batch is propagated forward and
+    back in blocks of rows. Returns how many epochs were run, and whether all of them were good.
+    Unless it ``trains``, an epoch is the mean loss alone.
     """
     n_samples = X.shape[0]
     size = Z[0].shape[0]
@@ -53,7 +59,7 @@ def run(
         loss_sum = 0.0
         weight_sum = 0.0
         for start in range(0, n_samples, size):
-            n = size if start + size <= n_samples else n_samples - start
+            n = min(size, n_samples - start)
             if order.shape[0] > 0:
                 chosen = order[epoch, start : start + n]
                 k.take(X, chosen, X0)
@@ -67,17 +73,32 @@ def run(
             batch_weight = k.total(share)
             scale = 1.0 / batch_weight if batch_weight > 0.0 else 1.0
             k.drop(trains, n, M)
-            k.propagate(rows, n, W, b, Z, A, H, M, kinds)
-            loss = k.output_loss(n, Z[last], b[last], targets, share, scale, L, gb[last])
+            loss = 0.0
+            for layer in range(len(W)):
+                gb[layer][:] = 0.0
+            for top in range(0, n, block):
+                bottom = min(top + block, n)
+                k.propagate(rows, top, bottom, W, b, Z, A, H, M, kinds)
+                dZ = Z[last][top:bottom]
+                loss += k.output_loss(
+                    dZ, b[last], targets[top:bottom], share[top:bottom], scale, L[top:bottom],
+                    gb[last],
+                )  # fmt: skip
+                if trains:
+                    for layer in range(last, 0, -1):
+                        below = layer - 1
+                        dA = D[below][top:bottom]
+                        k.product(dZ, W[layer].T, dA)
+                        k.pull_back(
+                            kinds[below], dA, Z[below][top:bottom], A[below][top:bottom],
+                            M[below][top:bottom], gb[below],
+                        )  # fmt: skip
+                        dZ = dA
             if trains:
-                dZ = Z[last][:n]
-                for layer in range(last, 0, -1):
-                    below = layer - 1
-                    k.product(H[below][:n].T, dZ, gW[layer])
-                    k.product(dZ, W[layer].T, D[below][:n])
-                    k.pull_back(kinds[below], n, D[below], Z[below], A[below], M[below], gb[below])
-                    dZ = D[below][:n]
-                k.product(rows.T, dZ, gW[0])
+                k.product(rows.T, Z[last][:n] if last == 0 else D[0][:n], gW[0])
+                for layer in range(1, len(W)):
+                    dZ = Z[last][:n] if layer == last else D[layer][:n]
+                    k.product(H[layer - 1][:n].T, dZ, gW[layer])
                 for layer in range(len(W)):
                     loss += k.penalize(W[layer], gW[layer], hyper)
                 k.clip(gradient, hyper)

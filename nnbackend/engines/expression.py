@@ -251,7 +251,7 @@ class Printer:
         value = self._value(node.operands[0], dict(self._names), inner, lines)
         if node.operation == "max":
             lines.append(
-                f"{inner}{name} = {value} if {value} > {name} or {value} != {value} else {name}"
+                f"{inner}{name} = {value} if ({value} > {name}) | ({value} != {value}) else {name}"
             )
         else:
             lines.append(f"{inner}{name} += {value}")
@@ -283,9 +283,9 @@ class Printer:
             "abs": "abs({0})",
             "sqrt": "math.sqrt({0})",
             "where": "{1} if {0} else {2}",
-            # NaN is handed on, as by the standard's functions.
-            "maximum": "{0} if {0} > {1} or {0} != {0} else {1}",
-            "minimum": "{0} if {0} < {1} or {0} != {0} else {1}",
+            # NaN is handed on, as by the standard's functions; without a branch.
+            "maximum": "{0} if ({0} > {1}) | ({0} != {0}) else {1}",
+            "minimum": "{0} if ({0} < {1}) | ({0} != {0}) else {1}",
         }
         if operation in forms:
             return forms[operation].format(*x)

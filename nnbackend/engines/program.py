@@ -45,6 +45,7 @@ _JIT = f'@njit({_OPTIONS}, fastmath={{"contract"}})'
 # Sums may be taken in any order: several partial ones, in vector registers.
 _JIT_SUMS = f'@njit({_OPTIONS}, fastmath={{"contract", "reassoc"}})'
 _BLOCK = 2048  # elements, 8 or 16 KiB an array
+_GROUP = 64  # elements of a loop that is worth vector code
 
 _FIXED = f"""
 {_JIT}
@@ -72,6 +73,62 @@ def all_finite(x):
     for i in range(x.shape[0]):
         result += x[i] * F(0.0)
     return result == F(0.0)
+
+{_JIT_SUMS}
+def flat_sum(x):
+    result = 0.0
+    for i in range(x.shape[0]):
+        result += x[i]
+    return result
+
+{_JIT}
+def rows_in_one(n, width):
+    # The rows of a narrow layer are taken several at a time, as one long row.
+    group = {_GROUP} // (1 + width)
+    return group if group > 1 and n >= 2 * group else 1
+
+{_JIT}
+def tiled(b, group):
+    tile = np.empty(group * b.shape[0], b.dtype)
+    for k in range(tile.shape[0]):
+        tile[k] = b[k % b.shape[0]]
+    return tile
+
+{_JIT}
+def add_bias(Z, b):
+    n, width = Z.shape
+    group = rows_in_one(n, width)
+    grouped = 0
+    if group > 1:
+        grouped = n // group * group
+        tile = tiled(b, group)
+        long = Z[:grouped].reshape((n // group, group * width))
+        for i in range(long.shape[0]):
+            for k in range(long.shape[1]):
+                long[i, k] += tile[k]
+    rest = Z[grouped:]
+    for i in range(rest.shape[0]):
+        for k in range(width):
+            rest[i, k] += b[k]
+
+{_JIT}
+def add_rows(Z, total):
+    n, width = Z.shape
+    group = rows_in_one(n, width)
+    grouped = 0
+    if group > 1:
+        grouped = n // group * group
+        tile = np.zeros(group * width, Z.dtype)
+        long = Z[:grouped].reshape((n // group, group * width))
+        for i in range(long.shape[0]):
+            for k in range(long.shape[1]):
+                tile[k] += long[i, k]
+        for k in range(tile.shape[0]):
+            total[k % width] += tile[k]
+    rest = Z[grouped:]
+    for i in range(rest.shape[0]):
+        for k in range(width):
+            total[k] += rest[i, k]
 """
 
 
@@ -150,7 +207,7 @@ class Kernels:
         self._add("output_loss", self._output_loss)
         self._add("penalize", self._penalize)
         self._add("clip", self._clip)
-        self._add("update_range", self._update)
+        self._add("update", self._update)
         self._n_kinds = len(kinds)
 
     def source(self) -> str:
@@ -175,10 +232,6 @@ class Kernels:
             "",
             *self._choice("activate", "Z, b, A, H, M"),
             *self._choice("pull_back", "D, Z, A, M, gb"),
-            _JIT,
-            "def update(parameters, gradient, state, c, hyper):",
-            "    update_range(0, parameters.shape[0], parameters, gradient, state, c, hyper)",
-            "",
         ]
         for function in (driver.propagate, driver.run):
             text = inspect.getsource(function)
@@ -188,9 +241,9 @@ class Kernels:
 
     def _choice(self, name: str, arguments: str) -> list[str]:
         """Print the function that calls the kernel of a layer's kind."""
-        lines = [_JIT, f"def {name}(kind, n, {arguments}):"]
+        lines = [_JIT, f"def {name}(kind, {arguments}):"]
         for number in range(self._n_kinds):
-            lines += [f"    if kind == {number}:", f"        {name}_{number}(0, n, {arguments})"]
+            lines += [f"    if kind == {number}:", f"        {name}_{number}({arguments})"]
         return [*lines, "    pass", ""]
 
     def _add(self, name: str, body: Callable[[], tuple[str, str, list[str]]]) -> None:
@@ -222,12 +275,24 @@ class Kernels:
         return [*heads, *lines]
 
     @staticmethod
-    def _rows(statement: str) -> list[str]:
-        """Print a loop over the rows and columns of a block."""
+    def _long_rows(main: str, names: str, vector: str, short: str, long: str) -> list[str]:
+        """Print a loop over long rows, made of several of a narrow layer, then over the rest.
+
+        ``vector`` belongs to the columns: ``short`` of a row, ``long`` of a long one.
+        """
         return [
-            "        for i in range(bottom - top):",
-            "            for k in range(width):",
-            f"                {statement}",
+            f"    n, width = {main}.shape",
+            f"    group, {vector} = rows_in_one(n, width), {short}",
+            "    first, last = 0, n // group * group",
+            "    if group > 1:",
+            f"        {vector} = {long}",
+            "    for part in range(2):",
+            "        if part == 1:",
+            f"            first, last, group, {vector} = last, n, 1, {short}",
+            "        shape = ((last - first) // group, group * width)",
+            *(f"        {name}_rows = {name}[first:last].reshape(shape)" for name in names),
+            "        for i in range(shape[0]):",
+            *(f"            {name.lower()} = {name}_rows[i]" for name in names),
         ]
 
     @staticmethod
@@ -239,78 +304,97 @@ class Kernels:
         ]
         return [
             f"    width = {width_of}.shape[1]",
-            f"    step = 1 + {_BLOCK} // (1 + width)",
-            "    for top in range(first, last, step):",
-            "        bottom = top + step if top + step < last else last",
+            f"    n, step = {width_of}.shape[0], 1 + {_BLOCK} // (1 + width)",
+            "    for top in range(0, n, step):",
+            "        bottom = top + step if top + step < n else n",
             *views,
         ]
 
     def _activate(self, activation: Activation, drops: bool) -> tuple[str, str, list[str]]:
-        A = activation.function(RECORDER, symbol("z[k]"))
-        names = "Z" if is_in_place(activation) else "ZA"
-        outputs = [(f"{names[-1].lower()}[k]", A)]
+        """Print bias and activation in one pass.
+
+        A pass of its own for a ReLU in place would store nothing but zeros, and LLVM makes no
+        vector code of a store that depends on the data.
+        """
+        Z = symbol("z[k]") + symbol("bias[k]")
+        A = activation.function(RECORDER, Z)
+        if is_in_place(activation):
+            names, outputs = "Z", [("z[k]", A)]
+        else:
+            names, outputs = "ZA", [("z[k]", Z), ("a[k]", A)]
         if drops:
-            outputs.append(("h[k]", A * symbol("m[k]")))
             names += "HM"
+            outputs.append(("h[k]", A * symbol("m[k]")))
         lines = [
-            *self._blocks("Z", names),
-            "        rows = Z[top:bottom]",
-            *self._rows("rows[i, k] += b[k]"),
-            *self._flat(outputs, "z.shape[0]", 8),
+            *self._long_rows("Z", names, "bias", "b", "tiled(b, group)"),
+            *self._flat(outputs, "shape[1]", 12),
         ]
-        return _JIT, "first, last, Z, b, A, H, M", lines
+        return _JIT, "Z, b, A, H, M", lines
 
     def _pull_back(self, activation: Activation, drops: bool) -> tuple[str, str, list[str]]:
         dA = symbol("d[k]") * symbol("m[k]") if drops else symbol("d[k]")
         dZ = dA * activation.derivative(RECORDER, symbol("z[k]"), symbol("a[k]"))
         lines = [
-            "    gb[:] = F(0.0)",
-            *self._blocks("D", "DZAM" if drops else "DZA"),
-            *self._flat([("d[k]", dZ)], "d.shape[0]", 8),
-            "        rows = D[top:bottom]",
-            *self._rows("gb[k] += rows[i, k]"),
+            *self._long_rows(
+                "D", "DZAM" if drops else "DZA", "sums", "gb", "np.zeros(group * width, D.dtype)"
+            ),
+            *self._flat([("d[k]", dZ)], "shape[1]", 12),
+            "                sums[k] += d[k]",
+            "        if part == 0 and group > 1:",
+            "            for k in range(shape[1]):",
+            "                gb[k % width] += sums[k]",
         ]
-        return _JIT, "first, last, D, Z, A, M, gb", lines
+        return _JIT, "D, Z, A, M, gb", lines
 
     def _output_loss(self) -> tuple[str, str, list[str]]:
         """Print bias, loss and gradient; by rows, where the formulas reduce over a row."""
         objective = self._problem.objective
-        y = symbol("label", varies=False, dtype="integral") if self.labels else symbol("y[k]")
-        elements = output_elements(
-            RECORDER, objective.structure.output, objective.loss, symbol("z[k]"), y
-        )
-        outputs = list(zip(("l[k]", "z[k]"), elements, strict=True))
-        if self.labels or any(map(_is_rowwise, elements)):
+
+        def outputs(z: str, y: str, loss: str) -> list[tuple[str, Symbol]]:
+            target = symbol("label", varies=False, dtype="integral") if self.labels else symbol(y)
+            elements = output_elements(
+                RECORDER, objective.structure.output, objective.loss, symbol(z), target
+            )
+            return list(zip((loss, z), elements, strict=True))
+
+        flat = outputs("z[k]", "y[k]", "l[k]")
+        if self.labels or any(_is_rowwise(element) for _, element in flat):
             body = [
                 "        n_row = F(width)",
                 "        for i in range(top, bottom):",
-                "            z, l = Z[i], L[i]",
-                "            label = y_rows[i, 0]" if self.labels else "            y = y_rows[i]",
-                *self._loop(outputs, "width", 12),
+                "            z_row, l_row = Z[i], L[i]",
+                "            label = y_rows[i, 0]"
+                if self.labels
+                else "            y_row = y_rows[i]",
+                *self._loop(outputs("z_row[k]", "y_row[k]", "l_row[k]"), "width", 12),
             ]
         else:
             body = [
                 "        y = y_rows[top:bottom].reshape((bottom - top) * width)",
-                *self._flat(outputs, "z.shape[0]", 8),
+                *self._flat(flat, "z.shape[0]", 8),
             ]
         lines = [
-            "    gb[:] = F(0.0)",
             "    total = 0.0",
-            "    first, last = 0, n",
             *self._blocks("Z", "ZL"),
-            "        rows = Z[top:bottom]",
-            *self._rows("rows[i, k] += b[k]"),
+            "        add_bias(Z[top:bottom], b)",
             *body,
-            "        losses, shares = L[top:bottom], weight[top:bottom]",
-            "        for i in range(bottom - top):",
-            "            share = F(scale) * shares[i, 0]",
-            "            for k in range(width):",
-            "                total += losses[i, k] * share",
-            "                rows[i, k] *= share",
-            "                gb[k] += rows[i, k]",
+            "        shares = weight[top:bottom]",
+            "        if width == 1:",
+            "            for i in range(bottom - top):",
+            "                z[i] *= F(scale) * shares[i, 0]",
+            "                l[i] *= F(scale) * shares[i, 0]",
+            "        else:",
+            "            losses, gradients = L[top:bottom], Z[top:bottom]",
+            "            for i in range(bottom - top):",
+            "                share = F(scale) * shares[i, 0]",
+            "                for k in range(width):",
+            "                    losses[i, k] *= share",
+            "                    gradients[i, k] *= share",
+            "        total += flat_sum(l)",
+            "        add_rows(Z[top:bottom], gb)",
             "    return total",
         ]
-        return _JIT, "n, Z, b, y_rows, weight, scale, L, gb", lines
+        return _JIT, "Z, b, y_rows, weight, scale, L, gb", lines
 
     def _penalize(self) -> tuple[str, str, list[str]]:
         objective = self._problem.objective
@@ -351,12 +435,12 @@ class Kernels:
             if _is_rowwise(element):
                 raise NotImplementedError("a reduction over all parameters")
         lines = [
-            "    p, g = parameters[first:last], gradient[first:last]",
-            *(f"    s{i} = state[{i}][first:last]" for i in numbers),
+            "    p, g = parameters, gradient",
+            *(f"    s{i} = state[{i}]" for i in numbers),
             *(f"    c{i} = c[{i}]" for i in range(count)),
             *self._vector(outputs, "p.shape[0]"),
         ]
-        return _JIT, "first, last, parameters, gradient, state, c, hyper", lines
+        return _JIT, "parameters, gradient, state, c, hyper", lines
 
 
 def _is_rowwise(node: object) -> bool:
