@@ -711,3 +711,11 @@ def test_training_on_a_data_frame_learns_its_column_names():
     net = nb.Network([3, 4, 1])
     nb.train(net, Frame(dict(zip("abc", X.T, strict=True))), np.arange(len(X)) % 2, epochs=1)
     assert net.feature_names == ("a", "b", "c")
+
+
+def test_predictions_in_blocks_of_rows_are_those_of_all_rows(monkeypatch):
+    net = nb.Network([5, 40, 3], output="softmax", dtype="float64")
+    X = np.random.default_rng(0).standard_normal((700, 5))
+    at_once = net.forward(X)
+    monkeypatch.setattr("nnbackend.network.CACHED_ELEMENTS", 0)  # 256 rows, the last block 188
+    np.testing.assert_allclose(net.forward(X), at_once, rtol=1e-14)

@@ -94,8 +94,19 @@ def logits(
     weights: Sequence[Array],
     biases: Sequence[Array],
     X: Array,
+    rows_per_block: int | None = None,
 ) -> Array:
-    """Return Z of the output layer (..., n_samples, n_outputs), keeping no intermediate result."""
+    """Return Z of the output layer (..., n_samples, n_outputs), keeping no intermediate result.
+
+    In blocks of ``rows_per_block`` examples no layer's activations outgrow a processor's cache.
+    """
+    n_samples = X.shape[-2]
+    if rows_per_block is not None and n_samples > rows_per_block:
+        starts = range(0, n_samples, rows_per_block)
+        blocks = (X[..., start : start + rows_per_block, :] for start in starts)
+        return xp.concat(
+            [logits(xp, structure, weights, biases, block) for block in blocks], axis=-2
+        )
     Z = dense.forward(xp, X, weights[0], biases[0])
     for activation, W, b in zip(structure.hidden, weights[1:], biases[1:], strict=True):
         Z = dense.forward(xp, activation.function(xp, Z), W, b)
