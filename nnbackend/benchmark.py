@@ -242,7 +242,7 @@ def run_benchmark(
     contestants: Sequence[str] | None = None,
     device_names: Sequence[str] | None = None,
     rounds: int = 7,
-    seconds: float = 0.2,
+    seconds: float = 0.5,
     on_progress: Callable[[str], object] = lambda _: None,
     on_result: Callable[[Result], object] = lambda _: None,
 ) -> Report:
@@ -259,7 +259,7 @@ def run_benchmark(
         By default every device of the machine. Each contestant runs on each that it is made for.
     rounds : int, default 7
         Turns of each contestant.
-    seconds : float, default 0.2
+    seconds : float, default 0.5
         What a turn is to last, at least one epoch.
     on_progress, on_result : callable
         Called with a line of text, and with each finished ``Result``.

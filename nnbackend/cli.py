@@ -221,9 +221,9 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:N (default: all)")
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each (default 7)")
     parser.add_argument(
-        "--seconds", type=float, metavar="S", help="what a turn lasts, at least (default 0.2)"
+        "--seconds", type=float, metavar="S", help="what a turn lasts, at least (default 0.5)"
     )
-    parser.add_argument("--quick", action="store_true", help="3 rounds of 0.05 s")
+    parser.add_argument("--quick", action="store_true", help="3 rounds of 0.2 s")
     parser.add_argument("--out", metavar="FOLDER", help="default: runs/bench-DATE-TIME")
     _add_json(parser)
     parser.set_defaults(run=_bench)
@@ -601,7 +601,7 @@ def _bench(options: argparse.Namespace) -> None:
     from nnbackend.persistence import write_atomically
 
     workloads = _workloads(options)
-    quick = {"rounds": 3, "seconds": 0.05} if options.quick else {}
+    quick = {"rounds": 3, "seconds": 0.2} if options.quick else {}
     given = {name: getattr(options, name) for name in ("rounds", "seconds")}
     names = None if options.contestants is None else options.contestants.split(",")
     folder, is_new = make_run_folder(options.out, "bench")

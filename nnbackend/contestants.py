@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from nnbackend.device import Device, get_device
-from nnbackend.engines import ENGINES, Engine, default_engine, get_engine
-from nnbackend.errors import InputError
+from nnbackend.engines import ENGINES, default_engine, get_engine
+from nnbackend.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from nnbackend.benchmark import Workload
@@ -232,12 +232,13 @@ def with_engine(name: str) -> type[NNBackend]:
 
 def own_contestants(device: Device) -> dict[str, str]:
     """Return the contestants of this package that differ on a device, with their engines' names."""
-    found: dict[type[Engine], str] = {}
-    # Reached as "auto" or by name, it is one engine.
-    for name in ("auto", *ENGINES):
-        with contextlib.suppress(InputError):
-            found.setdefault(get_engine(name, "float32", device), name)
-    return {own_name(engine): engine for engine in found.values()}
+    default = default_engine(device)
+    found = {own_name("auto"): default}
+    for name in ENGINES:
+        with contextlib.suppress(InputError, MissingDependencyError):
+            if get_engine(name, "float32", device) is not get_engine(default, "float32", device):
+                found[own_name(name)] = name
+    return found
 
 
 def own_name(engine: str) -> str:

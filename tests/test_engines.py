@@ -99,7 +99,7 @@ def assert_equals_the_reference(hidden, output, options):
         np.testing.assert_allclose(history.validation_loss, said.validation_loss, rtol=1e-10)
 
 
-# Compiling an epoch takes seconds, so not every problem does it; the kernels are the same.
+# Compiling takes seconds, so each problem is run in one way; the kernels and their order are one.
 @needs_numba
 @pytest.mark.parametrize(("hidden", "output", "options"), [PROBLEMS[0], PROBLEMS[4]])
 def test_the_compiled_epoch_equals_the_reference(hidden, output, options):
@@ -107,7 +107,10 @@ def test_the_compiled_epoch_equals_the_reference(hidden, output, options):
 
 
 @needs_numba
-@pytest.mark.parametrize(("hidden", "output", "options"), PROBLEMS)
+@pytest.mark.parametrize(
+    ("hidden", "output", "options"),
+    [problem for i, problem in enumerate(PROBLEMS) if i not in (0, 1, 4)],
+)
 def test_steps_run_from_python_equal_the_reference(hidden, output, options, monkeypatch):
     monkeypatch.setattr("nnbackend.engines.cpu._COMPILED_FLOPS", 0.0)
     # Blocks of rows, too: seven, so that the last of a batch of 16 has two.
