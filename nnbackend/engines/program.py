@@ -41,6 +41,9 @@ from nnbackend.engines import elementary
 F = np.{dtype}
 """
 _OPTIONS = 'nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True'
+# A function that only others call: quicker to compile, and part of them on disk.
+_INNER_OPTIONS = 'error_model="numpy", no_cfunc_wrapper=True, no_cpython_wrapper=True'
+_INLINE = f'@njit(inline="always", {_INNER_OPTIONS})'
 _JIT = f'@njit({_OPTIONS}, fastmath={{"contract"}})'
 # Sums may be taken in any order: several partial ones, in vector registers.
 _JIT_SUMS = f'@njit({_OPTIONS}, fastmath={{"contract", "reassoc"}})'
@@ -226,22 +229,23 @@ class Kernels:
             "is_finite = np.isfinite",
             "product = np.dot",
             "",
-            _JIT,
+            _INLINE,
             "def drop(trains, n, M):",
             "    pass",
             "",
             *self._choice("activate", "Z, b, A, H, M"),
             *self._choice("pull_back", "D, Z, A, M, gb"),
         ]
-        for function in (driver.propagate, driver.run):
+        for decorator, function in ((_INLINE, driver.propagate), (_JIT, driver.run)):
             text = inspect.getsource(function)
-            lines += [_JIT, re.sub(r"\bk(\.|: Any, )", "", text), ""]
+            lines += [decorator, re.sub(r"\bk(\.|: Any, )", "", text), ""]
+        kernels = self.source().replace(_OPTIONS, _INNER_OPTIONS)
         # The driver's annotations are not the generated module's.
-        return "\n".join(["from __future__ import annotations", self.source(), *lines])
+        return "\n".join(["from __future__ import annotations", kernels, *lines])
 
     def _choice(self, name: str, arguments: str) -> list[str]:
         """Print the function that calls the kernel of a layer's kind."""
-        lines = [_JIT, f"def {name}(kind, {arguments}):"]
+        lines = [_INLINE, f"def {name}(kind, {arguments}):"]
         for number in range(self._n_kinds):
             lines += [f"    if kind == {number}:", f"        {name}_{number}({arguments})"]
         return [*lines, "    pass", ""]
