@@ -12,7 +12,7 @@ from nnbackend.peers import CONTESTANTS, LIMIT, OWN
 if TYPE_CHECKING:
     from nnbackend.benchmark import Workload
 
-__all__ = ["Entry", "Report", "Result", "print_result", "verdicts"]
+__all__ = ["Entry", "Report", "Result", "markdown", "print_result", "verdicts"]
 
 
 @dataclass
@@ -215,6 +215,40 @@ def _against(mine: Entry, others: list[Entry], on: str) -> list[str]:
             f"{slower[0].title}."
         )
     return sentences
+
+
+def markdown(report: Report) -> str:
+    """Return the medians as a Markdown table: a row for each contestant, a column per workload.
+
+    In brackets, how many times as long as the fastest of this package on the same device.
+    """
+    results = report.results
+    lines = [
+        f"| | {' | '.join(result.workload.name for result in results)} |",
+        f"|---|{'---:|' * len(results)}",
+    ]
+    rows = dict.fromkeys(
+        (entry.contestant, entry.device) for result in results for entry in result.entries
+    )
+    several = len({device for _, device in rows}) > 1
+    for contestant, device in sorted(rows, key=lambda row: list(CONTESTANTS).index(row[0])):
+        title = CONTESTANTS[contestant].title + (f" ({device})" if several else "")
+        cells = [_markdown_cell(result, contestant, device) for result in results]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _markdown_cell(result: Result, contestant: str, device: str) -> str:
+    on_device = [e for e in result.entries if e.device == device and e.status == "ok"]
+    entry = next((e for e in on_device if e.contestant == contestant), None)
+    if entry is None:
+        return ""
+    cell = duration(entry.median)
+    own = [e.median for e in on_device if e.is_own]
+    if own and entry.median != min(own):
+        cell += f" ({entry.median / min(own):.2f})"
+    timed = [e for e in result.timed if e.device == device]
+    return f"**{cell}**" if timed and entry is timed[0] else cell
 
 
 def print_result(result: Result) -> None:

@@ -596,7 +596,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace) -> None:
     from nnbackend.benchmark import run_benchmark
     from nnbackend.benchmark_picture import draw
-    from nnbackend.benchmark_report import print_result
+    from nnbackend.benchmark_report import markdown, print_result
     from nnbackend.experiment import make_run_folder
     from nnbackend.persistence import write_atomically
 
@@ -622,6 +622,7 @@ def _bench(options: argparse.Namespace) -> None:
                 **{**quick, **{name: value for name, value in given.items() if value is not None}},
             )
         files = {"benchmark.json": f"{json.dumps(report.to_dict(), indent=1)}\n".encode()}
+        files["benchmark.md"] = markdown(report).encode()
         if any(result.timed for result in report.results):
             files |= {f"benchmark.{name}": content for name, content in draw(report).items()}
         for name, content in files.items():

@@ -147,7 +147,9 @@ def test_the_command_prints_a_table_and_writes_json_and_pictures(run):
     rows = {line[: line.index("  ")] for line in lines[3:6]}
     assert rows == {"nnbackend", "NumPy textbook", "products alone"}
     assert all("µs" in line and "%" in line for line in lines[3:6])
-    assert lines[-1] == "run folder  r: benchmark.json, benchmark.png, benchmark.svg"
+    assert lines[-1] == (
+        "run folder  r: benchmark.json, benchmark.md, benchmark.png, benchmark.svg"
+    )
 
     report = json.loads(Path("r/benchmark.json").read_text())
     settings = report["settings"]
@@ -173,6 +175,7 @@ def test_the_command_prints_a_table_and_writes_json_and_pictures(run):
         assert entry["startup_seconds"] > 0
         assert entry["versions"]
         assert any(pool["api"] == "blas" for pool in entry["threads"])
+    assert Path("r/benchmark.md").read_text().startswith("| | 3-5-1 |\n|---|---:|\n| nnbackend | ")
     assert Path("r/benchmark.png").read_bytes().startswith(b"\x89PNG")
     picture = Path("r/benchmark.svg").read_text()
     assert "</svg>" in picture

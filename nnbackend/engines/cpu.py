@@ -22,8 +22,10 @@ __all__ = ["CpuEngine"]
 
 _Array = np.ndarray[Any, Any]
 
-# Operations per step: below, Python's calls would cost more than a tenth of the products.
-_COMPILED_FLOPS = 1e8
+# Operations per step. Below, Python's calls would cost more than a tenth of a step. Above, products
+# run on several threads, and those of SciPy's BLAS, which compiled code calls, spin for a while
+# after each, as do NumPy's, which a callback may well call: a step would take four times as long.
+_COMPILED_FLOPS = 5e6
 # Activations of a layer in a block of rows: half a megabyte in float32.
 _BLOCK_ELEMENTS = 2**17
 
