@@ -1,6 +1,7 @@
 """Every engine gives the numbers of the reference engine, whatever the problem."""
 
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -299,3 +300,14 @@ def test_equal_sub_expressions_are_computed_once_and_reductions_become_loops():
     ]
     assert constants == {"C0": 0.0}
     assert functions == {"exp"}
+
+
+@needs_numba
+def test_two_threads_train_at_once_and_get_what_one_would():
+    hidden, output, options = PROBLEMS[0]
+    case = {"dtype": "float64", "weighted": False, "batch_size": 16, "shuffle": True}
+    alone, _ = trained("cpu", hidden, output, options, **case)
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(trained, "cpu", hidden, output, options, **case) for _ in range(4)]
+        for future in futures:
+            np.testing.assert_array_equal(future.result()[0].parameters, alone.parameters)

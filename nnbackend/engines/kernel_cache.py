@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import sys
+import threading
 from functools import cache
 from glob import escape, glob
 from importlib.machinery import SourceFileLoader
@@ -15,6 +16,7 @@ from typing import Any
 __all__ = ["cache_folder", "load_kernels"]
 
 _LOGGER = logging.getLogger("nnbackend")
+_LOCK = threading.Lock()
 
 
 def cache_folder() -> str:
@@ -32,30 +34,36 @@ def load_kernels(source: str) -> Any:
     compiling takes seconds.
     """
     name = f"nnbackend_kernels_{_hash(source)}"
-    if name not in sys.modules:
-        try:
-            path = _written(os.path.join(cache_folder(), f"{name}.py"), source)
-        except OSError:
-            path = _written(os.path.join(_temporary_folder(), f"{name}.py"), source)
-        folder = os.path.dirname(path)
-        if not glob(os.path.join(escape(folder), "__pycache__", f"{name}.*.nbi")):
-            _LOGGER.warning(
-                "nnbackend: compiling kernels for this kind of network, once; they are kept in %s",
-                folder,
-            )
-        loader = SourceFileLoader(name, path)
-        spec = importlib.util.spec_from_file_location(name, path, loader=loader)
-        if spec is None:
-            raise ImportError(f"cannot import the generated {path}")
-        module = importlib.util.module_from_spec(spec)
-        # Numba finds the cached code of a function by the name of its module.
-        sys.modules[name] = module
-        try:
-            loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
+    # One of several threads imports it; the others wait.
+    with _LOCK:
+        if name not in sys.modules:
+            _import(name, source)
+        return sys.modules[name]
+
+
+def _import(name: str, source: str) -> None:
+    try:
+        path = _written(os.path.join(cache_folder(), f"{name}.py"), source)
+    except OSError:
+        path = _written(os.path.join(_temporary_folder(), f"{name}.py"), source)
+    folder = os.path.dirname(path)
+    if not glob(os.path.join(escape(folder), "__pycache__", f"{name}.*.nbi")):
+        _LOGGER.warning(
+            "nnbackend: compiling kernels for this kind of network, once; they are kept in %s",
+            folder,
+        )
+    loader = SourceFileLoader(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    if spec is None:
+        raise ImportError(f"cannot import the generated {path}")
+    module = importlib.util.module_from_spec(spec)
+    # Numba finds the cached code of a function by the name of its module.
+    sys.modules[name] = module
+    try:
+        loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
 
 
 def _hash(source: str) -> str:
