@@ -311,3 +311,36 @@ def test_two_threads_train_at_once_and_get_what_one_would():
         futures = [pool.submit(trained, "cpu", hidden, output, options, **case) for _ in range(4)]
         for future in futures:
             np.testing.assert_array_equal(future.result()[0].parameters, alone.parameters)
+
+
+class HeavyBall(nb.SGD):
+    """Keeps the last parameters as its state."""
+
+    @property
+    def state_names(self):
+        return ("last",)
+
+    def init(self, xp, parameters):
+        return (xp.asarray(parameters, copy=True),)
+
+    def update(self, xp, parameters, gradient, state, coefficients):
+        del xp
+        new = parameters - coefficients[0] * gradient + 0.5 * (parameters - state[0])
+        return new, (parameters,)
+
+
+@needs_numba
+@pytest.mark.parametrize("flops", [0.0, 1e9], ids=["python", "compiled"])
+def test_other_forms_of_validation_targets_tiny_weights_and_optimizers(flops, monkeypatch):
+    monkeypatch.setattr("nnbackend.engines.cpu._COMPILED_FLOPS", flops)
+    y, rows = Y["softmax"], np.eye(3)[Y["softmax"]]
+    losses = []
+    for engine in ("reference", "cpu"):
+        net = nb.Network([6, 4, 3], output="softmax", seed=1)
+        history = nb.train(
+            net, X, y, engine=engine, optimizer=HeavyBall(0.1), epochs=4, batch_size=16,
+            sample_weight=np.full(N, 1e-40), validation_data=(X, rows),
+        )  # fmt: skip
+        losses.append([*history.loss, *history.validation_loss])
+    # float32, and sums of subnormal weights of few digits.
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)

@@ -53,8 +53,9 @@ class CpuEngine:
         self._problem = problem
         self._dtype = np.dtype(str(parameters.dtype))
         self._step = 0
-        labels = is_label_target(problem.objective, data.y.ndim)
-        kernels = _kernels(problem, self._dtype.name, labels=labels)
+        self._xp = device.xp
+        self._labels = is_label_target(problem.objective, data.y.ndim)
+        kernels = _kernels(problem, self._dtype.name, labels=self._labels)
         self._steps: Steps | None = None
         self._program: Callable[..., tuple[int, bool]]
         if _is_small(problem) and not kernels.unrecorded:
@@ -64,18 +65,18 @@ class CpuEngine:
             self._steps = Steps(problem, device.xp, kernels, module, dropout_rng)
             self._program = self._steps.run
         self._hyper = np.asarray(kernels.hyperparameters, self._dtype)
-        self._allocate(problem, data, device)
-        self._parameters[:] = self._finite[:] = parameters
+        self._allocate(problem, data, device, parameters)
         self._data = self._columns(data)
         self._validation: tuple[Data, Any] | None = None
 
-    def _allocate(self, problem: Problem, data: Data, device: Device) -> None:
+    def _allocate(self, problem: Problem, data: Data, device: Device, parameters: Array) -> None:
         """Allocate every array that a step needs."""
         structure, dtype, rows = problem.objective.structure, self._dtype, problem.batch_size
         sizes = structure.layer_sizes
         self._parameters, self._gradient, self._finite = (
             np.empty(structure.n_parameters, dtype) for _ in range(3)
         )
+        self._parameters[:] = self._finite[:] = parameters
         # Numba cannot give an empty tuple a type.
         nothing = np.empty((0, 0), dtype)
         initial = problem.optimizer.init(device.xp, self._parameters)
@@ -166,6 +167,12 @@ class CpuEngine:
         It runs in the engine's own kernels and BLAS: two BLAS libraries' threads, which spin for a
         while after each product, would hold up each other's.
         """
+        objective = self._problem.objective
+        if is_label_target(objective, data.y.ndim) != self._labels:
+            # Trained on labels and validated on rows, or the other way: the kernels take one form.
+            return objective.data_loss(
+                self._xp, self._parameters, data.X, data.y, data.sample_weight
+            )
         if self._validation is None or self._validation[0] is not data:
             self._validation = data, self._columns(data)
         no_order, no_coefficients = np.empty((0, 0), np.int64), np.empty((0, 0), self._dtype)

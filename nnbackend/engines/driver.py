@@ -71,7 +71,7 @@ def run(  # noqa: C901, PLR0912 - one text, which is compiled as it stands
                 rows, targets = X[start : start + n], y[start : start + n]
                 share = weight[start : start + n] if weight.shape[0] > 0 else w0[:n]
             batch_weight = k.total(share)
-            scale = 1.0 / batch_weight if batch_weight > 0.0 else 1.0
+            divisor = batch_weight if batch_weight > 0.0 else 1.0
             k.drop(trains, n, M)
             loss = 0.0
             for layer in range(len(W)):
@@ -81,7 +81,7 @@ def run(  # noqa: C901, PLR0912 - one text, which is compiled as it stands
                 k.propagate(rows, top, bottom, W, b, Z, A, H, M, kinds)
                 dZ = Z[last][top:bottom]
                 loss += k.output_loss(
-                    dZ, b[last], targets[top:bottom], share[top:bottom], scale, L[top:bottom],
+                    dZ, b[last], targets[top:bottom], share[top:bottom], divisor, L[top:bottom],
                     gb[last],
                 )  # fmt: skip
                 if trains:

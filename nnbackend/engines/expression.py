@@ -231,7 +231,15 @@ class Printer:
         """Return statements that compute outputs for one element."""
         lines: list[str] = []
         local = dict(self._names)
-        values = [self._value(expression, local, indent, lines) for _, expression in outputs]
+        values = []
+        for _, expression in outputs:
+            value = self._value(expression, local, indent, lines)
+            if expression.operation == "input" and len(outputs) > 1:
+                # Another output may overwrite it first.
+                name = self._new()
+                lines.append(f"{indent}{name} = {value}")
+                value = name
+            values.append(value)
         for (target, _), value in zip(outputs, values, strict=True):
             assign = target if target.endswith("=") else f"{target} ="
             lines.append(f"{indent}{assign} {value}")

@@ -44,6 +44,8 @@ def load_kernels(source: str) -> Any:
 def _import(name: str, source: str) -> None:
     try:
         path = _written(os.path.join(cache_folder(), f"{name}.py"), source)
+        if not os.access(os.path.dirname(path), os.W_OK):
+            raise PermissionError(path)
     except OSError:
         path = _written(os.path.join(_temporary_folder(), f"{name}.py"), source)
     folder = os.path.dirname(path)

@@ -385,12 +385,13 @@ class Kernels:
             "        shares = weight[top:bottom]",
             "        if width == 1:",
             "            for i in range(bottom - top):",
-            "                z[i] *= F(scale) * shares[i, 0]",
-            "                l[i] *= F(scale) * shares[i, 0]",
+            "                share = F(shares[i, 0] / divisor)",
+            "                z[i] *= share",
+            "                l[i] *= share",
             "        else:",
             "            losses, gradients = L[top:bottom], Z[top:bottom]",
             "            for i in range(bottom - top):",
-            "                share = F(scale) * shares[i, 0]",
+            "                share = F(shares[i, 0] / divisor)",
             "                for k in range(width):",
             "                    losses[i, k] *= share",
             "                    gradients[i, k] *= share",
@@ -398,7 +399,7 @@ class Kernels:
             "        add_rows(Z[top:bottom], gb)",
             "    return total",
         ]
-        return _JIT, "Z, b, y_rows, weight, scale, L, gb", lines
+        return _JIT, "Z, b, y_rows, weight, divisor, L, gb", lines
 
     def _penalize(self) -> tuple[str, str, list[str]]:
         objective = self._problem.objective

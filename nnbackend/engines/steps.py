@@ -133,6 +133,9 @@ class Steps:
         new, new_state = optimizer.update(
             self._xp, parameters, gradient, state[: len(optimizer.state_names)], tuple(c)
         )
+        # They may be views of what is overwritten first.
+        new_state = tuple(np.array(value) for value in new_state)
+        new = np.array(new)
         self.is_updating = True
         parameters[:] = new
         for entry, value in zip(state, new_state, strict=False):
@@ -140,7 +143,7 @@ class Steps:
         self.is_updating = False
 
     def _loss(
-        self, Z: _Array, b: _Array, y: _Array, weight: _Array, scale: float, L: _Array, gb: _Array
+        self, Z: _Array, b: _Array, y: _Array, weight: _Array, divisor: float, L: _Array, gb: _Array
     ) -> float:
         """Do what the kernel ``output_loss`` would."""
         objective = self._problem.objective
@@ -149,7 +152,7 @@ class Steps:
         L[:], Z[:] = output_elements(
             self._xp, objective.structure.output, objective.loss, Z, target
         )
-        share = weight * Z.dtype.type(scale)
+        share = (weight / np.float64(divisor)).astype(Z.dtype)
         Z *= share
         gb += np.sum(Z, axis=0)
         return float(np.sum(L * share))
