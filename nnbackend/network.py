@@ -14,6 +14,7 @@ from nnbackend.core.activations import Activation, activation, output
 from nnbackend.core.initializers import INITIALIZERS
 from nnbackend.core.losses import Loss, loss_function
 from nnbackend.core.objective import Objective
+from nnbackend.core.propagation import CACHED_ELEMENTS
 from nnbackend.core.structure import Structure
 from nnbackend.core.types import Array
 from nnbackend.device import Device, device_of, get_device, require_same_device
@@ -30,8 +31,6 @@ from nnbackend.standardization import Standardization
 __all__ = ["Gradients", "Network"]
 
 DTYPES = {"float32": np.float32, "float64": np.float64}
-# Activations of a layer that stay in a core's second-level cache: half a megabyte in float32.
-CACHED_ELEMENTS = 2**17
 
 
 P = ParamSpec("P")

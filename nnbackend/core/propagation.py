@@ -12,6 +12,7 @@ from nnbackend.core.structure import Structure
 from nnbackend.core.types import Array, Namespace
 
 __all__ = [
+    "CACHED_ELEMENTS",
     "Trace",
     "backward",
     "forward",
@@ -22,6 +23,9 @@ __all__ = [
 ]
 
 Masks = Sequence[Array | None]
+
+# Activations of a layer that a core's second-level cache holds: half a megabyte in float32.
+CACHED_ELEMENTS = 2**17
 
 
 class Trace(NamedTuple):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from nnbackend.core.propagation import CACHED_ELEMENTS as _BLOCK_ELEMENTS
 from nnbackend.core.types import Array
 from nnbackend.engines.kernel_cache import load_kernels
 from nnbackend.engines.program import Kernels, hidden_kinds, is_in_place, is_label_target
@@ -26,8 +27,6 @@ _Array = np.ndarray[Any, Any]
 # run on several threads, and those of SciPy's BLAS, which compiled code calls, spin for a while
 # after each, as do NumPy's, which a callback may well call: a step would take four times as long.
 _COMPILED_FLOPS = 5e6
-# Activations of a layer in a block of rows: half a megabyte in float32.
-_BLOCK_ELEMENTS = 2**17
 
 
 class CpuEngine:
@@ -170,9 +169,10 @@ class CpuEngine:
         objective = self._problem.objective
         if is_label_target(objective, data.y.ndim) != self._labels:
             # Trained on labels and validated on rows, or the other way: the kernels take one form.
-            return objective.data_loss(
-                self._xp, self._parameters, data.X, data.y, data.sample_weight
-            )
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                return objective.data_loss(
+                    self._xp, self._parameters, data.X, data.y, data.sample_weight
+                )
         if self._validation is None or self._validation[0] is not data:
             self._validation = data, self._columns(data)
         no_order, no_coefficients = np.empty((0, 0), np.int64), np.empty((0, 0), self._dtype)

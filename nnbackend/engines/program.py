@@ -1,9 +1,9 @@
 """The kernels of a training step as Numba source, generated from the core's recorded formulas.
 
 A kernel does everything element-wise between two products: bias and activation; bias, loss and its
-gradient; gradient through an activation, and its column sums; penalties; clipping; the update. It
-works on blocks of rows small enough for the first-level cache, in which formulas run along flat
-vectors, whatever the width of a layer, so that LLVM makes vector code of them.
+gradient; gradient through an activation, and its column sums; penalties; clipping; the update. Its
+loops run along flat blocks that the first-level cache holds, or along rows, of which those of a
+narrow layer are taken several at a time, so that LLVM makes vector code of them.
 
 One module is generated for each kind of problem (activations, loss, optimizer, options, dtype);
 sizes are arguments.
@@ -49,6 +49,14 @@ _JIT = f'@njit({_OPTIONS}, fastmath={{"contract"}})'
 _JIT_SUMS = f'@njit({_OPTIONS}, fastmath={{"contract", "reassoc"}})'
 _BLOCK = 2048  # elements, 8 or 16 KiB an array
 _GROUP = 64  # elements of a loop that is worth vector code
+
+# Column sums of long rows, which are then added to those of the columns.
+_NO_SUMS = "np.zeros(group * width, gb.dtype)"
+_FOLD_SUMS = (
+    "        if part == 0 and group > 1:",
+    "            for k in range(shape[1]):",
+    "                gb[k % width] += sums[k]",
+)
 
 _FIXED = f"""
 {_JIT}
@@ -96,42 +104,6 @@ def tiled(b, group):
     for k in range(tile.shape[0]):
         tile[k] = b[k % b.shape[0]]
     return tile
-
-{_JIT}
-def add_bias(Z, b):
-    n, width = Z.shape
-    group = rows_in_one(n, width)
-    grouped = 0
-    if group > 1:
-        grouped = n // group * group
-        tile = tiled(b, group)
-        long = Z[:grouped].reshape((n // group, group * width))
-        for i in range(long.shape[0]):
-            for k in range(long.shape[1]):
-                long[i, k] += tile[k]
-    rest = Z[grouped:]
-    for i in range(rest.shape[0]):
-        for k in range(width):
-            rest[i, k] += b[k]
-
-{_JIT}
-def add_rows(Z, total):
-    n, width = Z.shape
-    group = rows_in_one(n, width)
-    grouped = 0
-    if group > 1:
-        grouped = n // group * group
-        tile = np.zeros(group * width, Z.dtype)
-        long = Z[:grouped].reshape((n // group, group * width))
-        for i in range(long.shape[0]):
-            for k in range(long.shape[1]):
-                tile[k] += long[i, k]
-        for k in range(tile.shape[0]):
-            total[k % width] += tile[k]
-    rest = Z[grouped:]
-    for i in range(rest.shape[0]):
-        for k in range(width):
-            total[k] += rest[i, k]
 """
 
 
@@ -221,7 +193,7 @@ class Kernels:
         for name, value in self._constants.items():
             literal = f'float("{value!r}")' if "inf" in repr(value) else repr(value)
             head.append(f"{name} = F({literal})")
-        return "\n".join([*head, _FIXED, *self._lines, ""])
+        return "\n".join([*head, _FIXED, *self._column_functions(), *self._lines, ""])
 
     def compiled_source(self) -> str:
         """Return the source of a module that has the driver's functions as well, compiled."""
@@ -299,6 +271,23 @@ class Kernels:
             *(f"            {name.lower()} = {name}_rows[i]" for name in names),
         ]
 
+    def _column_functions(self) -> list[str]:
+        """Print the functions that add a bias to rows, and the sums of columns to a vector."""
+        return [
+            _JIT,
+            "def add_bias(Z, b):",
+            *self._long_rows("Z", "Z", "bias", "b", "tiled(b, group)"),
+            "            for k in range(shape[1]):",
+            "                z[k] += bias[k]",
+            "",
+            _JIT,
+            "def add_rows(Z, gb):",
+            *self._long_rows("Z", "Z", "sums", "gb", _NO_SUMS),
+            "            for k in range(shape[1]):",
+            "                sums[k] += z[k]",
+            *_FOLD_SUMS,
+        ]
+
     @staticmethod
     def _blocks(width_of: str, names: str) -> list[str]:
         """Print a loop over blocks of the rows first to last, and the flat views of each block."""
@@ -339,14 +328,10 @@ class Kernels:
         dA = symbol("d[k]") * symbol("m[k]") if drops else symbol("d[k]")
         dZ = dA * activation.derivative(RECORDER, symbol("z[k]"), symbol("a[k]"))
         lines = [
-            *self._long_rows(
-                "D", "DZAM" if drops else "DZA", "sums", "gb", "np.zeros(group * width, D.dtype)"
-            ),
+            *self._long_rows("D", "DZAM" if drops else "DZA", "sums", "gb", _NO_SUMS),
             *self._flat([("d[k]", dZ)], "shape[1]", 12),
             "                sums[k] += d[k]",
-            "        if part == 0 and group > 1:",
-            "            for k in range(shape[1]):",
-            "                gb[k % width] += sums[k]",
+            *_FOLD_SUMS,
         ]
         return _JIT, "D, Z, A, M, gb", lines
 
