@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nnbackend.core.propagation import CACHED_ELEMENTS as _BLOCK_ELEMENTS
 from nnbackend.core.types import Array
+from nnbackend.engines.formulas import hidden_kinds, is_in_place, is_label_target
 from nnbackend.engines.kernel_cache import load_kernels
-from nnbackend.engines.program import Kernels, hidden_kinds, is_in_place, is_label_target
+from nnbackend.engines.program import Kernels
 from nnbackend.engines.steps import Steps
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class CpuEngine:
     The arguments are those of ``ReferenceEngine``.
     """
 
-    max_epochs_per_call: ClassVar[int] = 2**20
+    max_epochs_per_call = 2**20
 
     def __init__(
         self,
@@ -115,7 +116,7 @@ class CpuEngine:
         return self._parameters
 
     def run_epochs(
-        self, orders: Sequence[Array] | None, rates: Sequence[Sequence[float]]
+        self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]
     ) -> tuple[Array, Array]:
         """Run epochs, one per list of rates, until one ends in a loss or parameter not finite."""
         flat = np.asarray(rates, np.float64).reshape(-1)

@@ -187,6 +187,8 @@ RECORDER: Any = _Recorder()
 class Printer:
     """Prints expressions as Python statements that Numba compiles.
 
+    The methods ``loop`` to ``constant`` are what another language says otherwise.
+
     Parameters
     ----------
     constants : dict
@@ -221,11 +223,10 @@ class Printer:
         lines: list[str] = []
         for _, expression in outputs:
             self._reductions(expression, length, indent, lines)
-        lines.append(f"{indent}for k in range({length}):")
-        lines += self.statements(outputs, indent + "    ")
+        body = self.statements(outputs, indent + "    ")
         if extra:
-            lines.append(f"{indent}    {extra}")
-        return lines
+            body.append(f"{indent}    {extra}")
+        return [*lines, *self.loop(length, body, indent)]
 
     def statements(self, outputs: Sequence[tuple[str, Symbol]], indent: str) -> list[str]:
         """Return statements that compute outputs for one element."""
@@ -237,12 +238,12 @@ class Printer:
             if expression.operation == "input" and len(outputs) > 1:
                 # Another output may overwrite it first.
                 name = self._new()
-                lines.append(f"{indent}{name} = {value}")
+                lines.append(indent + self.definition(name, value, expression.dtype))
                 value = name
             values.append(value)
         for (target, _), value in zip(outputs, values, strict=True):
             assign = target if target.endswith("=") else f"{target} ="
-            lines.append(f"{indent}{assign} {value}")
+            lines.append(indent + self.statement(f"{assign} {value}"))
         return lines
 
     def _reductions(self, node: Symbol, length: str, indent: str, lines: list[str]) -> None:
@@ -254,15 +255,13 @@ class Printer:
             return
         name = self._new()
         inner = indent + "    "
-        start = self._constant(-math.inf if node.operation == "max" else 0.0)
-        lines += [f"{indent}{name} = {start}", f"{indent}for k in range({length}):"]
-        value = self._value(node.operands[0], dict(self._names), inner, lines)
-        if node.operation == "max":
-            lines.append(
-                f"{inner}{name} = {value} if ({value} > {name}) | ({value} != {value}) else {name}"
-            )
-        else:
-            lines.append(f"{inner}{name} += {value}")
+        start = self.constant(-math.inf if node.operation == "max" else 0.0)
+        lines.append(indent + self.accumulator(name, start))
+        body: list[str] = []
+        value = self._value(node.operands[0], dict(self._names), inner, body)
+        body.append(inner + self.statement(self.accumulation(node.operation, name, value)))
+        lines += self.loop(length, body, indent)
+        lines += [indent + line for line in self.reduced(node.operation, name)]
         self._names[node.key] = name
 
     def _value(
@@ -272,11 +271,12 @@ class Printer:
         if node.operation == "input":
             return str(node.operands[0])
         if node.operation == "constant":
-            return self._constant(node.operands[0])
+            return self.constant(node.operands[0])
         if node.key not in known:
             operands = [self._value(entry, known, indent, lines) for entry in node.operands]
             name = self._new()
-            lines.append(f"{indent}{name} = {self._code(node.operation, operands)}")
+            code = self._code(node.operation, operands)
+            lines.append(indent + self.definition(name, code, node.dtype))
             known[node.key] = name
         return known[node.key]
 
@@ -284,23 +284,61 @@ class Printer:
         if operation in ("+", "-", "*", "/", "<", "<=", ">", ">=", "==", "!="):
             return f"{x[0]} {operation} {x[1]}"
         if operation == "sign":
-            one, minus, zero = map(self._constant, (1.0, -1.0, 0.0))
-            return f"{one} if {x[0]} > {zero} else ({minus} if {x[0]} < {zero} else {x[0]})"
-        forms = {
-            "neg": "-{0}",
-            "abs": "abs({0})",
-            "sqrt": "math.sqrt({0})",
-            "where": "{1} if {0} else {2}",
+            one, minus, zero = map(self.constant, (1.0, -1.0, 0.0))
+            negative = self.choice(f"{x[0]} < {zero}", minus, x[0])
+            return self.choice(f"{x[0]} > {zero}", one, f"({negative})")
+        if operation in ("maximum", "minimum"):
             # NaN is handed on, as by the standard's functions; without a branch.
-            "maximum": "{0} if ({0} > {1}) | ({0} != {0}) else {1}",
-            "minimum": "{0} if ({0} < {1}) | ({0} != {0}) else {1}",
-        }
-        if operation in forms:
-            return forms[operation].format(*x)
-        self.functions.add(operation)
-        return f"{operation}({x[0]})"
+            sign = ">" if operation == "maximum" else "<"
+            return self.choice(f"({x[0]} {sign} {x[1]}) | ({x[0]} != {x[0]})", x[0], x[1])
+        if operation == "where":
+            return self.choice(*x)
+        if operation == "neg":
+            return f"-{x[0]}"
+        return self.call(operation, x[0])
 
-    def _constant(self, value: float) -> str:
+    def accumulation(self, operation: str, name: str, value: str) -> str:
+        """Return what adds a value to a reduction."""
+        if operation == "sum":
+            return f"{name} += {value}"
+        larger = self.choice(f"({value} > {name}) | ({value} != {value})", value, name)
+        return f"{name} = {larger}"
+
+    def loop(self, length: str, body: Sequence[str], indent: str) -> list[str]:
+        """Return a loop of the index ``k``."""
+        return [f"{indent}for k in range({length}):", *body]
+
+    def statement(self, code: str) -> str:
+        """Return an assignment as a statement."""
+        return code
+
+    def definition(self, name: str, code: str, dtype: str) -> str:
+        """Return the statement that gives a value its name."""
+        del dtype
+        return f"{name} = {code}"
+
+    def accumulator(self, name: str, start: str) -> str:
+        """Return the statement that begins a reduction."""
+        return f"{name} = {start}"
+
+    def reduced(self, operation: str, name: str) -> list[str]:
+        """Return what completes a reduction after its loop."""
+        del operation, name
+        return []
+
+    def choice(self, condition: str, yes: str, no: str) -> str:
+        """Return a conditional expression."""
+        return f"{yes} if {condition} else {no}"
+
+    def call(self, function: str, x: str) -> str:
+        """Return a function's call."""
+        if function in ("abs", "sqrt"):
+            return f"{'math.' if function == 'sqrt' else ''}{function}({x})"
+        self.functions.add(function)
+        return f"{function}({x})"
+
+    def constant(self, value: float) -> str:
+        """Return the code of a number."""
         for name, known in self.constants.items():
             if repr(known) == repr(value):
                 return name

@@ -18,20 +18,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from nnbackend.core.activations import Activation
-from nnbackend.core.losses import SoftmaxCrossEntropy
 from nnbackend.core.propagation import output_elements
 from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, penalty_elements
 from nnbackend.engines import driver
 from nnbackend.engines.expression import RECORDER, Printer, Symbol, symbol
+from nnbackend.engines.formulas import hidden_kinds, is_in_place, is_rowwise, update_elements
 
 if TYPE_CHECKING:
-    from nnbackend.core.objective import Objective
     from nnbackend.engines import Problem
 
-__all__ = ["HiddenKind", "Kernels", "hidden_kinds", "is_in_place", "is_label_target"]
-
-# A hidden layer's kernels: its activation, and whether it drops units.
-HiddenKind = tuple[Activation, bool]
+__all__ = ["Kernels"]
 
 _HEAD = """\
 import math
@@ -105,41 +101,6 @@ def tiled(b, group):
         tile[k] = b[k % b.shape[0]]
     return tile
 """
-
-
-def hidden_kinds(problem: Problem) -> list[HiddenKind]:
-    """Return the distinct kinds of hidden layers, in the order of their first layer."""
-    structure = problem.objective.structure
-    kinds: list[HiddenKind] = []
-    for activation, rate in zip(structure.hidden, structure.dropout, strict=True):
-        if (activation, rate > 0.0) not in kinds:
-            kinds.append((activation, rate > 0.0))
-    return kinds
-
-
-def is_in_place(activation: Activation) -> bool:
-    """Whether g(Z) may replace Z: g' is written without Z.
-
-    A derivative that cannot be recorded may need it.
-    """
-    try:
-        derivative = activation.derivative(RECORDER, symbol("Z"), symbol("A"))
-    except Exception:  # noqa: BLE001 - a user's function fails in whatever way it likes
-        return False
-    return not _mentions(derivative, "Z")
-
-
-def _mentions(node: object, name: str) -> bool:
-    if not isinstance(node, Symbol):
-        return False
-    if node.operation == "input":
-        return bool(node.operands[0] == name)
-    return any(_mentions(entry, name) for entry in node.operands)
-
-
-def is_label_target(objective: Objective, n_dimensions: int) -> bool:
-    """Whether the targets are integer labels rather than rows."""
-    return isinstance(objective.loss, SoftmaxCrossEntropy) and n_dimensions == 1
 
 
 class Kernels:
@@ -233,7 +194,7 @@ class Kernels:
     def _flat(self, outputs: Sequence[tuple[str, Symbol]], length: str, indent: int) -> list[str]:
         """Print a loop over all elements of a block."""
         for _, element in outputs:
-            if _is_rowwise(element):
+            if is_rowwise(element):
                 raise NotImplementedError("a reduction over a row of units")
         return self._loop(outputs, length, indent)
 
@@ -347,7 +308,7 @@ class Kernels:
             return list(zip((loss, z), elements, strict=True))
 
         flat = outputs("z[k]", "y[k]", "l[k]")
-        if self.labels or any(_is_rowwise(element) for _, element in flat):
+        if self.labels or any(is_rowwise(element) for _, element in flat):
             body = [
                 "        n_row = F(width)",
                 "        for i in range(top, bottom):",
@@ -409,20 +370,11 @@ class Kernels:
         return _JIT_SUMS, "gradient, hyper", [*lines, "    pass"]
 
     def _update(self) -> tuple[str, str, list[str]]:
-        optimizer = self._problem.optimizer
-        numbers = range(len(optimizer.state_names))
-        count = len(optimizer.coefficients(1.0, 1))
-        parameters, state = optimizer.update(
-            RECORDER,
-            symbol("p[k]"),
-            symbol("g[k]"),
-            tuple(symbol(f"s{i}[k]") for i in numbers),
-            tuple(symbol(f"c{i}", varies=False) for i in range(count)),
-        )
-        outputs = [("p[k]", parameters)]
-        outputs += [(f"s{i}[k]", entry) for i, entry in zip(numbers, state, strict=True)]
+        outputs = update_elements(self._problem, symbol("p[k]"), symbol("g[k]"), "k")
+        numbers = range(len(outputs) - 1)
+        count = len(self._problem.optimizer.coefficients(1.0, 1))
         for _, element in outputs:
-            if _is_rowwise(element):
+            if is_rowwise(element):
                 raise NotImplementedError("a reduction over all parameters")
         lines = [
             "    p, g = parameters, gradient",
@@ -431,12 +383,3 @@ class Kernels:
             *self._vector(outputs, "p.shape[0]"),
         ]
         return _JIT, "parameters, gradient, state, c, hyper", lines
-
-
-def _is_rowwise(node: object) -> bool:
-    """Whether a value depends on more of a row than its own element."""
-    if not isinstance(node, Symbol):
-        return False
-    if node.operation == "input":
-        return node.operands[0] in ("k", "n_row", "n_samples")
-    return node.operation in ("max", "sum") or any(map(_is_rowwise, node.operands))

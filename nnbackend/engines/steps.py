@@ -12,7 +12,8 @@ from nnbackend.core.activations import Activation
 from nnbackend.core.propagation import output_elements
 from nnbackend.core.regularization import dropout_mask
 from nnbackend.engines import driver
-from nnbackend.engines.program import Kernels, hidden_kinds
+from nnbackend.engines.formulas import hidden_kinds
+from nnbackend.engines.program import Kernels
 
 if TYPE_CHECKING:
     from nnbackend.core.types import Namespace
