@@ -212,13 +212,18 @@ def train(
     clip_value, clip_norm : float, optional
         Clip each element of the gradient to [-clip_value, clip_value]; scale the whole gradient
         down to the norm clip_norm.
-    engine : {"auto", "reference", "cpu"}, default "auto"
+    engine : {"auto", "reference", "cpu", "cuda"}, default "auto"
         How the steps run; every engine gives the same numbers, to rounding. ``"cpu"`` is the faster
-        one. It compiles its kernels with Numba when a kind of network is first trained, which takes
-        seconds, and keeps them in ``~/.cache/nnbackend``. ``"auto"`` is ``"cpu"`` for a network on
-        the CPU and a training of more than some seconds, else ``"reference"``.
-    precision : {"float32"}, default "float32"
-        Products are computed in the network's own dtype, never in a shorter one.
+        one there. It compiles its kernels with Numba when a kind of network is first trained, which
+        takes seconds, and keeps them in ``~/.cache/nnbackend``. ``"cuda"`` plans a network's steps
+        on the GPU, fuses their kernels and replays them as CUDA graphs; it has not run on a GPU
+        yet. ``"auto"`` is ``"cpu"`` for a network on the CPU and a training of more than some
+        seconds, else ``"reference"``.
+    precision : {"float32", "tf32", "bfloat16"}, default "float32"
+        Of the matrix products in a float32 network; sums and parameters are float32 in any case.
+        ``"tf32"`` and ``"bfloat16"`` round their operands to 10 and 7 bits behind the point, which
+        tensor cores multiply several times faster; they need ``engine="cuda"``. With ``"float32"``
+        nothing is ever computed in less.
 
     Returns
     -------
@@ -270,12 +275,13 @@ def train(
         min(batch_size or data.n_samples, data.n_samples),
         clip_value,
         clip_norm,
+        precision,
     )
     seconds = reference_seconds(problem, data.n_samples, epochs)
-    engine_class = get_engine(engine, precision, device, seconds)
+    make_engine = get_engine(engine, precision, device, seconds)
     shuffle_seed, dropout_seed = np.random.SeedSequence(seed).spawn(2)
     with device.activate():
-        runner = engine_class(
+        runner = make_engine(
             problem, device, net.parameters, data, np.random.default_rng(dropout_seed)
         )
         loop = _Loop(net, runner, problem, data, validation, early_stopping, hooks, epochs)
@@ -400,8 +406,7 @@ class _Loop:
     def _orders(self, rng: np.random.Generator | None, n_epochs: int) -> list[Any] | None:
         if rng is None:
             return None
-        n_samples = self.data.n_samples
-        return [self.device.place(rng.permutation(n_samples)) for _ in range(n_epochs)]
+        return [rng.permutation(self.data.n_samples) for _ in range(n_epochs)]
 
     def _record(
         self,

@@ -6,7 +6,7 @@ import pytest
 from nnbackend.device import device_of, get_device
 from nnbackend.errors import DeviceError
 
-__all__ = ["needs_cuda", "on_each_device", "to_host"]
+__all__ = ["CUDA_MARKS", "needs_cuda", "on_each_device", "to_host"]
 
 
 def _why_not_cuda():
@@ -18,14 +18,14 @@ def _why_not_cuda():
 
 
 _REASON = _why_not_cuda()
-_CUDA_MARKS = (pytest.mark.cuda, pytest.mark.skipif(bool(_REASON), reason=_REASON))
+CUDA_MARKS = (pytest.mark.cuda, pytest.mark.skipif(bool(_REASON), reason=_REASON))
 
-on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=_CUDA_MARKS)])
+on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA_MARKS)])
 
 
 def needs_cuda(test):
     """Mark a test as one for machines with a GPU."""
-    for mark in _CUDA_MARKS:
+    for mark in CUDA_MARKS:
         test = mark(test)
     return test
 

@@ -59,7 +59,9 @@ PROBLEMS = [
 ]
 
 
-def trained(engine, hidden, output, options, *, dtype, weighted, batch_size, shuffle):
+def trained(
+    engine, hidden, output, options, *, dtype, weighted, batch_size, shuffle, device="cpu"
+):
     options = dict(options)
     y = Y[output]
     if options.pop("one_hot", False):
@@ -70,6 +72,7 @@ def trained(engine, hidden, output, options, *, dtype, weighted, batch_size, shu
         output=output,
         dropout=options.pop("dropout", 0.0),
         dtype=dtype,
+        device=device,
         seed=1,
     )
     weight = WEIGHT if weighted else None

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -43,6 +43,8 @@ class Problem:
         Examples per step; the last step of an epoch takes what is left.
     clip_value, clip_norm : float or None
         Bounds on every element of the gradient, and on its norm over all parameters.
+    precision : {"float32", "tf32", "bfloat16"}
+        Of the products of float32 arrays.
     """
 
     objective: Objective
@@ -50,6 +52,7 @@ class Problem:
     batch_size: int
     clip_value: float | None = None
     clip_norm: float | None = None
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -67,37 +70,24 @@ class Data:
 
 
 class Engine(Protocol):
-    """What training asks of an engine.
+    """What training asks of an engine."""
 
-    Attributes
-    ----------
-    max_epochs_per_call : int
-        How many epochs ``run_epochs`` may be asked for at once.
-    """
-
-    max_epochs_per_call: ClassVar[int]
-
-    def __init__(
-        self,
-        problem: Problem,
-        device: Device,
-        parameters: Array,
-        data: Data,
-        dropout_rng: np.random.Generator,
-    ) -> None: ...
+    @property
+    def max_epochs_per_call(self) -> int:
+        """How many epochs ``run_epochs`` may be asked for at once."""
 
     @property
     def parameters(self) -> Array:
         """The current flat parameter vector."""
 
     def run_epochs(
-        self, orders: Sequence[Array] | None, rates: Sequence[Sequence[float]]
+        self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]
     ) -> tuple[Array, Array]:
         """Run epochs until one ends in a loss or parameter that is not finite.
 
         Parameters
         ----------
-        orders : sequence of arrays (n_samples,) of int, optional
+        orders : sequence of NumPy arrays (n_samples,) of int, optional
             The rows of each epoch, a batch after the other; None: as they are.
         rates : sequence of sequences of float
             For each epoch, the learning rates of its steps.
@@ -125,12 +115,16 @@ class Engine(Protocol):
         """Return the loss of the current parameters on ``data`` without penalties, 0-d."""
 
 
-def _reference(device: Device) -> type[Engine]:
+# Makes an engine of the arguments of ``ReferenceEngine``.
+EngineFactory = Callable[[Problem, Device, Array, Data, np.random.Generator], Engine]
+
+
+def _reference(device: Device) -> EngineFactory:
     del device
     return ReferenceEngine
 
 
-def _cpu(device: Device) -> type[Engine]:
+def _cpu(device: Device) -> EngineFactory:
     if device.kind != "cpu":
         raise InputError(f"engine: 'cpu' runs on device='cpu', got a network on {device}")
     if missing := _missing_packages():
@@ -143,7 +137,19 @@ def _cpu(device: Device) -> type[Engine]:
     return CpuEngine
 
 
-ENGINES: dict[str, Callable[[Device], type[Engine]]] = {"cpu": _cpu, "reference": _reference}
+def _cuda(device: Device) -> EngineFactory:
+    if device.kind != "cuda":
+        raise InputError(f"engine: 'cuda' runs on device='cuda', got a network on {device}")
+    from nnbackend.engines.cuda import cuda_engine
+
+    return cuda_engine
+
+
+ENGINES: dict[str, Callable[[Device], EngineFactory]] = {
+    "cpu": _cpu,
+    "cuda": _cuda,
+    "reference": _reference,
+}
 
 # Compiling a kind of network takes some seconds; a training shorter than that is not worth it.
 COMPILATION_SECONDS = 3.0
@@ -191,13 +197,13 @@ def _missing_packages() -> str:
 
 def get_engine(
     engine: str, precision: str, device: Device, reference_seconds: float = math.inf
-) -> type[Engine]:
-    """Return the engine that a name stands for; of ``"auto"``, what ``default_engine`` says.
+) -> EngineFactory:
+    """Return what makes the engine of a name; of ``"auto"``, what ``default_engine`` says.
 
     Raises
     ------
     InputError
-        For an unknown name, or a precision that no engine offers on this device.
+        For an unknown name, or a device or precision that the engine is not for.
     MissingDependencyError
         If a named engine needs a package that is not installed.
     """
@@ -205,10 +211,10 @@ def get_engine(
         raise InputError(
             f"precision: expected one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}"
         )
-    if precision != "float32":
+    if precision != "float32" and engine != "cuda":
         raise InputError(
-            f"precision: {precision!r} needs an engine with tensor-core products, which device "
-            f"{device.name!r} does not have in this version; use 'float32'"
+            f"precision: {precision!r} is one of engine='cuda' on device='cuda', got "
+            f"engine={engine!r} on {device}; use that engine, or 'float32'"
         )
     if engine == "auto":
         engine = default_engine(device, reference_seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class ReferenceEngine:
         Draws the dropout masks, on the host.
     """
 
-    max_epochs_per_call: ClassVar[int] = 1
+    max_epochs_per_call = 1
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class ReferenceEngine:
         return self._parameters
 
     def run_epochs(
-        self, orders: Sequence[Array] | None, rates: Sequence[Sequence[float]]
+        self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]
     ) -> tuple[Array, Array]:
         """Run epochs, one per list of rates, until one ends in a loss or parameter not finite."""
         xp = self._xp
@@ -74,8 +74,10 @@ class ReferenceEngine:
             finite = xp.all(xp.isfinite(self._parameters)) & xp.isfinite(losses[-1])
         return xp.stack(losses), finite
 
-    def _run_epoch(self, order: Array | None, rates: Sequence[float]) -> Array:
+    def _run_epoch(self, order: Any, rates: Sequence[float]) -> Array:
         data, size = self._data, self._problem.batch_size
+        if order is not None:
+            order = self._device.place(order)
         weighted_loss: Array = 0.0
         total_weight: Array = 0.0
         # A diverging loss is reported by whoever reads it, not warned of here.

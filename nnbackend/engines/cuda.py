@@ -1,0 +1,322 @@
+"""The CUDA engine: planned buffers, fused kernels, and steps captured as graphs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from nnbackend.core.types import Array
+from nnbackend.engines.cuda_runtime import CudaExecutor
+from nnbackend.engines.cuda_source import CudaKernels
+from nnbackend.engines.cuda_tiny import TinyPlanner
+from nnbackend.engines.formulas import is_label_target
+from nnbackend.engines.plan import Buffer, Launch
+from nnbackend.engines.planner import Layout, Planner
+from nnbackend.engines.reference import ReferenceEngine
+from nnbackend.errors import InputError
+
+if TYPE_CHECKING:
+    from nnbackend.device import Device
+    from nnbackend.engines import Data, Engine, Problem
+
+__all__ = ["CudaEngine", "cuda_engine"]
+
+_LOGGER = logging.getLogger("nnbackend")
+
+# Launches of a graph: so many that what it costs to start one no longer counts.
+_GRAPH_LAUNCHES = 1024
+# Shared memory that a kernel of one block needs beside its arrays.
+_RESERVED_BYTES = 16 * 1024
+# What a launch within a graph costs, in cycles. A guess, to be replaced by what is measured.
+_LAUNCH_CYCLES = 2500
+# Places in the buffers ``counters`` and ``status``, as the kernels know them.
+_DRAWN = 2
+_EPOCHS, _IS_BAD = 0, 1
+
+
+def cuda_engine(
+    problem: Problem,
+    device: Device,
+    parameters: Array,
+    data: Data,
+    dropout_rng: np.random.Generator,
+) -> Engine:
+    """Return a ``CudaEngine``, or the reference engine where a formula cannot be recorded.
+
+    Such a formula is a user's activation, loss or optimizer that branches on data or uses functions
+    that no kernel has.
+    """
+    dtype = str(parameters.dtype)
+    if problem.precision != "float32" and dtype != "float32":
+        raise InputError(
+            f"precision: expected 'float32' with a network of dtype {dtype}, got "
+            f"{problem.precision!r}: it is a way to multiply float32 numbers"
+        )
+    try:
+        CudaKernels(
+            problem, dtype, "float32", labels=is_label_target(problem.objective, data.y.ndim)
+        )
+    except Exception as error:
+        if problem.precision != "float32":
+            raise InputError(
+                f"precision: {problem.precision!r} needs kernels, but a formula of this problem "
+                f"cannot be made one ({type(error).__name__}: {error}); use 'float32'"
+            ) from error
+        _LOGGER.warning(
+            "nnbackend: a formula cannot be made a CUDA kernel (%s: %s): training runs on the "
+            "slower reference engine",
+            type(error).__name__,
+            error,
+        )
+        return ReferenceEngine(problem, device, parameters, data, dropout_rng)
+    return CudaEngine(problem, device, parameters, data, dropout_rng)
+
+
+class _Program(Protocol):
+    """How epochs run: by launches of their steps, or all in one kernel."""
+
+    layout: Layout
+    buffers: dict[str, Buffer]
+    gathers: bool
+    max_epochs: int
+    source: str
+    hyperparameters: list[float]
+
+    def start(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
+        """Do what is done once, before the first step."""
+
+    def refresh(self, executor: CudaExecutor) -> None:
+        """Follow a change of the parameters by others than the steps."""
+
+    def run(self, executor: CudaExecutor, n_epochs: int, *, shuffled: bool) -> None:
+        """Run epochs from the beginning of the coefficients and of the order."""
+
+
+class CudaEngine:
+    """Steps planned once and replayed; the numbers of the reference engine.
+
+    A tiny network's epochs are one kernel (``cuda_tiny``). Of others, the steps are captured as
+    graphs, many of them in one where they are short; where products cannot be captured, for want of
+    cuBLASLt, they are launched one by one. Validation runs on the reference's formulas.
+
+    The arguments are those of ``ReferenceEngine``.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        device: Device,
+        parameters: Array,
+        data: Data,
+        dropout_rng: np.random.Generator,
+    ) -> None:
+        self._problem, self._xp = problem, device.xp
+        dtype = str(parameters.dtype)
+        precision = "float64" if dtype == "float64" else problem.precision
+        self._executor = executor = self._make_executor(device, precision)
+        self._program = program = _choose(problem, dtype, precision, data, executor)
+        executor.load(program.source)
+        executor.allocate(program.buffers)
+        executor.adopt("X", data.X)
+        executor.adopt("y", data.y)
+        if data.sample_weight is not None:
+            executor.adopt("weight", data.sample_weight)
+        self._step = 0
+        self._n_samples = data.n_samples
+        self._has_rows_in_order = False
+        with executor.ordered():
+            executor.upload("hyper", np.asarray(program.hyperparameters))
+            self._write("parameters", parameters)
+            self._write("finite", parameters)
+            for i, entry in enumerate(problem.optimizer.init(self._xp, parameters)):
+                self._write(f"state{i}", entry)
+            program.start(executor, dropout_rng)
+            program.refresh(executor)
+
+    @staticmethod
+    def _make_executor(device: Device, precision: str) -> CudaExecutor:
+        return CudaExecutor(device, precision)
+
+    @property
+    def max_epochs_per_call(self) -> int:
+        """How many epochs ``run_epochs`` may be asked for at once."""
+        return self._program.max_epochs
+
+    @property
+    def parameters(self) -> Array:
+        """The current flat parameter vector, a copy."""
+        with self._executor.ordered():
+            return self._program.layout.pack(self._xp, self._executor.buffers["parameters"])
+
+    def run_epochs(
+        self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]
+    ) -> tuple[Array, Array]:
+        """Run epochs, one per list of rates, until one ends in a loss or parameter not finite."""
+        flat = np.asarray(rates, np.float64).reshape(-1)
+        steps = np.arange(self._step + 1, self._step + 1 + flat.size)
+        columns = self._problem.optimizer.coefficients(flat, steps)
+        coefficients = np.stack(np.broadcast_arrays(*columns), axis=1)
+        executor, n_epochs = self._executor, len(rates)
+        with executor.ordered():
+            executor.upload("coefficients", coefficients.reshape(-1))
+            self._set_order(orders)
+            executor.buffers["status"][...] = 0
+            self._program.run(executor, n_epochs, shuffled=orders is not None)
+            losses = self._xp.asarray(executor.buffers["losses"][:n_epochs], copy=True)
+            status = self._xp.asarray(executor.buffers["status"], copy=True)
+        self._step += flat.size
+        if n_epochs > 1:
+            losses = losses[: int(status[_EPOCHS])]
+        return losses, status[_IS_BAD] == 0
+
+    def _set_order(self, orders: Sequence[Any] | None) -> None:
+        """Place the rows of each epoch, one epoch after the other."""
+        if not self._program.gathers:
+            return
+        if orders is not None:
+            self._executor.upload("order", np.concatenate(orders))
+        elif not self._has_rows_in_order:
+            rows = np.arange(self._n_samples, dtype=np.int32)
+            self._executor.upload("order", np.tile(rows, self.max_epochs_per_call))
+        self._has_rows_in_order = orders is None
+
+    def restore_finite(self) -> None:
+        """Go back to the parameters that the last epoch without NaN and infinity ended with."""
+        with self._executor.ordered():
+            buffers = self._executor.buffers
+            buffers["parameters"][...] = buffers["finite"]
+            self._program.refresh(self._executor)
+
+    def snapshot(self) -> Any:
+        """Return a copy of the current parameters."""
+        return self.parameters
+
+    def restore(self, snapshot: Any) -> None:
+        """Go back to the parameters of a snapshot."""
+        with self._executor.ordered():
+            self._write("parameters", snapshot)
+            self._program.refresh(self._executor)
+
+    def data_loss(self, data: Data) -> Array:
+        """Return the loss of the current parameters on ``data`` without penalties, 0-d."""
+        return self._problem.objective.data_loss(
+            self._xp, self.parameters, data.X, data.y, data.sample_weight
+        )
+
+    def _write(self, name: str, packed: Array) -> None:
+        self._program.layout.unpack(packed, self._executor.buffers[name])
+
+
+def _choose(
+    problem: Problem, dtype: str, precision: str, data: Data, executor: CudaExecutor
+) -> _Program:
+    """Return the quicker program, by a rough count of cycles."""
+    labels = is_label_target(problem.objective, data.y.ndim)
+    weighted = data.sample_weight is not None
+    steps = _Steps(problem, dtype, precision, data.n_samples, labels, weighted, executor)
+    structure = problem.objective.structure
+    least_bytes = 2 * structure.n_parameters * (8 if dtype == "float64" else 4)
+    if precision == dtype and not structure.has_dropout and least_bytes < executor.shared_bytes:
+        tiny = TinyPlanner(
+            problem, dtype=dtype, n_samples=data.n_samples, labels=labels, weighted=weighted
+        )
+        if (
+            tiny.shared_bytes + _RESERVED_BYTES <= executor.shared_bytes
+            and tiny.step_cycles < steps.launches_per_step * _LAUNCH_CYCLES
+        ):
+            _LOGGER.info("nnbackend: this network's epochs run as one kernel on the GPU")
+            return tiny
+    return steps
+
+
+class _Steps:
+    """Epochs as launches, captured as graphs; attributes as those of ``_Program``."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        dtype: str,
+        precision: str,
+        n_samples: int,
+        labels: bool,
+        weighted: bool,
+        executor: CudaExecutor,
+    ) -> None:
+        kernels = CudaKernels(problem, dtype, precision, labels=labels)
+        self.source, self.hyperparameters = kernels.source, kernels.hyperparameters
+        self._planner = planner = Planner(
+            problem,
+            dtype=dtype,
+            precision=precision,
+            n_samples=n_samples,
+            labels=labels,
+            weighted=weighted,
+            reductions=kernels.reductions,
+            n_hyper=len(kernels.hyperparameters),
+            offers=executor.offers,
+        )
+        self.layout, self.buffers = planner.layout, planner.buffers
+        self.gathers, self.max_epochs = planner.gathers, planner.max_epochs
+        self._has_dropout = problem.objective.structure.has_dropout
+        step, end = planner.step(problem.batch_size), planner.end_of_epoch()
+        self._full_steps = planner.steps_per_epoch
+        if planner.last_rows != problem.batch_size:
+            self._full_steps -= 1
+            end = [*planner.step(planner.last_rows), *end]
+        self._launches: dict[str, list[Launch]] = {"step": step, "end": end}
+        self._is_one_graph = len(step) * self._full_steps + len(end) <= _GRAPH_LAUNCHES
+        if self._is_one_graph:
+            self._launches["epoch"] = [*step * self._full_steps, *end]
+        self._graphs: dict[tuple[str, int], Callable[[], None]] = {}
+
+    @property
+    def launches_per_step(self) -> int:
+        """The number of launches of a full step."""
+        return len(self._launches["step"])
+
+    def start(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
+        """Place what the kernels read, and the data in the form that they take."""
+        segments = [(bias.offset, bias.offset + bias.size) for bias in self.layout.biases]
+        executor.upload("biases", np.asarray(segments).reshape(-1))
+        if self._has_dropout:
+            executor.upload("generator", _generator_words(dropout_rng))
+        executor.run(self._planner.preparation())
+
+    def refresh(self, executor: CudaExecutor) -> None:
+        """Write the parameters as operands of the products."""
+        executor.run(self._planner.refresh())
+
+    def run(self, executor: CudaExecutor, n_epochs: int, *, shuffled: bool) -> None:
+        """Run epochs from the beginning of the coefficients and of the order."""
+        del shuffled
+        # The random numbers that were drawn so far stay counted.
+        executor.buffers["counters"][:_DRAWN] = 0
+        executor.buffers["sums"][...] = 0
+        if self._is_one_graph:
+            self._repeat(executor, "epoch", n_epochs)
+            return
+        for _ in range(n_epochs):
+            self._repeat(executor, "step", self._full_steps)
+            self._repeat(executor, "end", 1)
+
+    def _repeat(self, executor: CudaExecutor, name: str, count: int) -> None:
+        """Carry a list of launches out many times: by graphs of one, two, four, ... of it."""
+        launches = self._launches[name]
+        # Without graphs a longer list is no faster.
+        most = max(1, _GRAPH_LAUNCHES // len(launches)) if executor.captures else 1
+        while count > 0:
+            times = 1 << (min(count, most).bit_length() - 1)
+            if (name, times) not in self._graphs:
+                self._graphs[name, times] = executor.graph(launches * times)
+            self._graphs[name, times]()
+            count -= times
+
+
+def _generator_words(rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Return state and increment of NumPy's default generator, PCG64, as words of 64 bits."""
+    state = rng.bit_generator.state["state"]
+    words = [part for name in ("state", "inc") for part in divmod(state[name], 2**64)]
+    return np.asarray(words, np.uint64)

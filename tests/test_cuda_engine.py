@@ -1,0 +1,325 @@
+"""The CUDA engine gives the numbers of the reference engine: on a GPU, and carried out on the CPU.
+
+Without a GPU the same plans run on ``HostExecutor``: kernels as C++, products by NumPy. What then
+remains is that a GPU, CuPy and cuBLASLt do what each launch says; the same tests ask that of them.
+"""
+
+import logging
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from cuda_executor import HostExecutor
+from devices import CUDA_MARKS, to_host
+from test_engines import PROBLEMS, SWAPPED, Exploding, HeavyBall, X, Y, trained
+
+import nnbackend as nb
+from nnbackend import engines
+from nnbackend.device import get_device
+from nnbackend.engines import cuda
+from nnbackend.engines.cuda_runtime import CudaExecutor
+from nnbackend.engines.plan import Epilogue, Kernel, Product
+
+# How a plan is carried out: steps with products that do bias and activation, steps with plain
+# products, and, where it is for it, all in one kernel.
+PROGRAMS = ["fused", "plain", "tiny"]
+
+
+@pytest.fixture(params=["emulated", pytest.param("gpu", marks=CUDA_MARKS)])
+def place(request, monkeypatch):
+    """Return the device; on the CPU, put the stand-in in the executor's place."""
+    if request.param == "gpu":
+        return "cuda"
+    monkeypatch.setattr(cuda.CudaEngine, "_make_executor", staticmethod(HostExecutor))
+    monkeypatch.setitem(engines.ENGINES, "cuda", lambda _device: cuda.cuda_engine)
+    return "cpu"
+
+
+@pytest.fixture
+def choose(place, monkeypatch):
+    """Return a function that makes the engine take a program."""
+    executor = HostExecutor if place == "cpu" else CudaExecutor
+    offers = executor.offers
+
+    def choose(program):
+        monkeypatch.setattr(cuda, "_LAUNCH_CYCLES", 1e9 if program == "tiny" else 0)
+        if program == "plain":
+            monkeypatch.setattr(
+                executor, "offers", lambda _, product: product.epilogue is Epilogue.NONE
+            )
+        else:
+            monkeypatch.setattr(executor, "offers", offers)
+
+    return choose
+
+
+def programs_of(options):
+    """Return the programs for a problem: dropout is not for the tiny one."""
+    return [program for program in PROGRAMS if program != "tiny" or "dropout" not in options]
+
+
+CASES = [
+    pytest.param(*problem, program, id=f"{'-'.join([*problem[0], problem[1]])}-{program}")
+    for problem in PROBLEMS
+    for program in programs_of(problem[2])
+]
+
+
+@pytest.mark.parametrize(("hidden", "output", "options", "program"), CASES)
+def test_every_program_equals_the_reference(place, choose, hidden, output, options, program):
+    choose(program)
+    # Sums are taken in another order: a few float64 roundings a step, over at most 20 steps.
+    for weighted, batch_size, shuffle in ((False, 16, True), (True, 16, False), (True, None, True)):
+        case = {"dtype": "float64", "weighted": weighted, "batch_size": batch_size}
+        expected, said = trained("reference", hidden, output, options, shuffle=shuffle, **case)
+        net, history = trained(
+            "cuda", hidden, output, options, shuffle=shuffle, device=place, **case
+        )
+        assert net.parameters.dtype == np.float64
+        np.testing.assert_allclose(
+            to_host(net.parameters), expected.parameters, rtol=1e-10, atol=1e-12
+        )
+        np.testing.assert_allclose(history.loss, said.loss, rtol=1e-10)
+        np.testing.assert_allclose(history.validation_loss, said.validation_loss, rtol=1e-10)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_float32_stays_float32(place, choose, program):
+    choose(program)
+    hidden, output, options = PROBLEMS[7 if program != "tiny" else 1]
+    case = {"dtype": "float32", "weighted": True, "batch_size": 16, "shuffle": True}
+    expected, said = trained("reference", hidden, output, options, **case)
+    net, history = trained("cuda", hidden, output, options, device=place, **case)
+    assert net.parameters.dtype == np.float32
+    # float32 roundings of 6e-8, some tens of them over 20 steps of a well-conditioned problem.
+    np.testing.assert_allclose(to_host(net.parameters), expected.parameters, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(history.loss, said.loss, rtol=1e-5)
+
+
+def wide_data(n_classes):
+    rng = np.random.default_rng(5)
+    X = rng.standard_normal((150, 40))
+    return X, rng.integers(0, n_classes, 150)
+
+
+@pytest.mark.parametrize("program", ["fused", "plain"])
+def test_rows_and_columns_beyond_a_block_equal_the_reference(place, choose, program):
+    # Softmax of 300 outputs is more than a row of threads, column sums go over several blocks.
+    choose(program)
+    data = wide_data(300)
+    nets = []
+    for engine, device in (("reference", "cpu"), ("cuda", place)):
+        net = nb.Network(
+            [40, 70, 33, 300], hidden=["relu", "tanh"], output="softmax", dtype="float64",
+            device=device, dropout=[0.0, 0.25],
+        )  # fmt: skip
+        nb.train(net, *data, optimizer=nb.SGD(0.5), epochs=2, batch_size=100, engine=engine)
+        nets.append(to_host(net.parameters))
+    np.testing.assert_allclose(nets[1], nets[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_shorter_operands_give_nearly_the_numbers_of_float32(place, precision):
+    data = wide_data(10)
+    losses = {}
+    for engine, device, chosen in (("reference", "cpu", "float32"), ("cuda", place, precision)):
+        net = nb.Network([40, 70, 33, 10], hidden=["relu", "tanh"], output="softmax", device=device)
+        history = nb.train(
+            net, *data, optimizer=nb.Adam(0.01), epochs=3, batch_size=64, engine=engine,
+            precision=chosen,
+        )  # fmt: skip
+        losses[chosen] = history.loss
+        assert net.parameters.dtype == np.float32
+    # bfloat16 rounds to 1 in 256; errors of single products cancel in the mean.
+    np.testing.assert_allclose(losses[precision], losses["float32"], rtol=0.02)
+    if precision == "bfloat16":
+        assert losses[precision] != losses["float32"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_same_seed_gives_the_same_bits_in_whatever_order_blocks_run(
+    place, choose, program, monkeypatch
+):
+    choose(program)
+    hidden, output, options = PROBLEMS[4]
+    case = {"dtype": "float32", "weighted": True, "batch_size": None, "shuffle": False}
+    first, history = trained("cuda", hidden, output, options, device=place, **case)
+    if place == "cpu":
+        monkeypatch.setattr(HostExecutor, "seed", 1000)
+    again, repeated = trained("cuda", hidden, output, options, device=place, **case)
+    np.testing.assert_array_equal(to_host(first.parameters), to_host(again.parameters))
+    assert history.loss == repeated.loss
+
+
+@pytest.mark.parametrize("program", ["fused", "tiny"])
+def test_divergence_is_found_and_the_last_finite_parameters_come_back(place, choose, program):
+    choose(program)
+    nets = []
+    for engine, device in (("reference", "cpu"), ("cuda", place)):
+        net = nb.Network(
+            [6, 7, 5, 1], hidden=["relu", "tanh"], dtype="float64", seed=1, device=device
+        )
+        with pytest.raises(nb.DivergenceError, match="epoch 3") as caught:
+            nb.train(
+                net, X, Y["sigmoid"], optimizer=nb.SGD(Exploding()), epochs=50, batch_size=16,
+                engine=engine,
+            )  # fmt: skip
+        assert caught.value.history.n_epochs == 2
+        nets.append(to_host(net.parameters))
+    np.testing.assert_allclose(nets[0], nets[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_early_stopping_restores_the_best_epoch(place, precision):
+    net = nb.Network([6, 7, 5, 1], hidden=["relu", "tanh"], seed=1, device=place)
+    history = nb.train(
+        net, X, Y["sigmoid"], optimizer=nb.SGD(0.5), epochs=40, batch_size=16, engine="cuda",
+        validation_data=(X[::-1], Y["sigmoid"]), precision=precision,
+        early_stopping=nb.EarlyStopping(patience=2),
+    )  # fmt: skip
+    assert history.stopped == "early stopping"
+    loss, _ = net.loss_and_gradients(X[::-1], Y["sigmoid"])
+    best = history.validation_loss[history.best_epoch - 1]
+    assert float(loss) == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize("program", ["fused", "tiny"])
+def test_an_optimizer_that_keeps_parameters_and_tiny_weights(place, choose, program):
+    choose(program)
+    losses = []
+    for engine, device in (("reference", "cpu"), ("cuda", place)):
+        net = nb.Network([6, 4, 3], output="softmax", seed=1, device=device)
+        weight = np.where(np.arange(len(X)) < 32, 0.0, 1e-30)
+        history = nb.train(
+            net, X, Y["softmax"], engine=engine, optimizer=HeavyBall(0.1), epochs=4, batch_size=16,
+            sample_weight=weight, shuffle=False,
+        )  # fmt: skip
+        losses.append(history.loss)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_a_formula_that_cannot_be_recorded_runs_on_the_reference_and_says_so(place, caplog):
+    net = nb.Network([6, 7, 1], hidden=[SWAPPED], seed=1, device=place)
+    with caplog.at_level(logging.WARNING, "nnbackend"):
+        nb.train(net, X, Y["sigmoid"], epochs=2, engine="cuda")
+    assert "cannot be recorded" in caplog.text
+    assert "reference engine" in caplog.text
+    with pytest.raises(nb.InputError, match=r"precision: 'tf32' needs kernels.*'float32'"):
+        nb.train(net, X, Y["sigmoid"], epochs=2, engine="cuda", precision="tf32")
+
+
+def test_precisions_are_for_float32_networks(place):
+    net = nb.Network([6, 1], dtype="float64", device=place)
+    with pytest.raises(nb.InputError, match=r"precision: .*dtype float64, got 'bfloat16'"):
+        nb.train(net, X, Y["sigmoid"], engine="cuda", precision="bfloat16")
+
+
+def test_the_engine_is_for_cuda_and_precisions_are_for_it():
+    net = nb.Network([6, 1])
+    with pytest.raises(nb.InputError, match=r"engine: 'cuda' runs on device='cuda'.*on cpu"):
+        nb.train(net, X, Y["sigmoid"], engine="cuda")
+    for engine in ("auto", "cpu", "reference"):
+        with pytest.raises(nb.InputError, match=r"precision: 'tf32' is one of engine='cuda'"):
+            nb.train(net, X, Y["sigmoid"], engine=engine, precision="tf32")
+    assert engines.default_engine(get_device("cpu")) == "cpu"
+    assert engines.default_engine(engines.Device("cuda")) == "reference"
+
+
+def engine_of(hidden, output, *, sizes, n_samples=256, batch_size=64, optimizer=None):
+    """Return an engine on the host executor, before its first step."""
+    net = nb.Network(sizes, hidden=hidden, output=output)
+    rng = np.random.default_rng(0)
+    data = engines.Data(
+        rng.standard_normal((n_samples, sizes[0]), dtype=np.float32),
+        rng.integers(0, 2, (n_samples, 1)).astype(np.float32),
+    )
+    problem = engines.Problem(net.objective(), optimizer or nb.Adam(), batch_size)
+    return cuda.CudaEngine(problem, get_device("cpu"), net.parameters, data, rng)
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    monkeypatch.setattr(cuda.CudaEngine, "_make_executor", staticmethod(HostExecutor))
+    monkeypatch.setattr(cuda, "_LAUNCH_CYCLES", 0)
+
+
+@pytest.mark.usefixtures("emulated")
+def test_a_step_of_relu_layers_is_a_gather_and_three_launches_a_layer_and_one():
+    engine = engine_of("relu", "sigmoid", sizes=[8, 16, 12, 1])
+    launches = engine._program._launches["step"]
+    names = [entry.name if isinstance(entry, Kernel) else entry.epilogue for entry in launches]
+    assert names == [
+        "gather",
+        Epilogue.RELU_AUX_BIAS,
+        Epilogue.RELU_AUX_BIAS,
+        Epilogue.NONE,
+        "output_loss",
+        Epilogue.BGRAD_B,
+        Epilogue.DRELU_BGRAD,
+        Epilogue.NONE,
+        Epilogue.DRELU_BGRAD,
+        Epilogue.NONE,
+        "update",
+    ]
+
+
+@pytest.mark.usefixtures("emulated")
+def test_matrices_are_aligned_for_wide_loads_and_lie_apart():
+    engine = engine_of("tanh", "sigmoid", sizes=[30, 20, 7, 1])
+    layout = engine._program.layout
+    places = [*layout.weights, *layout.biases]
+    assert all(place.offset * 4 % 256 == 0 for place in places)
+    assert all(W.ld * 4 % 16 == 0 for W in layout.weights)
+    taken = sorted((p.offset, p.offset + (p.rows * p.ld if p in layout.weights else p.size))
+                   for p in places)  # fmt: skip
+    assert all(end <= start for (_, end), (start, _) in pairwise(taken))
+    assert taken[-1][1] <= layout.size
+    for launch in engine._program._launches["step"]:
+        if isinstance(launch, Product):
+            for matrix in (launch.A, launch.B, launch.out):
+                assert matrix.ld * 4 % 16 == 0
+
+
+@pytest.mark.usefixtures("emulated")
+def test_short_epochs_are_captured_many_in_a_graph_and_long_ones_in_parts(monkeypatch):
+    engine = engine_of("relu", "sigmoid", sizes=[8, 4, 1], n_samples=16, batch_size=8)
+    executor = engine._executor
+    engine.run_epochs(None, [[0.1, 0.1]] * 21)
+    # 16, 4 and 1 epochs in a graph of their own.
+    assert executor.n_graphs == 3
+    monkeypatch.setattr(cuda, "_GRAPH_LAUNCHES", 20)
+    engine = engine_of("relu", "sigmoid", sizes=[8, 4, 1], n_samples=60, batch_size=8)
+    executor = engine._executor
+    losses, is_finite = engine.run_epochs(None, [[0.1] * 8] * 3)
+    # Two steps in a graph, the seventh, and the short one with the end of the epoch.
+    assert executor.n_graphs == 3
+    assert len(losses) == 3
+    assert bool(is_finite)
+    assert sorted(times for _, times in engine._program._graphs) == [1, 1, 2]
+
+
+@pytest.mark.usefixtures("emulated")
+def test_without_graphs_launches_go_out_one_by_one(monkeypatch):
+    monkeypatch.setattr(HostExecutor, "captures", False)
+    engine = engine_of("relu", "sigmoid", sizes=[8, 4, 1], n_samples=16, batch_size=8)
+    engine.run_epochs(None, [[0.1, 0.1]] * 21)
+    assert set(engine._program._graphs) == {("epoch", 1)}
+
+
+@pytest.mark.usefixtures("emulated")
+def test_what_products_run_without_their_epilogue_is_said(monkeypatch, caplog):
+    monkeypatch.setattr(HostExecutor, "epilogues", frozenset({Epilogue.RELU_BIAS}))
+    with caplog.at_level(logging.INFO, "nnbackend"):
+        engine = engine_of(["relu", "gelu"], "sigmoid", sizes=[8, 4, 6, 1])
+    assert "layer 2 (gelu, 6 units)" in caplog.text
+    names = [getattr(entry, "name", None) for entry in engine._program._launches["step"]]
+    # ReLU's way forward is in its product, its way back is not.
+    assert [name for name in names if name] == [
+        "gather",
+        "activate_1",
+        "output_loss",
+        "column_sums",
+        "pull_back_1",
+        "pull_back_0",
+        "update",
+    ]
