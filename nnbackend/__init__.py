@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nnbackend.device import devices
     from nnbackend.errors import (
         DeviceError,
+        DeviceMemoryError,
         DivergenceError,
         GradientMismatchError,
         InputError,
@@ -32,6 +33,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "DeviceError",
+    "DeviceMemoryError",
     "DivergenceError",
     "EarlyStopping",
     "GradientMismatchError",
@@ -63,6 +65,7 @@ _HOMES = {
     "nnbackend.device": ("devices",),
     "nnbackend.errors": (
         "DeviceError",
+        "DeviceMemoryError",
         "DivergenceError",
         "GradientMismatchError",
         "InputError",

@@ -84,6 +84,40 @@ class Device:
             with self.activate():
                 _cupy().cuda.get_current_stream().synchronize()
 
+    def free_bytes(self) -> int:
+        """Return how much memory new arrays can take, that which CuPy's pool holds ready included.
+
+        On the CPU, what the operating system says is there in all, used or not.
+        """
+        if self.kind == "cpu":
+            return _host_memory() or sys.maxsize
+        with self.activate():
+            cupy = _cupy()
+            free: int = cupy.cuda.runtime.memGetInfo()[0]
+            return free + int(cupy.get_default_memory_pool().free_bytes())
+
+    def total_bytes(self) -> int:
+        """Return the size of the device's memory."""
+        if self.kind == "cpu":
+            return _host_memory() or sys.maxsize
+        with self.activate():
+            return int(_cupy().cuda.runtime.memGetInfo()[1])
+
+    def pool_bytes(self) -> int | None:
+        """Return what CuPy's memory pool has taken of the device; None on the CPU.
+
+        Freed blocks stay in the pool: at the end of a training this is its peak, or that of what
+        ran before it.
+        """
+        if self.kind == "cpu":
+            return None
+        with self.activate():
+            return int(_cupy().get_default_memory_pool().total_bytes())
+
+    def out_of_memory_errors(self) -> tuple[type[Exception], ...]:
+        """Return what is raised when the device's memory does not suffice."""
+        return () if self.kind == "cpu" else (_cupy().cuda.memory.OutOfMemoryError,)
+
 
 @dataclass(frozen=True)
 class DeviceInfo:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DeviceError",
+    "DeviceMemoryError",
     "DivergenceError",
     "GradientMismatchError",
     "InputError",
@@ -32,6 +33,10 @@ class ModelFileError(InputError):
 
 class DeviceError(NNBackendError, RuntimeError):
     """A device was asked for that this machine, or this Python environment, does not have."""
+
+
+class DeviceMemoryError(DeviceError, MemoryError):
+    """A device's memory does not suffice: the message says what was needed, and what there is."""
 
 
 class MissingDependencyError(NNBackendError, ImportError):

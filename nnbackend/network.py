@@ -33,6 +33,11 @@ __all__ = ["Gradients", "Network"]
 DTYPES = {"float32": np.float32, "float64": np.float64}
 
 
+# Rows that are standardized at once where all of them would be too many.
+_ROWS_PER_BLOCK = 2**16
+# Activations of a layer that are predicted at once on a GPU: a quarter of a gigabyte in float32.
+_DEVICE_ELEMENTS = 2**26
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -383,14 +388,24 @@ class Network:
             self.feature_names = given
 
     @_on_device
-    def prepare_features(self, X: Any, name: str = "X") -> Array:
-        """Return checked, standardized features on the network's device, in its dtype."""
+    def prepare_features(self, X: Any, name: str = "X", home: Device | None = None) -> Array:
+        """Return checked, standardized features on a device, by default the network's own."""
+        home = home or self._device
         dtype = DTYPES[self._dtype]
         X = self._in_order(X, name)
-        if self.standardization is None:
-            return check_features(name, X, self.layer_sizes[0], self._device, dtype)
-        X = check_features(name, X, self.layer_sizes[0], self._device)
-        return place(name, self.standardization.apply(X), self._device, dtype, X)
+        standardization = self.standardization
+        if standardization is None:
+            return check_features(name, X, self.layer_sizes[0], home, dtype)
+        X = check_features(name, X, self.layer_sizes[0], home)
+        if home == self._device:
+            return place(name, standardization.apply(X), home, dtype, X)
+        # Features that a device does not hold are large: a block of them at a time, in float64.
+        on_host = Standardization(*map(self._device.to_numpy, standardization))
+        result = np.empty(X.shape, dtype)
+        for start in range(0, len(X), _ROWS_PER_BLOCK):
+            rows = X[start : start + _ROWS_PER_BLOCK]
+            result[start : start + len(rows)] = place(name, on_host.apply(rows), home, dtype, rows)
+        return result
 
     @_on_device
     def prepare(
@@ -400,10 +415,15 @@ class Network:
         loss: Loss,
         sample_weight: Any = None,
         names: tuple[str, str, str] = ("X", "y", "sample_weight"),
+        *,
+        home: Device | None = None,
     ) -> tuple[Array, Array, Array | None]:
-        """Return checked data as the core takes it: on the device, standardized, in its dtype."""
+        """Return checked data as the core takes it: on the device, standardized, in its dtype.
+
+        With ``home`` the features are kept on that device instead.
+        """
         require_same_device(**dict(zip(names, (X, y, sample_weight), strict=True)))
-        prepared = self.prepare_features(X, names[0])
+        prepared = self.prepare_features(X, names[0], home)
         n_samples, dtype = prepared.shape[0], DTYPES[self._dtype]
         target = self.target_standardization
         y = check_targets(
@@ -427,10 +447,10 @@ class Network:
         return self._device.to_numpy(result) if on_host else result
 
     @property
-    def _rows_per_block(self) -> int | None:
-        """How many examples are predicted at once; on a GPU, all."""
+    def _rows_per_block(self) -> int:
+        """How many examples are predicted at once."""
         if self._device.kind != "cpu":
-            return None
+            return max(256, _DEVICE_ELEMENTS // max(self.layer_sizes[1:]))
         return max(256, CACHED_ELEMENTS // max(self.layer_sizes[1:]))
 
     def _forward(self, X: Any) -> Array:

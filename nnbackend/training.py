@@ -18,6 +18,7 @@ from nnbackend.core.schedules import Clock, as_schedule
 from nnbackend.device import get_device
 from nnbackend.engines import Data, Engine, Problem, get_engine, reference_seconds
 from nnbackend.errors import DivergenceError, InputError
+from nnbackend.memory import Memory
 from nnbackend.network import Network
 
 __all__ = ["Callback", "EarlyStopping", "History", "TrainingState", "train"]
@@ -49,6 +50,9 @@ class History:
         ``"interrupted"`` or ``"diverged"``.
     n_samples : int
         Training examples per epoch.
+    peak_device_bytes : int or None
+        GPU memory that CuPy's pool held when training ended. Freed blocks stay in the pool, so it
+        is the peak, of this training or of what ran before it. None on the CPU.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -58,6 +62,7 @@ class History:
     best_epoch: int | None = None
     stopped: str = "completed"
     n_samples: int = 0
+    peak_device_bytes: int | None = None
 
     @property
     def n_epochs(self) -> int:
@@ -166,7 +171,8 @@ def train(
 ) -> History:
     """Train a network in place: forward propagation, loss, backward propagation, update.
 
-    Data is checked and placed on the network's device once. The loss leaves the device once per
+    Data is checked and placed on the network's device once; features that a GPU has no room for
+    stay on the host, and the rows of each batch are copied. The loss leaves the device once per
     epoch. Ctrl-C ends the training and returns what was learnt so far, with ``"interrupted"`` in
     ``history.stopped``: look at it in a loop over trainings.
 
@@ -233,6 +239,8 @@ def train(
     ------
     InputError
         If an argument is not as said; the network is unchanged then.
+    DeviceMemoryError
+        If the memory of a GPU does not suffice; the message says what was needed.
     DivergenceError
         If the loss or a parameter becomes NaN or infinite; the network keeps the parameters that
         the last finite epoch ended with.
@@ -265,22 +273,23 @@ def train(
     hooks = _callbacks(callbacks)
     device = get_device(net.device)
     objective = net.objective(loss, l1, l2)
-    data = Data(*net.prepare(X, y, objective.loss, sample_weight))
-    net.learn_feature_names(X)
-    validation = _validation(net, objective.loss, validation_data)
-    _check_early_stopping(early_stopping, validation)
-    problem = Problem(
-        objective,
-        chosen,
-        min(batch_size or data.n_samples, data.n_samples),
-        clip_value,
-        clip_norm,
-        precision,
-    )
-    seconds = reference_seconds(problem, data.n_samples, epochs)
-    make_engine = get_engine(engine, precision, device, seconds)
-    shuffle_seed, dropout_seed = np.random.SeedSequence(seed).spawn(2)
-    with device.activate():
+    memory = Memory(net, objective, chosen, batch_size)
+    with device.activate(), memory.explained():
+        data = memory.prepare(X, y, objective.loss, sample_weight)
+        net.learn_feature_names(X)
+        validation = _validation(memory, objective.loss, validation_data)
+        _check_early_stopping(early_stopping, validation)
+        problem = Problem(
+            objective,
+            chosen,
+            min(batch_size or data.n_samples, data.n_samples),
+            clip_value,
+            clip_norm,
+            precision,
+        )
+        seconds = reference_seconds(problem, data.n_samples, epochs)
+        make_engine = get_engine(engine, precision, device, seconds)
+        shuffle_seed, dropout_seed = np.random.SeedSequence(seed).spawn(2)
         runner = make_engine(
             problem, device, net.parameters, data, np.random.default_rng(dropout_seed)
         )
@@ -288,7 +297,7 @@ def train(
         return loop.run(np.random.default_rng(shuffle_seed) if shuffle else None)
 
 
-def _validation(net: Network, loss: Loss, validation_data: Any) -> Data | None:
+def _validation(memory: Memory, loss: Loss, validation_data: Any) -> Data | None:
     if validation_data is None:
         return None
     if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
@@ -302,7 +311,7 @@ def _validation(net: Network, loss: Loss, validation_data: Any) -> Data | None:
         )
     X, y, weight = (*validation_data, None)[:3]
     names = ("validation_data[0]", "validation_data[1]", "validation_data[2]")
-    return Data(*net.prepare(X, y, loss, weight, names))
+    return memory.prepare(X, y, loss, weight, names)
 
 
 def _callbacks(callbacks: Any) -> tuple[Callback, ...]:
@@ -397,6 +406,7 @@ class _Loop:
             if self.best is not None:
                 engine.restore(self.best)
             self._write_back()
+            history.peak_device_bytes = self.device.pool_bytes()
         return history
 
     def _rates(self, epoch: int) -> list[float]:

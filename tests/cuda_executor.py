@@ -47,6 +47,13 @@ class HostExecutor:
     def upload(self, name, values):
         self.buffers[name][: values.size] = values.reshape(-1)
 
+    @contextlib.contextmanager
+    def staged(self, stage, X, rows):
+        chosen = X[rows]
+        self.buffers[f"stage{stage}"][: chosen.size] = chosen.reshape(-1)
+        yield
+        self.buffers[f"stage{stage}"][:] = np.nan
+
     def load(self, source):
         self.module = compile_cuda(source)
 

@@ -19,6 +19,7 @@ from nnbackend.device import get_device
 from nnbackend.engines import cuda
 from nnbackend.engines.cuda_runtime import CudaExecutor
 from nnbackend.engines.plan import Epilogue, Kernel, Product
+from nnbackend.memory import Memory
 
 # How a plan is carried out: steps with products that do bias and activation, steps with plain
 # products, and, where it is for it, all in one kernel.
@@ -223,6 +224,28 @@ def test_the_engine_is_for_cuda_and_precisions_are_for_it():
             nb.train(net, X, Y["sigmoid"], engine=engine, precision="tf32")
     assert engines.default_engine(get_device("cpu")) == "cpu"
     assert engines.default_engine(engines.Device("cuda")) == "reference"
+
+
+@pytest.mark.parametrize("engine", ["reference", "cuda"])
+@pytest.mark.parametrize(("weighted", "shuffle"), [(False, True), (True, False)])
+def test_features_that_do_not_fit_are_streamed(place, monkeypatch, engine, weighted, shuffle):
+    hidden, output, options = PROBLEMS[0]
+    case = {"dtype": "float64", "weighted": weighted, "batch_size": 16, "shuffle": shuffle}
+    expected, said = trained("reference", hidden, output, options, **case)
+    seen = []
+
+    def keep_on_host(memory, X, *arguments):
+        net = memory._net
+        data = engines.Data(*net.prepare(X, *arguments, home=get_device("cpu")), streams=True)
+        seen.append(data.streams)
+        return data
+
+    monkeypatch.setattr(Memory, "prepare", keep_on_host)
+    net, history = trained(engine, hidden, output, options, device=place, **case)
+    assert seen == [True, True]  # validation data, too
+    np.testing.assert_allclose(to_host(net.parameters), expected.parameters, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(history.loss, said.loss, rtol=1e-10)
+    np.testing.assert_allclose(history.validation_loss, said.validation_loss, rtol=1e-10)
 
 
 def engine_of(hidden, output, *, sizes, n_samples=256, batch_size=64, optimizer=None):

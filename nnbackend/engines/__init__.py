@@ -57,11 +57,21 @@ class Problem:
 
 @dataclass(frozen=True)
 class Data:
-    """Examples on the device, in the form that the core takes."""
+    """Examples on the device, in the form that the core takes.
+
+    Attributes
+    ----------
+    X, y, sample_weight : array
+        As in ``Objective.value``.
+    streams : bool
+        Whether ``X`` is a NumPy array in the host's memory, for want of room on the device: then
+        engines copy the rows of a batch.
+    """
 
     X: Array
     y: Array
     sample_weight: Array | None = None
+    streams: bool = False
 
     @property
     def n_samples(self) -> int:

@@ -15,7 +15,7 @@ from nnbackend.engines.cuda_tiny import TinyPlanner
 from nnbackend.engines.formulas import is_label_target
 from nnbackend.engines.plan import Buffer, Launch
 from nnbackend.engines.planner import Layout, Planner
-from nnbackend.engines.reference import ReferenceEngine
+from nnbackend.engines.reference import ReferenceEngine, data_loss
 from nnbackend.errors import InputError
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ class _Program(Protocol):
     def refresh(self, executor: CudaExecutor) -> None:
         """Follow a change of the parameters by others than the steps."""
 
-    def run(self, executor: CudaExecutor, n_epochs: int, *, shuffled: bool) -> None:
-        """Run epochs from the beginning of the coefficients and of the order."""
+    def run(self, executor: CudaExecutor, n_epochs: int, orders: Sequence[Any] | None) -> None:
+        """Run epochs from the beginning of the coefficients and of the order, which are placed."""
 
 
 class CudaEngine:
@@ -113,14 +113,15 @@ class CudaEngine:
         data: Data,
         dropout_rng: np.random.Generator,
     ) -> None:
-        self._problem, self._xp = problem, device.xp
+        self._problem, self._device, self._xp = problem, device, device.xp
         dtype = str(parameters.dtype)
         precision = "float64" if dtype == "float64" else problem.precision
         self._executor = executor = self._make_executor(device, precision)
         self._program = program = _choose(problem, dtype, precision, data, executor)
         executor.load(program.source)
         executor.allocate(program.buffers)
-        executor.adopt("X", data.X)
+        if not data.streams:
+            executor.adopt("X", data.X)
         executor.adopt("y", data.y)
         if data.sample_weight is not None:
             executor.adopt("weight", data.sample_weight)
@@ -164,7 +165,7 @@ class CudaEngine:
             executor.upload("coefficients", coefficients.reshape(-1))
             self._set_order(orders)
             executor.buffers["status"][...] = 0
-            self._program.run(executor, n_epochs, shuffled=orders is not None)
+            self._program.run(executor, n_epochs, orders)
             losses = self._xp.asarray(executor.buffers["losses"][:n_epochs], copy=True)
             status = self._xp.asarray(executor.buffers["status"], copy=True)
         self._step += flat.size
@@ -202,9 +203,7 @@ class CudaEngine:
 
     def data_loss(self, data: Data) -> Array:
         """Return the loss of the current parameters on ``data`` without penalties, 0-d."""
-        return self._problem.objective.data_loss(
-            self._xp, self.parameters, data.X, data.y, data.sample_weight
-        )
+        return data_loss(self._problem, self._device, self.parameters, data)
 
     def _write(self, name: str, packed: Array) -> None:
         self._program.layout.unpack(packed, self._executor.buffers[name])
@@ -216,7 +215,9 @@ def _choose(
     """Return the quicker program, by a rough count of cycles."""
     labels = is_label_target(problem.objective, data.y.ndim)
     weighted = data.sample_weight is not None
-    steps = _Steps(problem, dtype, precision, data.n_samples, labels, weighted, executor)
+    steps = _Steps(problem, dtype, precision, data, executor)
+    if data.streams:
+        return steps
     structure = problem.objective.structure
     least_bytes = 2 * structure.n_parameters * (8 if dtype == "float64" else 4)
     if precision == dtype and not structure.has_dropout and least_bytes < executor.shared_bytes:
@@ -240,20 +241,20 @@ class _Steps:
         problem: Problem,
         dtype: str,
         precision: str,
-        n_samples: int,
-        labels: bool,
-        weighted: bool,
+        data: Data,
         executor: CudaExecutor,
     ) -> None:
+        labels = is_label_target(problem.objective, data.y.ndim)
         kernels = CudaKernels(problem, dtype, precision, labels=labels)
         self.source, self.hyperparameters = kernels.source, kernels.hyperparameters
         self._planner = planner = Planner(
             problem,
             dtype=dtype,
             precision=precision,
-            n_samples=n_samples,
+            n_samples=data.n_samples,
             labels=labels,
-            weighted=weighted,
+            weighted=data.sample_weight is not None,
+            streams=data.streams,
             reductions=kernels.reductions,
             n_hyper=len(kernels.hyperparameters),
             offers=executor.offers,
@@ -261,15 +262,20 @@ class _Steps:
         self.layout, self.buffers = planner.layout, planner.buffers
         self.gathers, self.max_epochs = planner.gathers, planner.max_epochs
         self._has_dropout = problem.objective.structure.has_dropout
-        step, end = planner.step(problem.batch_size), planner.end_of_epoch()
-        self._full_steps = planner.steps_per_epoch
-        if planner.last_rows != problem.batch_size:
-            self._full_steps -= 1
-            end = [*planner.step(planner.last_rows), *end]
-        self._launches: dict[str, list[Launch]] = {"step": step, "end": end}
-        self._is_one_graph = len(step) * self._full_steps + len(end) <= _GRAPH_LAUNCHES
+        self._size, self._X = problem.batch_size, data.X if data.streams else None
+        stages = (0, 1) if data.streams else (0,)
+        steps = [planner.step(self._size, stage) for stage in stages]
+        last = [planner.step(planner.last_rows, stage) for stage in stages]
+        end = planner.end_of_epoch()
+        self._full_steps = data.n_samples // self._size
+        self._launches: dict[str, list[Launch]] = {"step": steps[0], "end": end}
+        if data.streams:
+            self._launches |= {"step1": steps[1], "last": last[0], "last1": last[1]}
+        elif self._full_steps < planner.steps_per_epoch:
+            self._launches["end"] = end = [*last[0], *end]
+        self._is_one_graph = len(steps[0]) * self._full_steps + len(end) <= _GRAPH_LAUNCHES
         if self._is_one_graph:
-            self._launches["epoch"] = [*step * self._full_steps, *end]
+            self._launches["epoch"] = [*steps[0] * self._full_steps, *end]
         self._graphs: dict[tuple[str, int], Callable[[], None]] = {}
 
     @property
@@ -289,18 +295,29 @@ class _Steps:
         """Write the parameters as operands of the products."""
         executor.run(self._planner.refresh())
 
-    def run(self, executor: CudaExecutor, n_epochs: int, *, shuffled: bool) -> None:
+    def run(self, executor: CudaExecutor, n_epochs: int, orders: Sequence[Any] | None) -> None:
         """Run epochs from the beginning of the coefficients and of the order."""
-        del shuffled
         # The random numbers that were drawn so far stay counted.
         executor.buffers["counters"][:_DRAWN] = 0
         executor.buffers["sums"][...] = 0
-        if self._is_one_graph:
+        if self._X is not None:
+            self._stream(executor, None if orders is None else orders[0])
+        elif self._is_one_graph:
             self._repeat(executor, "epoch", n_epochs)
-            return
-        for _ in range(n_epochs):
-            self._repeat(executor, "step", self._full_steps)
-            self._repeat(executor, "end", 1)
+        else:
+            for _ in range(n_epochs):
+                self._repeat(executor, "step", self._full_steps)
+                self._repeat(executor, "end", 1)
+
+    def _stream(self, executor: CudaExecutor, order: Any) -> None:
+        """Run an epoch whose batches come from the host, one being copied while another is used."""
+        for number in range(self._planner.steps_per_epoch):
+            rows = slice(number * self._size, (number + 1) * self._size)
+            stage = number % 2
+            name = "step" if number < self._full_steps else "last"
+            with executor.staged(stage, self._X, rows if order is None else order[rows]):
+                self._repeat(executor, f"{name}{stage or ''}", 1)
+        self._repeat(executor, "end", 1)
 
     def _repeat(self, executor: CudaExecutor, name: str, count: int) -> None:
         """Carry a list of launches out many times: by graphs of one, two, four, ... of it."""

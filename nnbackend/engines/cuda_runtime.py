@@ -74,6 +74,9 @@ class CudaExecutor:
         self._cupy = cupy
         self.buffers: dict[str, Array] = {}
         self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._copies = cupy.cuda.Stream(non_blocking=True)
+        self._pinned: dict[int, np.ndarray[Any, Any]] = {}
+        self._copied, self._used = ([cupy.cuda.Event() for _ in range(2)] for _ in range(2))
         self._relu_agrees: dict[tuple[Epilogue, str], bool] = {}
         self._products: dict[Product, Callable[[], None]] = {}
         self._lt: CublasLt | None = None
@@ -108,6 +111,29 @@ class CudaExecutor:
         buffer = self.buffers[name]
         host = np.ascontiguousarray(values, buffer.dtype)
         buffer[: host.size].reshape(host.shape).set(host, stream=self._stream)
+
+    @contextlib.contextmanager
+    def staged(self, stage: int, X: Any, rows: Any) -> Iterator[None]:
+        """Copy rows of a host matrix to a staging buffer; the block's launches are what uses it.
+
+        The copy runs beside the launches that use the other buffer.
+        """
+        buffer = self.buffers[f"stage{stage}"]
+        if stage not in self._pinned:
+            from cupyx import empty_pinned
+
+            self._pinned[stage] = empty_pinned(buffer.size, buffer.dtype)
+        # The last copy out of this host memory has to be done.
+        self._copied[stage].synchronize()
+        chosen = X[rows]
+        host = self._pinned[stage][: chosen.size]
+        host.reshape(chosen.shape)[...] = chosen
+        self._copies.wait_event(self._used[stage])
+        buffer[: host.size].set(host, stream=self._copies)
+        self._copied[stage].record(self._copies)
+        self._stream.wait_event(self._copied[stage])
+        yield
+        self._used[stage].record(self._stream)
 
     def load(self, source: str) -> None:
         """Compile kernels; CuPy keeps them on disk."""

@@ -191,10 +191,10 @@ __device__ __forceinline__ void finish_columns(
     if (threadIdx.y == 0 && column < columns) sums[column] = value;
 }
 
-// The rows of the next batch, out of the data.
+// The rows of the next batch, out of the data; those of X may have been staged in their order.
 KERNEL gather(
     const real* X, const target* y, const real* weight, const int* order, const int64* counters,
-    int rows, int columns, int ld_in, int ld_out, int y_columns, int takes_weight,
+    int rows, int columns, int ld_in, int ld_out, int y_columns, int is_staged, int takes_weight,
     operand* X0, target* y0, real* w0
 ) {
     const int64 first = counters[ROW];
@@ -203,7 +203,7 @@ KERNEL gather(
     for (int i = blockIdx.y * blockDim.y + threadIdx.y; i < rows; i += gridDim.y * blockDim.y) {
         const int64 row = order[first + i];
         for (int k = start; k < columns; k += step)
-            X0[(int64)i * ld_out + k] = to_operand(X[row * ld_in + k]);
+            X0[(int64)i * ld_out + k] = to_operand(X[(is_staged ? i : row) * ld_in + k]);
         for (int k = start; k < y_columns; k += step)
             y0[(int64)i * y_columns + k] = y[row * y_columns + k];
         if (takes_weight && start == 0) w0[i] = weight[row];

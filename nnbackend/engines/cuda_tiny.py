@@ -12,7 +12,8 @@ different banks of shared memory. Sizes are constants of the source.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from nnbackend.engines.cuda_source import (
     CudaPrinter,
@@ -274,9 +275,9 @@ class TinyPlanner:
     def refresh(self, executor: CudaExecutor) -> None:
         """Nothing follows a change of the parameters."""
 
-    def run(self, executor: CudaExecutor, n_epochs: int, *, shuffled: bool) -> None:
+    def run(self, executor: CudaExecutor, n_epochs: int, orders: Sequence[Any] | None) -> None:
         """Run epochs from the beginning of the coefficients and of the order."""
-        executor.run([self._epochs(n_epochs, shuffled=shuffled)])
+        executor.run([self._epochs(n_epochs, shuffled=orders is not None)])
 
     def _epochs(self, n_epochs: int, *, shuffled: bool) -> Launch:
         """Return the launch that runs epochs until one of them is not finite."""

@@ -136,6 +136,9 @@ class Planner:
         Rows of the data.
     labels, weighted : bool
         Whether the targets are integer labels, and whether there are sample weights.
+    streams : bool
+        Whether X is not on the device: the rows of a batch are then copied to one of the buffers
+        ``stage0`` and ``stage1`` before its step.
     reductions : sequence of str
         Kernels that the update needs the results of.
     n_hyper : int
@@ -164,6 +167,7 @@ class Planner:
         n_samples: int,
         labels: bool,
         weighted: bool,
+        streams: bool,
         reductions: Sequence[str],
         n_hyper: int,
         offers: Callable[[Product], bool],
@@ -175,13 +179,15 @@ class Planner:
         self._operand = "bfloat16" if self._is_bfloat16 else dtype
         self._multiple = 16 // (2 if self._is_bfloat16 else ITEM_BYTES[dtype])
         self.n_samples, self._size = n_samples, problem.batch_size
-        self._labels, self._weighted = labels, weighted
+        self._labels, self._weighted, self._streams = labels, weighted, streams
         self._reductions = reductions
         self._kinds = hidden_kinds(problem)
         step = _ALIGNMENT_BYTES // ITEM_BYTES[dtype]
         self.layout = Layout(structure.weight_shapes, dtype, self._ld, step)
         # One call runs so many epochs that their orders take few megabytes.
         self.max_epochs = max(1, min(1024, 2**20 // n_samples)) if self.gathers else 1024
+        if streams:
+            self.max_epochs = 1
         self._fusions: list[_Fusion] = []
         for layer in range(len(structure.hidden)):
             self._fusions[layer:] = [self._choose_fusion(layer, offers)]
@@ -196,7 +202,7 @@ class Planner:
     @property
     def gathers(self) -> bool:
         """Whether a batch is a part of the data, whose rows are taken out for it."""
-        return self.n_samples > self._size
+        return self._streams or self.n_samples > self._size
 
     @property
     def converts(self) -> bool:
@@ -256,6 +262,9 @@ class Planner:
             plan["y0"] = Buffer(rows * self._y_columns, "int64" if self._labels else real)
             if self._weighted:
                 plan["w0"] = Buffer(rows, real)
+        if self._streams:
+            n_features = self._structure.layer_sizes[0]
+            plan["stage0"] = plan["stage1"] = Buffer(rows * n_features, real)
         return plan
 
     def _plan_layers(self) -> dict[str, Buffer]:
@@ -447,13 +456,16 @@ class Planner:
         arguments = (self._flat("parameters"), 1, n, n, n, self._one("operands"))
         return [Kernel("convert", grid, block, arguments)]
 
-    def step(self, rows: int) -> list[Launch]:
-        """Return the launches of a step on a batch of that many rows."""
+    def step(self, rows: int, stage: int = 0) -> list[Launch]:
+        """Return the launches of a step on a batch of that many rows.
+
+        With streaming, its rows of X are in the buffer of number ``stage``.
+        """
         structure = self._structure
         last = len(structure.hidden)
         launches: list[Launch] = []
         if self.gathers:
-            launches.append(self._gather(rows))
+            launches.append(self._gather(rows, stage))
         if self._weighted:
             weight = Vector("w0" if self.gathers else "weight", rows, 0, self._dtype)
             launches.append(
@@ -504,13 +516,15 @@ class Planner:
     def _flat(self, name: str) -> Vector:
         return Vector(name, self.layout.size, 0, self._dtype)
 
-    def _gather(self, rows: int) -> Kernel:
+    def _gather(self, rows: int, stage: int) -> Kernel:
         n_features = self._structure.layer_sizes[0]
         n, real = self.n_samples, self._dtype
         # What is not used may be any address.
         nothing = self._flat("parameters")
         X0 = self._input(0, rows)
         X = Matrix("X", n, n_features, n_features, 0, real)
+        if self._streams:
+            X = replace(X, buffer=f"stage{stage}", rows=rows)
         y_dtype = "int64" if self._labels else real
         grid, block = _element_grid(rows, max(n_features, self._y_columns))
         return Kernel(
@@ -522,7 +536,7 @@ class Planner:
                 Vector("weight", n, 0, real) if self._weighted else nothing,
                 self._one("order"), self._one("counters"),
                 rows, n_features, n_features, X0.ld, self._y_columns,
-                int(self._weighted),
+                int(self._streams), int(self._weighted),
                 X0, self._one("y0"), self._one("w0") if self._weighted else nothing,
             ),
         )  # fmt: skip

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nnbackend.device import Device
     from nnbackend.engines import Data, Problem
 
-__all__ = ["ReferenceEngine"]
+__all__ = ["ReferenceEngine", "data_loss"]
 
 
 class ReferenceEngine:
@@ -76,15 +76,14 @@ class ReferenceEngine:
 
     def _run_epoch(self, order: Any, rates: Sequence[float]) -> Array:
         data, size = self._data, self._problem.batch_size
-        if order is not None:
-            order = self._device.place(order)
+        on_device = None if order is None else self._device.place(order)
         weighted_loss: Array = 0.0
         total_weight: Array = 0.0
         # A diverging loss is reported by whoever reads it, not warned of here.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for start, rate in zip(range(0, data.n_samples, size), rates, strict=True):
                 rows = slice(start, min(start + size, data.n_samples))
-                X, y, weight = self._batch(rows, order)
+                X, y, weight = self._batch(rows, order, on_device)
                 loss = self._take_step(X, y, weight, rate)
                 share = rows.stop - rows.start if weight is None else self._xp.sum(weight)
                 weighted_loss = weighted_loss + loss * share
@@ -106,21 +105,23 @@ class ReferenceEngine:
     def data_loss(self, data: Data) -> Array:
         """Return the loss of the current parameters on ``data`` without penalties, 0-d."""
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            return self._problem.objective.data_loss(
-                self._xp, self._parameters, data.X, data.y, data.sample_weight
-            )
+            return data_loss(self._problem, self._device, self._parameters, data)
 
-    def _batch(self, rows: slice, order: Array | None) -> tuple[Array, Array, Array | None]:
-        data = self._data
-        columns = (data.X, data.y, data.sample_weight)
-        if order is None:
-            X, y, weight = (None if x is None else x[rows, ...] for x in columns)
-        else:
-            chosen = order[rows]
-            X, y, weight = (
-                None if x is None else self._xp.take(x, chosen, axis=0) for x in columns
-            )
-        return X, y, weight
+    def _batch(
+        self, rows: slice, order: Any, on_device: Array | None
+    ) -> tuple[Array, Array, Array | None]:
+        """Return the examples of a batch; the order is there for the host and for the device."""
+        xp, data = self._xp, self._data
+
+        def take(x: Array | None) -> Array | None:
+            if x is None or on_device is None:
+                return None if x is None else x[rows, ...]
+            return xp.take(x, on_device[rows], axis=0)
+
+        if not data.streams:
+            return take(data.X), take(data.y), take(data.sample_weight)
+        X = data.X[rows] if order is None else data.X[order[rows]]
+        return self._device.place(X), take(data.y), take(data.sample_weight)
 
     def _take_step(self, X: Array, y: Array, weight: Array | None, rate: float) -> Array:
         xp, problem = self._xp, self._problem
@@ -152,3 +153,21 @@ class ReferenceEngine:
             uniform = self._dropout_rng.random((n_samples, width), dtype=dtype.type)
             masks.append(dropout_mask(self._xp, self._device.place(uniform), rate))
         return masks
+
+
+def data_loss(problem: Problem, device: Device, parameters: Array, data: Data) -> Array:
+    """Return the loss on ``data`` without penalties, 0-d; streamed features a batch at a time."""
+    objective, xp = problem.objective, device.xp
+    if not data.streams:
+        return objective.data_loss(xp, parameters, data.X, data.y, data.sample_weight)
+    weighted_loss: Array = 0.0
+    total_weight: Array = 0.0
+    for start in range(0, data.n_samples, problem.batch_size):
+        rows = slice(start, start + problem.batch_size)
+        X, y = device.place(data.X[rows]), data.y[rows, ...]
+        weight = None if data.sample_weight is None else data.sample_weight[rows]
+        loss = objective.data_loss(xp, parameters, X, y, weight)
+        share = X.shape[0] if weight is None else xp.sum(weight)
+        weighted_loss = weighted_loss + loss * share
+        total_weight = total_weight + share
+    return xp.asarray(weighted_loss / total_weight)
