@@ -24,7 +24,7 @@ import numpy as np
 from nnbackend.core.types import Array, Namespace
 from nnbackend.errors import DeviceError, InputError
 
-__all__ = ["Device", "DeviceInfo", "device_of", "devices", "get_device"]
+__all__ = ["Device", "DeviceInfo", "device_of", "devices", "get_device", "import_cupy"]
 
 _INSTALL = (
     "install it with: pip install 'cupy-cuda13x[ctk]' (or cupy-cuda12x for CUDA 12; the extras "
@@ -64,7 +64,7 @@ class Device:
         """Return a context in which new arrays of ``xp`` are made on this device."""
         if self.kind == "cpu":
             return contextlib.nullcontext()
-        context: contextlib.AbstractContextManager[Any] = _cupy().cuda.Device(self.index)
+        context: contextlib.AbstractContextManager[Any] = import_cupy().cuda.Device(self.index)
         return context
 
     def place(self, x: Array, dtype: Any = None, *, copy: bool | None = None) -> Array:
@@ -76,13 +76,13 @@ class Device:
         """Return an array of this device as a NumPy array: on CUDA, a transfer that waits."""
         if self.kind == "cpu":
             return np.asarray(x)
-        return np.asarray(_cupy().asnumpy(x))
+        return np.asarray(import_cupy().asnumpy(x))
 
     def synchronize(self) -> None:
         """Wait until everything that was launched on this device is done."""
         if self.kind == "cuda":
             with self.activate():
-                _cupy().cuda.get_current_stream().synchronize()
+                import_cupy().cuda.get_current_stream().synchronize()
 
     def free_bytes(self) -> int:
         """Return how much memory new arrays can take, that which CuPy's pool holds ready included.
@@ -92,7 +92,7 @@ class Device:
         if self.kind == "cpu":
             return _host_memory() or sys.maxsize
         with self.activate():
-            cupy = _cupy()
+            cupy = import_cupy()
             free: int = cupy.cuda.runtime.memGetInfo()[0]
             return free + int(cupy.get_default_memory_pool().free_bytes())
 
@@ -101,7 +101,7 @@ class Device:
         if self.kind == "cpu":
             return _host_memory() or sys.maxsize
         with self.activate():
-            return int(_cupy().cuda.runtime.memGetInfo()[1])
+            return int(import_cupy().cuda.runtime.memGetInfo()[1])
 
     def pool_bytes(self) -> int | None:
         """Return what CuPy's memory pool has taken of the device; None on the CPU.
@@ -112,11 +112,11 @@ class Device:
         if self.kind == "cpu":
             return None
         with self.activate():
-            return int(_cupy().get_default_memory_pool().total_bytes())
+            return int(import_cupy().get_default_memory_pool().total_bytes())
 
     def out_of_memory_errors(self) -> tuple[type[Exception], ...]:
         """Return what is raised when the device's memory does not suffice."""
-        return () if self.kind == "cpu" else (_cupy().cuda.memory.OutOfMemoryError,)
+        return () if self.kind == "cpu" else (import_cupy().cuda.memory.OutOfMemoryError,)
 
 
 @dataclass(frozen=True)
@@ -145,12 +145,12 @@ class DeviceInfo:
 @lru_cache(maxsize=2)
 def _namespace(kind: str) -> Namespace:
     if kind == "cuda":
-        _cupy()
+        import_cupy()
     return importlib.import_module(f"array_api_compat.{'numpy' if kind == 'cpu' else 'cupy'}")
 
 
-def _cupy() -> Any:
-    """Import cupy, or say what is missing."""
+def import_cupy() -> Any:
+    """Return the module cupy, or raise a DeviceError that says what is missing."""
     try:
         import cupy
     except ImportError as error:
@@ -165,7 +165,7 @@ def _cupy() -> Any:
 
 def _cuda_device_count() -> int:
     """Return how many GPUs CuPy can use; raise a DeviceError that says what is missing."""
-    cupy = _cupy()
+    cupy = import_cupy()
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -259,7 +259,7 @@ def devices() -> list[DeviceInfo]:
     except DeviceError:
         return found
     for index in range(count):
-        properties = _cupy().cuda.runtime.getDeviceProperties(index)
+        properties = import_cupy().cuda.runtime.getDeviceProperties(index)
         found.append(
             DeviceInfo(
                 f"cuda:{index}", properties["name"].decode(), int(properties["totalGlobalMem"])

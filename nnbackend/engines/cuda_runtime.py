@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnbackend.core.types import Array
+from nnbackend.device import import_cupy
 from nnbackend.engines.cublaslt import CublasLt, CublasLtError
 from nnbackend.engines.plan import Buffer, Epilogue, Kernel, Launch, Matrix, Product, Vector
 from nnbackend.errors import MissingDependencyError
@@ -69,9 +70,7 @@ class CudaExecutor:
     """
 
     def __init__(self, device: Device, precision: str) -> None:
-        import cupy
-
-        self._cupy = cupy
+        self._cupy = cupy = import_cupy()
         self.buffers: dict[str, Array] = {}
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._copies = cupy.cuda.Stream(non_blocking=True)
@@ -120,9 +119,9 @@ class CudaExecutor:
         """
         buffer = self.buffers[f"stage{stage}"]
         if stage not in self._pinned:
-            from cupyx import empty_pinned
-
-            self._pinned[stage] = empty_pinned(buffer.size, buffer.dtype)
+            # Memory that a copy needs no staging for, and does not wait.
+            memory = self._cupy.cuda.alloc_pinned_memory(buffer.nbytes)
+            self._pinned[stage] = np.frombuffer(memory, buffer.dtype, buffer.size)
         # The last copy out of this host memory has to be done.
         self._copied[stage].synchronize()
         chosen = X[rows]
