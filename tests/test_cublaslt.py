@@ -299,9 +299,9 @@ class Emulation:
                 aux = _at(wanted[11], out.dtype, (m, n), (1, ld))
         if epilogue & 2:
             if epilogue & 128:
-                aux[:m] = T > 0
+                aux[:m] = self.is_open(T)
                 bytes_[:] = np.packbits(aux, axis=0, bitorder="little")
-            T = np.maximum(T, 0)
+            T = self.relu(T)
         if epilogue & 32:
             aux[:] = T
             T = ACTIVATIONS["gelu"].function(np, T)
@@ -316,6 +316,12 @@ class Emulation:
             bias[:] = op_A.sum(axis=1)
         out[:] = T
         return 0
+
+    def is_open(self, T):
+        return T > 0
+
+    def relu(self, T):
+        return np.maximum(T, 0)
 
     def _view(self, address, handle):
         data_type, rows, columns, ld = self.attributes(handle)["arguments"]

@@ -7,6 +7,7 @@ remains is that a GPU, CuPy and cuBLASLt do what each launch says; the same test
 import logging
 from itertools import pairwise
 
+import cupy_stub
 import numpy as np
 import pytest
 from cuda_executor import HostExecutor
@@ -16,7 +17,7 @@ from test_engines import PROBLEMS, SWAPPED, Exploding, HeavyBall, X, Y, trained
 import nnbackend as nb
 from nnbackend import engines
 from nnbackend.device import get_device
-from nnbackend.engines import cuda
+from nnbackend.engines import cublaslt, cuda, cuda_runtime
 from nnbackend.engines.cuda_runtime import CudaExecutor
 from nnbackend.engines.plan import Epilogue, Kernel, Product
 from nnbackend.memory import Memory
@@ -26,20 +27,32 @@ from nnbackend.memory import Memory
 PROGRAMS = ["fused", "plain", "tiny"]
 
 
-@pytest.fixture(params=["emulated", pytest.param("gpu", marks=CUDA_MARKS)])
-def place(request, monkeypatch):
-    """Return the device; on the CPU, put the stand-in in the executor's place."""
+@pytest.fixture(params=["emulated", "stub", pytest.param("gpu", marks=CUDA_MARKS)])
+def executor(request, monkeypatch):
+    """Return the class that carries plans out, in place: a stand-in, or the real one.
+
+    With ``"stub"`` it is the real one, on a stand-in of CuPy.
+    """
     if request.param == "gpu":
-        return "cuda"
-    monkeypatch.setattr(cuda.CudaEngine, "_make_executor", staticmethod(HostExecutor))
+        return CudaExecutor
     monkeypatch.setitem(engines.ENGINES, "cuda", lambda _device: cuda.cuda_engine)
-    return "cpu"
+    if request.param == "stub":
+        monkeypatch.setattr(cuda_runtime, "import_cupy", cupy_stub.make_cupy)
+        monkeypatch.setattr(cublaslt, "load_library", cupy_stub.Library)
+        return CudaExecutor
+    monkeypatch.setattr(cuda.CudaEngine, "_make_executor", staticmethod(HostExecutor))
+    return HostExecutor
 
 
 @pytest.fixture
-def choose(place, monkeypatch):
+def place(request, executor):  # noqa: ARG001 - put in place
+    """Return the name of the device."""
+    return "cuda" if request.node.callspec.params["executor"] == "gpu" else "cpu"
+
+
+@pytest.fixture
+def choose(executor, monkeypatch):
     """Return a function that makes the engine take a program."""
-    executor = HostExecutor if place == "cpu" else CudaExecutor
     offers = executor.offers
 
     def choose(program):
@@ -246,6 +259,56 @@ def test_features_that_do_not_fit_are_streamed(place, monkeypatch, engine, weigh
     np.testing.assert_allclose(to_host(net.parameters), expected.parameters, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(history.loss, said.loss, rtol=1e-10)
     np.testing.assert_allclose(history.validation_loss, said.validation_loss, rtol=1e-10)
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Put the stand-in of CuPy in place; return a function that does so with a cuBLASLt."""
+    monkeypatch.setitem(engines.ENGINES, "cuda", lambda _device: cuda.cuda_engine)
+    monkeypatch.setattr(cuda_runtime, "import_cupy", cupy_stub.make_cupy)
+    monkeypatch.setattr(cuda, "_LAUNCH_CYCLES", 0)
+    return lambda load: monkeypatch.setattr(cublaslt, "load_library", load)
+
+
+def trained_on_zeros(engine, **options):
+    """Return a network whose pre-activations are 0 at first, in some rows or all."""
+    zeros = np.where(np.arange(len(X))[:, None] % 3 == 0, 0.0, X)
+    net = nb.Network([6, 8, 8, 1], hidden="relu", dtype="float64", seed=2)
+    nb.train(net, zeros, Y["sigmoid"], epochs=2, batch_size=16, engine=engine, **options)
+    return net.parameters
+
+
+@pytest.mark.parametrize(
+    ("library", "epilogues"),
+    [
+        ({}, ["relu_aux_bias", "drelu_bgrad"]),
+        ({"passes_zero": True}, ["relu_bias"]),
+        ({"hides_nan": True}, []),
+    ],
+)
+def test_relu_is_the_libraries_where_it_is_the_cores(stub, caplog, library, epilogues):
+    stub(lambda: cupy_stub.Library(**library))
+    expected = trained_on_zeros("reference")
+    with caplog.at_level(logging.INFO, "nnbackend"):
+        np.testing.assert_allclose(trained_on_zeros("cuda"), expected, rtol=1e-12, atol=1e-14)
+    assert ("differs at 0 or NaN" in caplog.text) == bool(library)
+    engine = engine_of("relu", "sigmoid", sizes=[8, 16, 12, 1])
+    launches = engine._program._launches["step"]
+    used = {entry.epilogue.value for entry in launches if isinstance(entry, Product)}
+    assert used - {"none", "bgrad_b"} == set(epilogues)
+
+
+def test_without_cublaslt_products_are_cupys_and_nothing_is_captured(stub, caplog):
+    def load():
+        raise cublaslt.CublasLtError("cuBLASLt is not installed")
+
+    stub(load)
+    expected = trained_on_zeros("reference")
+    np.testing.assert_allclose(trained_on_zeros("cuda"), expected, rtol=1e-12, atol=1e-14)
+    assert "every product is launched on its own" in caplog.text
+    net = nb.Network([6, 1])
+    with pytest.raises(nb.MissingDependencyError, match=r"precision='tf32' needs cuBLASLt.*pip"):
+        nb.train(net, X, Y["sigmoid"], engine="cuda", precision="tf32")
 
 
 def engine_of(hidden, output, *, sizes, n_samples=256, batch_size=64, optimizer=None):

@@ -59,9 +59,7 @@ PROBLEMS = [
 ]
 
 
-def trained(
-    engine, hidden, output, options, *, dtype, weighted, batch_size, shuffle, device="cpu"
-):
+def trained(engine, hidden, output, options, *, dtype, weighted, batch_size, shuffle, device="cpu"):
     options = dict(options)
     y = Y[output]
     if options.pop("one_hot", False):
