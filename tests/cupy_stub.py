@@ -6,12 +6,13 @@ read during a capture is an error, as on a GPU.
 """
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 from cuda_emulation import compile_cuda
 from test_cublaslt import Emulation
 
-__all__ = ["make_cublaslt", "make_cupy"]
+__all__ = ["Library", "make_cupy"]
 
 
 class Array(np.ndarray):
@@ -46,7 +47,7 @@ class Pointer:
 class Stream:
     """A stream that does everything at once, or keeps it for a graph."""
 
-    current = []
+    current: ClassVar = []
 
     def __init__(self, *, non_blocking):
         assert non_blocking
