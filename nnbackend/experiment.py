@@ -130,7 +130,7 @@ class Experiment:
     ----------
     hidden : tuple of int
         Units of each hidden layer.
-    activation, loss, optimizer, initializer, dropout, dtype, device, engine
+    activation, loss, optimizer, initializer, dropout, dtype, device, engine, precision
         As for ``Network`` and ``train``.
     epochs, batch_size, l1, l2, clip_norm, seed
         As for ``train``; the seed draws the split and the weights as well.
@@ -155,6 +155,7 @@ class Experiment:
     dtype: str = "float32"
     device: str = "cpu"
     engine: str = "auto"
+    precision: str = "float32"
     seed: int = 0
     validation: float = 0.2
     held_out: float = 0.2
@@ -214,6 +215,7 @@ class Experiment:
                 l2=self.l2,
                 clip_norm=self.clip_norm,
                 engine=self.engine,
+                precision=self.precision,
             )
         except DivergenceError as caught:
             history, error = caught.history, caught

@@ -1,0 +1,70 @@
+"""Nothing is read back from the device inside an epoch."""
+
+import numpy as np
+import pytest
+from backends import require
+from devices import needs_cuda
+
+import nnbackend as nb
+from nnbackend.device import get_device
+from nnbackend.engines import Data, Problem, get_engine
+from nnbackend.engines.reference import ReferenceEngine
+
+N, BATCH = 48, 16
+RNG = np.random.default_rng(0)
+X, Y = RNG.standard_normal((N, 6)), RNG.integers(0, 2, (N, 1))
+
+
+def problem(net):
+    return Problem(net.objective(l2=0.1), nb.Adam(), BATCH, clip_norm=1.0)
+
+
+class Traced:
+    """A device whose arrays hold no numbers yet: reading one is an error."""
+
+    kind = "cpu"
+
+    def __init__(self, xp):
+        self.xp, self.place = xp, xp.asarray
+
+
+def test_the_reference_engine_reads_nothing_inside_an_epoch():
+    jax = require("jax")
+    net = nb.Network([6, 5, 1], dropout=0.2, dtype="float64")
+    order = RNG.permutation(N)
+
+    def epoch(parameters, X, y, weight):
+        rng = np.random.default_rng(0)
+        device = Traced(jax.numpy)
+        engine = ReferenceEngine(problem(net), device, parameters, Data(X, y, weight), rng)
+        losses, is_finite = engine.run_epochs([order], [[0.1] * (N // BATCH)])
+        return engine.parameters, losses, is_finite
+
+    arguments = (np.asarray(net.parameters), X, Y.astype(float), np.ones(N))
+    parameters, losses, is_finite = jax.eval_shape(epoch, *arguments)
+    assert parameters.shape == (net.parameters.size,)
+    assert losses.shape == (1,)
+    assert is_finite.shape == ()
+    with pytest.raises(jax.errors.ConcretizationTypeError):
+        jax.eval_shape(lambda *given: epoch(*given)[2] and 1, *arguments)
+
+
+@needs_cuda
+@pytest.mark.parametrize("engine", ["reference", "cuda"])
+def test_no_copy_to_the_host_inside_an_epoch(engine):
+    torch = require("torch")  # its profiler sees all that the process asks of the GPU
+    device = get_device("cuda")
+    net = nb.Network([6, 5, 1], device="cuda")
+    data = Data(device.place(X.astype(np.float32)), device.place(Y.astype(np.float32)), None)
+    runner = get_engine(engine, "float32", device)(problem(net), device, net.parameters, data, RNG)
+    rates = [[0.1] * (N // BATCH)]
+    runner.run_epochs([RNG.permutation(N)], rates)  # compiles
+    device.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        losses, _ = runner.run_epochs([RNG.permutation(N)], rates)
+        device.synchronize()
+        read = device.to_numpy(losses)
+    assert np.isfinite(read).all()
+    copies = [event.name for event in profile.events() if "DtoH" in event.name]
+    # That of the losses, after the epoch, shows that copies are seen.
+    assert len(copies) == 1, copies
