@@ -46,7 +46,8 @@ def draw(report: Report, formats: Sequence[str] = ("png", "svg")) -> dict[str, b
     figure.suptitle(
         "Shorter is faster. Blue: nnbackend; grey: the others; orange line and 1.0x: the matrix "
         "products alone (in a race to an accuracy: the fastest)\n"
-        f"{devices}, {report.environment['cores']} cores, {report.date[:10]}",
+        f"{devices}, {report.environment['cores']} cores, {report.settings['precision']}, "
+        f"{report.date[:10]}",
         fontsize=9,
         color=NEUTRAL,
     )
@@ -99,7 +100,7 @@ def _startups(report: Report) -> list[tuple[Entry, float, float]]:
     """Return each contestant's start-up and first step, medians over the workloads."""
     found: dict[tuple[str, str], list[Entry]] = {}
     for result in report.results:
-        if result.workload.accuracy is None:
+        if result.workload.accuracy is None and not report.settings["keep_processes"]:
             for entry in result.timed:
                 found.setdefault((entry.contestant, entry.device), []).append(entry)
     rows = [

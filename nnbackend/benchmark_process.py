@@ -39,11 +39,14 @@ class ContestantProcess:
         When, by ``time.perf_counter``.
     notes : dict
         What the parent wants to keep with it.
+    has_failed : bool
+        Whether it has been given up.
     """
 
     def __init__(self, **job: Any) -> None:
         command = [sys.executable, "-m", "nnbackend.benchmark_worker", json.dumps(job)]
         self.notes: dict[str, Any] = {}
+        self.has_failed = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.started = time.perf_counter()
@@ -68,23 +71,34 @@ class ContestantProcess:
 
     def ask(self, command: str, patience: float, **options: Any) -> dict[str, Any]:
         """Send a command and return the answer; raise ``ContestantError`` for anything else."""
-        try:
+        self.send(command, **options)
+        return self.answer(patience)
+
+    def send(self, command: str, **options: Any) -> None:
+        """Send a command."""
+        self._command = command
+        # Of a process that has ended, ``answer`` tells.
+        with contextlib.suppress(BrokenPipeError):
             if self._process.stdin is not None:
                 self._process.stdin.write(f"{json.dumps({'command': command, **options})}\n")
                 self._process.stdin.flush()
+
+    def answer(self, patience: float) -> dict[str, Any]:
+        """Return the answer to the last command; raise ``ContestantError`` for anything else."""
+        self.has_failed = True
+        try:
             line = self._answers.get(timeout=patience)
-        except BrokenPipeError:
-            line = ""
         except queue.Empty:
             self.close()
             raise ContestantError(
-                "timeout", f"no answer to {command!r} within {patience:.0f} s"
+                "timeout", f"no answer to {self._command!r} within {patience:.0f} s"
             ) from None
         if not line:
             raise ContestantError("failed", self._last_words())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise ContestantError(answer["error"], answer["reason"])
+        self.has_failed = False
         return answer
 
     def _last_words(self) -> str:

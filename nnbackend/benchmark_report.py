@@ -86,10 +86,13 @@ class Result:
         What was trained.
     entries : list of Entry
         The fastest first; then those without figures.
+    precision : str
+        How all of them computed products.
     """
 
     workload: Workload
     entries: list[Entry]
+    precision: str = "float32"
 
     @property
     def timed(self) -> list[Entry]:
@@ -126,6 +129,7 @@ class Result:
         is_steps = self.workload.accuracy is None
         return {
             "workload": self.workload.to_dict(),
+            "precision": self.precision,
             "measures": f"seconds {'per step' if is_steps else 'to accuracy'}",
             "flops_per_step": self.workload.flops_per_step,
             "verdicts": verdicts(self),
@@ -142,7 +146,7 @@ class Report:
     results : list of Result
         One per workload.
     settings : dict
-        Rounds and seconds per round.
+        Precision, rounds, seconds per round, and whether processes were kept.
     environment : dict
         Versions and hardware.
     date : str
@@ -283,7 +287,8 @@ def print_result(result: Result) -> None:
     if console.width < width or not console.is_terminal:
         console = Console(highlight=False, width=max(width, console.width))
     heading = Text(workload.name, style="bold")
-    heading.append(f"  {workload}", style="not bold")
+    precision = "" if result.precision == "float32" else f", {result.precision}"
+    heading.append(f"  {workload}{precision}", style="not bold")
     if workload.represents:
         heading.append(f"  ({workload.represents})", style="not bold dim")
     console.print(heading, soft_wrap=True)

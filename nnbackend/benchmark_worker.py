@@ -29,18 +29,22 @@ class Worker:
     Parameters
     ----------
     job : dict
-        ``contestant``, ``device``, ``workload`` (its ``to_dict``), and ``data``: None for the
-        workload's random numbers, or an NPZ file with X, y, X_test and y_test.
+        ``contestant``, ``device`` and ``precision``.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
-        self.workload = Workload.from_dict(job["workload"])
-        self.contestant = CONTESTANTS[job["contestant"]](self.workload, job["device"])
-        self.data_file = job["data"]
+        self.job = job
         self.held_out: tuple[Any, Any] | None = None
 
-    def load(self) -> dict[str, Any]:
-        """Import the library."""
+    def load(self, workload: dict[str, Any], data: str | None) -> dict[str, Any]:
+        """Import the library, for a workload (its ``to_dict``), which takes the last one's place.
+
+        ``data`` is None for the workload's random numbers, or an NPZ file with X, y, X_test and
+        y_test.
+        """
+        self.workload, self.data_file = Workload.from_dict(workload), data
+        make = CONTESTANTS[self.job["contestant"]]
+        self.contestant = make(self.workload, self.job["device"], self.job["precision"])
         self.contestant.load()
         return {"versions": self.contestant.versions()}
 
@@ -61,7 +65,8 @@ class Worker:
     def calibrate(self, seconds: float) -> dict[str, Any]:
         """Take the first call, then find how many epochs last ``seconds``.
 
-        Where one call lasts that long, a warm-up before each turn would tell nothing.
+        Where one call lasts that long, a warm-up before each turn would tell nothing. Else one call
+        brings code and data back into the caches; a GPU's clocks rise within a tenth of a turn.
         """
         unit = self.contestant.epochs_per_call
         first_call = self.run(unit)
@@ -73,10 +78,11 @@ class Worker:
             growth = min(10.0, 0.7 * seconds / max(once["seconds"], 1e-9))
             epochs = max(epochs + unit, round(epochs * growth / unit) * unit)
         calls = max(1, round(epochs / unit * seconds / once["seconds"]))
+        warm_up = 0 if calls == 1 else 1 if self.job["device"] == "cpu" else max(1, calls // 10)
         return {
             "first_call": first_call,
             "epochs": calls * unit,
-            "warms_up": calls > 1,
+            "warm_up": warm_up * unit,
             "threads": _threads(),
         }
 
@@ -92,10 +98,9 @@ class Worker:
             "loss": loss if np.isfinite(loss) else None,
         }
 
-    def warm_up(self) -> dict[str, Any]:
-        """Bring code and data back into the caches after the others' turns."""
-        self.contestant.reset()
-        self.contestant.run(self.contestant.epochs_per_call)
+    def warm_up(self, epochs: int) -> dict[str, Any]:
+        """Bring code, data and clocks back to where the others' turns took them from."""
+        self.run(epochs)
         return {}
 
     def train_to(self, accuracy: float, max_epochs: int) -> dict[str, Any]:

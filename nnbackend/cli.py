@@ -166,7 +166,12 @@ def _add_train(commands: Any) -> None:
     training.add_argument("--l1", type=float, metavar="STRENGTH", help="penalty (0)")
     training.add_argument("--l2", type=float, metavar="STRENGTH", help="penalty (0)")
     training.add_argument("--clip-norm", type=float, metavar="NORM", help="(no clipping)")
-    training.add_argument("--engine", metavar="NAME", help="auto (default), reference, cpu")
+    training.add_argument("--engine", metavar="NAME", help="auto (default), reference, cpu, cuda")
+    training.add_argument(
+        "--precision",
+        metavar="NAME",
+        help="of products, with --engine cuda: float32 (default), tf32, bfloat16",
+    )
     training.add_argument("--seed", type=int, metavar="N", help="of the split and the training (0)")
     training.add_argument("--validation", type=float, metavar="SHARE", help="default 0.2")
     training.add_argument("--held-out", type=float, metavar="SHARE", help="default 0.2")
@@ -216,9 +221,15 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument(
         "--contestants",
         metavar="A,B",
-        help="nnbackend, nnbackend-ENGINE, textbook, sklearn, torch, torch-compiled, jax, jax-scan",
+        help="nnbackend, nnbackend-ENGINE, textbook, sklearn, torch, torch-graph, torch-compiled, "
+        "jax, jax-scan",
     )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:N (default: all)")
+    parser.add_argument(
+        "--precision",
+        metavar="NAME",
+        help="of products on GPUs: float32 (default), tf32, bfloat16",
+    )
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each (default 7)")
     parser.add_argument(
         "--seconds", type=float, metavar="S", help="what a turn lasts, at least (default 0.5)"
@@ -333,6 +344,7 @@ def _experiment(options: argparse.Namespace, preset: dict[str, Any]) -> Experime
             "l2",
             "clip_norm",
             "engine",
+            "precision",
             "seed",
             "validation",
             "held_out",
@@ -602,7 +614,7 @@ def _bench(options: argparse.Namespace) -> None:
 
     workloads = _workloads(options)
     quick = {"rounds": 3, "seconds": 0.2} if options.quick else {}
-    given = {name: getattr(options, name) for name in ("rounds", "seconds")}
+    given = {name: getattr(options, name) for name in ("precision", "rounds", "seconds")}
     names = None if options.contestants is None else options.contestants.split(",")
     folder, is_new = make_run_folder(options.out, "bench")
     try:

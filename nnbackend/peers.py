@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -192,13 +193,18 @@ class Torch(Contestant):
 
     title = "torch"
     package = "torch"
-    kinds = ("cpu", "cuda")
+    kinds: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    # Whether a step's launches on a GPU are captured in a CUDA graph.
+    is_captured: ClassVar[bool] = False
 
     def load(self) -> None:
-        """Import torch and wake up the device."""
+        """Import torch, wake up the device, and set how float32 products are computed."""
         self._torch = torch = self.import_module("torch")
-        if self.device != "cpu" and not torch.cuda.is_available():
-            raise UnsupportedError(f"torch {torch.__version__} finds no CUDA device")
+        if self.device != "cpu":
+            if not torch.cuda.is_available():
+                raise UnsupportedError(f"torch {torch.__version__} finds no CUDA device")
+            torch.cuda.set_device(self.device)
+        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
         torch.zeros(1, device=self.device)
 
     def prepare(self, X: Any, y: Any, parameters: Parameters) -> None:
@@ -235,16 +241,25 @@ class Torch(Contestant):
                 # torch's mean is over all elements, ours over examples.
                 return F.binary_cross_entropy_with_logits(Z, Y) * n_outputs
 
+        def loss(X: Any, Y: Any) -> Any:
+            return mean_loss(self._model(X), Y)
+
+        if self.precision == "bfloat16":
+            kind = self.device.partition(":")[0]
+            loss = torch.autocast(kind, dtype=torch.bfloat16)(loss)
         self._X = torch.as_tensor(X, device=self.device)
-        self._loss = self._compile(lambda X, Y: mean_loss(self._model(X), Y))
-        self._optimizer = self._make_optimizer()
+        self._total = torch.zeros((), device=self.device)
+        self._loss = self._compile(loss)
+        is_captured = self.is_captured and self.device != "cpu"
+        self._optimizer = self._make_optimizer(is_captured=is_captured)
+        self._take_step = self._capture() if is_captured else self._step
         self._initial = parameters
         self.reset()
 
     def _compile(self, loss: Callable[..., Any]) -> Callable[..., Any]:
         return loss
 
-    def _make_optimizer(self) -> Any:
+    def _make_optimizer(self, *, is_captured: bool) -> Any:
         optim, optimizer = self._torch.optim, self.workload.optimizer
         rate = self.workload.learning_rate
 
@@ -252,6 +267,7 @@ class Torch(Contestant):
             parameters = self._model.parameters()
             if isinstance(optimizer, Adam):
                 betas = (optimizer.beta1, optimizer.beta2)
+                how["capturable"] = is_captured
                 return optim.Adam(parameters, rate, betas, optimizer.epsilon, **how)
             return optim.SGD(parameters, rate, **how)
 
@@ -267,28 +283,57 @@ class Torch(Contestant):
             for linear, W, b in zip(self._linears, *self._initial, strict=True):
                 linear.weight.copy_(torch.as_tensor(np.ascontiguousarray(W.T)))
                 linear.bias.copy_(torch.as_tensor(np.ascontiguousarray(b)))
-        self._optimizer.state.clear()
+        # In place: a captured step knows where the state lies.
+        for state in self._optimizer.state.values():
+            for x in state.values():
+                x.zero_()
         self.restart_orders()
 
     def run(self, epochs: int) -> float:
         """Loop over epochs and batches; the loss leaves the device once per epoch."""
         torch, workload, loss = self._torch, self.workload, math.nan
         for _ in range(epochs):
-            total = torch.zeros((), device=self.device)
+            self._total.zero_()
             if workload.n_batches > 1:
                 order = torch.as_tensor(self.draw_order(), device=self.device)
                 batches = order.split(workload.batch_size)
             else:
                 batches = (None,)
             for rows in batches:
-                X, y = (self._X, self._y) if rows is None else (self._X[rows], self._y[rows])
-                self._optimizer.zero_grad(set_to_none=True)
-                value = self._loss(X, y)
-                value.backward()
-                self._optimizer.step()
-                total += value.detach()
-            loss = float(total) / workload.n_batches
+                self._take_step(rows)
+            loss = float(self._total) / workload.n_batches
         return loss
+
+    def _step(self, rows: Any) -> None:
+        X, y = (self._X, self._y) if rows is None else (self._X[rows], self._y[rows])
+        self._optimizer.zero_grad(set_to_none=True)
+        value = self._loss(X, y)
+        value.backward()
+        self._optimizer.step()
+        self._total += value.detach()
+
+    def _capture(self) -> Callable[[Any], None]:
+        """Return a step that replays what was captured, on rows that are copied to one place."""
+        torch, cuda, workload = self._torch, self._torch.cuda, self.workload
+        rows: Any = None
+        if workload.n_batches > 1:
+            rows = torch.arange(workload.batch_size, device=self.device)
+        # As torch's documentation has it: some steps on a stream of their own, then the capture.
+        stream, graph = cuda.Stream(), cuda.CUDAGraph()
+        stream.wait_stream(cuda.current_stream())
+        with cuda.stream(stream):
+            for _ in range(3):
+                self._step(rows)
+        cuda.current_stream().wait_stream(stream)
+        with cuda.graph(graph, stream=stream):
+            self._step(rows)
+
+        def replay(batch: Any) -> None:
+            if batch is not None:
+                rows.copy_(batch)
+            graph.replay()
+
+        return replay
 
     def parameters(self) -> Parameters:
         """Transpose to (n_in, n_out)."""
@@ -299,13 +344,27 @@ class Torch(Contestant):
         return [W for W, _ in pairs], [b for _, b in pairs]
 
 
+class TorchGraph(Torch):
+    """torch, eager, with the launches of a whole step in a CUDA graph."""
+
+    title = "torch graph"
+    kinds = ("cuda",)
+    is_captured = True
+
+
 class TorchCompiled(Torch):
-    """torch, with forward propagation and loss compiled, and with them the backward pass."""
+    """torch, with forward propagation and loss compiled, and with them the backward pass.
+
+    On a GPU with the products autotuned, and the whole step, optimizer included, in a CUDA graph.
+    """
 
     title = "torch compiled"
+    is_captured = True
 
     def _compile(self, loss: Callable[..., Any]) -> Callable[..., Any]:
-        mode = "default" if self.device == "cpu" else "max-autotune"
+        mode = "default" if self.device == "cpu" else "max-autotune-no-cudagraphs"
+        # A process that serves several workloads is to compile each anew.
+        self._torch.compiler.reset()
         compiled: Callable[..., Any] = self._torch.compile(loss, mode=mode, dynamic=False)
         return compiled
 
@@ -320,13 +379,21 @@ class JAX(Contestant):
 
     def load(self) -> None:
         """Import JAX and wake up the device."""
+        kind, _, index = self.device.partition(":")
+        if kind == "cuda":
+            # Else the process takes three quarters of the memory from the others.
+            os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         self._jax = jax = self.import_module("jax")
         self._jnp = self.import_module("jax.numpy")
-        kind, _, index = self.device.partition(":")
         if kind == "cpu":
             jax.config.update("jax_platforms", "cpu")
-        # Else a GPU would compute float32 products in TF32.
-        jax.config.update("jax_default_matmul_precision", "float32")
+        # On a GPU, JAX's own default for float32 is TF32, and its "bfloat16" is TF32 as well.
+        jax.config.update(
+            "jax_default_matmul_precision",
+            {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "BF16_BF16_F32"}[
+                self.precision
+            ],
+        )
         try:
             jax_device = jax.devices(kind)[int(index or 0)]
         except (RuntimeError, IndexError) as error:
@@ -402,12 +469,14 @@ class JAX(Contestant):
             return state, total + loss
 
         compiled = jax.jit(step, donate_argnums=(0, 1))
+        # A Python integer would be sent to the device with every call.
+        numbers = [jnp.asarray(batch) for batch in range(n_batches)]
 
         def run(epochs: int) -> float:
             loss = math.nan
             for _ in range(epochs):
                 order, total = self._device_order(), jnp.zeros(())
-                for batch in range(n_batches):
+                for batch in numbers:
                     self._state, total = compiled(
                         self._state, total, self._X, self._y, order, batch
                     )
@@ -489,6 +558,7 @@ CONTESTANTS: dict[str, type[Contestant]] = {
     "textbook": Textbook,
     "sklearn": ScikitLearn,
     "torch": Torch,
+    "torch-graph": TorchGraph,
     "torch-compiled": TorchCompiled,
     "jax": JAX,
     "jax-scan": JAXScan,

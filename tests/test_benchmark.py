@@ -1,5 +1,7 @@
 """The benchmark: one mathematics for all contestants, and a report that hides nothing."""
 
+import contextlib
+import ctypes
 import json
 import os
 import re
@@ -8,24 +10,29 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import nnbackend as nb
-from nnbackend import benchmark, benchmark_report, cli, peers
+from nnbackend import benchmark, benchmark_report, cli, contestants, peers
 from nnbackend.benchmark import DIGITS, WORKLOADS, Workload, custom_workload, run_benchmark
 from nnbackend.benchmark_process import ContestantError, ContestantProcess
 from nnbackend.benchmark_report import Entry, Result, verdicts
-from nnbackend.contestants import NotInstalledError, UnsupportedError
+from nnbackend.benchmark_worker import Worker
+from nnbackend.contestants import NotInstalledError, UnsupportedError, own_contestants
+from nnbackend.device import Device
+from nnbackend.engines import cublaslt
+from nnbackend.errors import InputError
 
 TINY = Workload("tiny", (3, 5, 4, 1), "tanh", "sigmoid", 8, nb.SGD(0.1), 4)
 LEARNERS = [name for name in peers.CONTESTANTS if name not in (*peers.OWN, peers.LIMIT)]
 
 
-def contestant(name, workload):
+def contestant(name, workload, *where):
     """Return a contestant that is ready to train from the network's initial parameters."""
-    entry = peers.CONTESTANTS[name](workload, "cpu")
+    entry = peers.CONTESTANTS[name](workload, *(where or ("cpu",)))
     try:
         entry.load()
     except NotInstalledError as error:
@@ -40,8 +47,11 @@ def contestant(name, workload):
     return entry
 
 
-# torch.compile takes seconds; what it compiles is Torch's loss, which is tested.
-@pytest.mark.parametrize("name", [name for name in LEARNERS if name != "torch-compiled"])
+# torch.compile takes seconds; what it compiles is Torch's loss, which is tested. Without a GPU,
+# TorchGraph is Torch.
+@pytest.mark.parametrize(
+    "name", [name for name in LEARNERS if name not in ("torch-compiled", "torch-graph")]
+)
 @pytest.mark.parametrize(
     ("output", "optimizer", "n_batches"),
     [
@@ -100,6 +110,251 @@ def test_the_limit_computes_the_products_of_a_step():
         np.testing.assert_allclose(out, a @ b, rtol=1e-5, atol=1e-5)
 
 
+class FakeCuda:
+    """What torch has for CUDA graphs; a replay takes the captured step again, on the CPU."""
+
+    def __init__(self, torch, monkeypatch):
+        self.captured = None
+        nothing = SimpleNamespace(wait_stream=lambda _: None)
+        names = {
+            "is_available": lambda: True,
+            "set_device": lambda _: None,
+            "current_stream": lambda: nothing,
+            "Stream": lambda: nothing,
+            "stream": lambda _: contextlib.nullcontext(),
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: self.step(*self.captured)),
+            "graph": self.capture,
+        }
+        for name, stand_in in names.items():
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+        self.step, self.is_capturing = peers.Torch._step, False
+
+        def step(*arguments):
+            if self.is_capturing:
+                self.captured = arguments
+            else:
+                self.step(*arguments)
+
+        monkeypatch.setattr(peers.Torch, "_step", step)
+
+    @contextlib.contextmanager
+    def capture(self, _, **where):
+        assert where.keys() == {"stream"}
+        self.is_capturing = True
+        yield
+        self.is_capturing = False
+
+
+@pytest.mark.parametrize("optimizer", [nb.SGD(0.5), nb.Adam(0.01)], ids=lambda o: o.name)
+@pytest.mark.parametrize("n_batches", [1, 4])
+def test_a_captured_step_is_the_eager_one(torch, monkeypatch, optimizer, n_batches):
+    workload = Workload("w", (6, 7, 1), "relu", "sigmoid", 16, optimizer, n_batches)
+    eager = contestant("torch", workload)
+    cuda = FakeCuda(torch, monkeypatch)
+    # Another name of the CPU, which is not "cpu".
+    captured = contestant("torch-graph", workload, "cpu:0")
+    assert cuda.captured is not None
+    for _ in range(2):
+        losses = [entry.run(3) for entry in (eager, captured)]
+        assert losses[0] == losses[1]
+        for x, y in zip(eager.parameters(), captured.parameters(), strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(x, y, strict=True))
+        eager.reset()
+        captured.reset()
+
+
+def test_torch_computes_in_the_precision_asked_for(torch):
+    assert torch.get_float32_matmul_precision() == "highest"
+    losses = {}
+    for precision, setting in (("tf32", "high"), ("bfloat16", "highest"), ("float32", "highest")):
+        entry = contestant("torch", TINY, "cpu", precision)
+        assert torch.get_float32_matmul_precision() == setting
+        losses[precision] = entry.run(1)
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("precision", "setting"),
+    [("float32", "HIGHEST"), ("tf32", "HIGH"), ("bfloat16", "lhs_precision_type = bf16")],
+)
+def test_jax_computes_in_the_precision_asked_for(precision, setting):
+    entry = contestant("jax", TINY, "cpu", precision)
+    jax = entry._jax
+    try:
+        X, y = (entry._jnp.asarray(x) for x in TINY.data())
+        lowered = jax.jit(entry._step).lower(entry._state, X[:8], y[:8, None]).as_text()
+    finally:
+        jax.config.update("jax_default_matmul_precision", None)
+    products = [line for line in lowered.splitlines() if "dot_general" in line]
+    assert len(products) == 3 * 3 - 1
+    assert all(setting in line for line in products)
+
+
+def test_a_precision_that_no_engine_has_is_unsupported():
+    for name in ("nnbackend", "nnbackend-reference"):
+        with pytest.raises(UnsupportedError, match="'tf32'"):
+            contestant(name, TINY, "cpu", "tf32")
+    with pytest.raises(UnsupportedError, match="with cuBLASLt alone"):
+        contestant("limit", TINY, "cpu", "tf32")
+
+
+def test_on_a_gpu_every_engine_that_differs_takes_part(monkeypatch):
+    engines = {"cpu": None, "cuda": "planned steps", "reference": "the core"}
+
+    def get_engine(name, precision, device):
+        if name == "cpu" or (name != "cuda" and precision == "tf32"):
+            raise InputError(f"{name} does not run on {device} in {precision}")
+        return engines["reference" if name == "auto" else name]
+
+    monkeypatch.setattr(contestants, "ENGINES", engines)
+    monkeypatch.setattr(contestants, "get_engine", get_engine)
+    gpu = Device("cuda")
+    both = {"nnbackend": "reference", "nnbackend-cuda": "cuda"}
+    assert own_contestants(gpu, "float32") == both
+    assert own_contestants(gpu, "tf32") == {"nnbackend-cuda": "cuda"}
+    assert own_contestants(gpu, "bfloat16") == both
+
+
+class FakeArray(np.ndarray):
+    """An array that tells its address as CuPy's do."""
+
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+
+class FakeGPU:
+    """A device, a stream and cuBLASLt, on which products are computed by NumPy."""
+
+    def __init__(self, monkeypatch, error=None):
+        self.kind, self.launched, self.recorded, self.ptr = "cuda", 0, None, 7
+        self.xp = SimpleNamespace(
+            __name__="array_api_compat.numpy",
+            uint8=np.uint8,
+            float32=np.float32,
+            matmul=np.matmul,
+            empty=lambda shape, dtype: np.full(shape, 77, dtype).view(FakeArray),
+            cuda=SimpleNamespace(Stream=self.stream),
+        )
+        self.library = SimpleNamespace(cublasLtGetVersion=lambda: 130000)
+        monkeypatch.setattr(contestants, "get_device", lambda _: self)
+
+        def make(pointer, size):
+            assert pointer > 0 < size
+            if error is not None:
+                raise error
+            return self
+
+        monkeypatch.setattr(cublaslt, "CublasLt", make)
+
+    def stream(self, *, non_blocking):
+        assert non_blocking
+        return self
+
+    def place(self, x):
+        return x.copy().view(FakeArray)
+
+    def activate(self):
+        return contextlib.nullcontext()
+
+    def synchronize(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def begin_capture(self):
+        self.recorded = []
+
+    def end_capture(self):
+        recorded, self.recorded = self.recorded, None
+        return SimpleNamespace(launch=lambda _: [compute() for compute in recorded])
+
+    def prepare(self, product, pointers):
+        cublaslt.layout(product)  # which raises if the parts do not fit
+
+        def matrix(part):
+            kind = ctypes.c_uint16 if part.dtype == "bfloat16" else ctypes.c_float
+            buffer = (kind * (part.rows * part.ld)).from_address(pointers[part.buffer])
+            values = np.ctypeslib.as_array(buffer)
+            if part.dtype == "bfloat16":
+                values = (values.astype(np.uint32) << 16).view(np.float32)
+            return values.reshape(part.rows, part.ld)[:, : part.columns]
+
+        def compute():
+            A, B = matrix(product.A), matrix(product.B)
+            A = A.T if product.transpose_A else A
+            matrix(product.out)[...] = A @ (B.T if product.transpose_B else B)
+            self.launched += 1
+
+        def run(stream):
+            assert stream == self.ptr
+            compute() if self.recorded is None else self.recorded.append(compute)
+
+        return SimpleNamespace(algorithms=2, choose=range(2).index, run=run)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("n_batches", [1, 4])
+def test_the_limit_on_a_gpu_is_a_graph_of_the_products(monkeypatch, precision, n_batches):
+    gpu = FakeGPU(monkeypatch)
+    workload = Workload("w", (3, 5, 4, 1), "tanh", "sigmoid", 8, nb.SGD(0.1), n_batches)
+    entry = contestant("limit", workload, "cuda:0", precision)
+    assert entry.versions()["products"] == "cuBLASLt 130000, launched by a CUDA graph"
+    epochs = entry.epochs_per_call
+    assert epochs * n_batches == (64 if n_batches == 1 else 4)
+    gpu.launched = 0
+    entry.run(epochs)
+    assert gpu.launched == epochs * n_batches * (3 * 3 - 1)
+
+    def values(name, columns):
+        x = np.asarray(entry._arrays[name])
+        if x.dtype == np.uint16:
+            x = (x.astype(np.uint32) << 16).view(np.float32)
+        return x[:, :columns]
+
+    for i, (n_in, n_out) in enumerate([(3, 5), (5, 4), (4, 1)]):
+        A, W = values(f"A{i}", n_in), values(f"W{i}", n_out)
+        dZ = values(f"dZ{i}", n_out)
+        np.testing.assert_allclose(values(f"Z{i}", n_out), A @ W, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(values(f"dW{i}", n_out), A.T @ dZ, rtol=1e-5, atol=1e-5)
+        if i > 0:
+            np.testing.assert_allclose(values(f"dA{i}", n_in), dZ @ W.T, rtol=1e-5, atol=1e-5)
+
+
+def test_the_limit_without_cublaslt_says_so(monkeypatch):
+    FakeGPU(monkeypatch, cublaslt.CublasLtError("it was not found"))
+    entry = contestant("limit", TINY, "cuda:0")
+    how = "cupy.matmul, launched one by one, since it was not found"
+    assert entry.versions()["products"] == how
+    entry.run(1)
+    for a, b, out in entry._products:
+        np.testing.assert_allclose(out, a @ b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_turn_on_a_gpu_begins_with_a_tenth_of_it():
+    calls = []
+    entry = SimpleNamespace(
+        epochs_per_call=2,
+        reset=lambda: None,
+        run=lambda epochs: (calls.append(epochs), time.sleep(0.001 * epochs), 0.5)[-1],
+    )
+    warm_up = {}
+    for device in ("cpu", "cuda:0"):
+        worker = Worker({"contestant": "torch", "device": device, "precision": "float32"})
+        worker.contestant, worker.workload = entry, TINY
+        reply = worker.calibrate(0.1)
+        assert reply["epochs"] > 40
+        warm_up[device] = reply["warm_up"] / reply["epochs"]
+        worker.warm_up(reply["warm_up"])
+        assert calls[-1] == reply["warm_up"]
+    assert warm_up["cpu"] < 0.05 < warm_up["cuda:0"] <= 0.1
+
+
 def test_what_a_peer_lacks_is_unsupported():
     gelu = custom_workload([3, 4, 1], 8, hidden="gelu")
     for name in ("textbook", "sklearn"):
@@ -154,6 +409,7 @@ def test_the_command_prints_a_table_and_writes_json_and_pictures(run):
     report = json.loads(Path("r/benchmark.json").read_text())
     settings = report["settings"]
     assert (settings["rounds"], settings["seconds_per_round"]) == (2, 0.001)
+    assert settings["precision"] == report["results"][0]["precision"] == "float32"
     environment = report["environment"]
     assert {"numpy", "Python", "platform", "BLAS", "cores", "devices"} <= environment.keys()
     (result,) = report["results"]
@@ -223,6 +479,11 @@ def test_digits_are_trained_to_an_accuracy(run):
         (["small", "--contestants", "torhc"], "contestants: unknown name 'torhc'; did you mean"),
         (["small", "--rounds", "0"], "rounds: expected an integer >= 1, got 0"),
         (["small", "--seconds", "-1"], "seconds: expected a finite number > 0, got -1.0"),
+        (["small", "--precision", "tf33"], "precision: unknown name 'tf33'; did you mean 'tf32'?"),
+        (
+            ["small", "--device", "cpu", "--precision", "tf32"],
+            "precision: expected 'float32' on device 'cpu', got 'tf32', which NVIDIA GPUs have",
+        ),
         (["small", "--device", "gpu"], "device: expected 'cpu', 'cuda', 'cuda:N' or 'auto'"),
     ],
 )
@@ -275,10 +536,37 @@ def test_who_is_missing_crashes_or_hangs_is_reported_and_stops_nobody(capsys):
     assert draw(report)["png"].startswith(b"\x89PNG")
 
 
+def test_kept_processes_serve_all_workloads_and_a_failed_one_is_replaced(monkeypatch):
+    started = []
+    make = benchmark.ContestantProcess
+
+    def start(**job):
+        started.append(job["contestant"])
+        return make(**job)
+
+    monkeypatch.setattr(benchmark, "ContestantProcess", start)
+    gelu = Workload("gelu", (3, 5, 1), "gelu", "sigmoid", 8, nb.SGD(0.1), 2)
+    names = ["nnbackend-reference", "textbook"]
+    report = run_benchmark(
+        [TINY, gelu, DIGITS, TINY], contestants=names, rounds=1, seconds=0.001, keep_processes=True
+    )
+    assert started == [*names, "limit", "textbook"], "the textbook lacks gelu"
+    found = [{e.contestant: e.status for e in result.entries} for result in report.results]
+    ok = dict.fromkeys([*names, "limit"], "ok")
+    assert found[0] == found[3] == ok
+    assert found[1] == {**ok, "textbook": "unsupported"}
+    assert found[2] == dict.fromkeys(names, "ok")
+    for result in report.results:
+        assert all(e.first_seconds is e.startup_seconds is None for e in result.entries)
+    from nnbackend.benchmark_picture import draw
+
+    assert draw(report, ["png"])["png"].startswith(b"\x89PNG")
+
+
 def test_a_process_that_is_killed_says_so_and_leaves_nothing_behind():
-    job = {"contestant": "textbook", "device": "cpu", "workload": TINY.to_dict(), "data": None}
-    process = ContestantProcess(**job)
-    assert process.ask("load", 60)["versions"]["numpy"] == np.__version__
+    process = ContestantProcess(contestant="textbook", device="cpu", precision="float32")
+    load = {"workload": TINY.to_dict(), "data": None}
+    assert process.ask("load", 60, **load)["versions"]["numpy"] == np.__version__
     os.kill(process._process.pid, signal.SIGKILL)
     with pytest.raises(ContestantError, match=r"its process ended \(killed by SIGKILL\)"):
         process.ask("prepare", 60)
@@ -292,13 +580,14 @@ def test_what_a_library_prints_does_not_reach_the_answers():
     code = (
         "import sys; from nnbackend import benchmark_worker as worker\n"
         "load = worker.Worker.load\n"
-        "worker.Worker.load = lambda self: (print('noise'), load(self))[1]\n"
+        "worker.Worker.load = lambda self, **job: (print('noise'), load(self, **job))[1]\n"
         "sys.exit(worker.main())"
     )
-    job = {"contestant": "textbook", "device": "cpu", "workload": TINY.to_dict(), "data": None}
+    job = {"contestant": "textbook", "device": "cpu", "precision": "float32"}
+    load = {"command": "load", "workload": TINY.to_dict(), "data": None}
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(job)],
-        input='{"command": "load"}\n',
+        input=f"{json.dumps(load)}\n",
         capture_output=True,
         text=True,
         timeout=60,
