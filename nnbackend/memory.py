@@ -51,7 +51,7 @@ class Memory:
 
         ``X`` and ``arguments`` are those of ``Network.prepare``.
         """
-        home, n_samples = device_of(X), len(X) if hasattr(X, "__len__") else 1
+        home, n_samples = device_of(X), _n_rows(X)
         rows = min(self._batch_size or n_samples, n_samples)
         # Of each layer pre-activations, activations and gradient; roughly.
         batch = 3 * rows * sum(self._structure.layer_sizes) * self._itemsize
@@ -84,6 +84,14 @@ class Memory:
                 f"{self._batch_size or 'all rows'}), train a smaller network, or end what else "
                 "uses the GPU"
             ) from error
+
+
+def _n_rows(X: Any) -> int:
+    """Return the number of rows of what is not checked yet; one where it has none."""
+    shape = getattr(X, "shape", None)
+    if shape is None:
+        return len(X) if hasattr(X, "__len__") else 1
+    return int(shape[0]) if shape else 1
 
 
 def _gib(n_bytes: float) -> str:
