@@ -509,7 +509,7 @@ BAD_OPTIONS = [
     ({"engine": None}, ["engine: expected a name", "auto", "reference", "got NoneType None"]),
     ({"precision": "half"}, ["precision: expected one of 'float32'", "got 'half'"]),
     ({"precision": None}, ["precision: expected one of 'float32'", "got None"]),
-    ({"precision": "tf32"}, ["precision: 'tf32'", "engine='cuda'", "on cpu", "use 'float32'"]),
+    ({"precision": "tf32"}, ["precision: 'tf32'", "engine='cuda'", "on cpu", "or 'float32'"]),
     ({"early_stopping": True}, ["early_stopping: expected an EarlyStopping", "got True"]),
     ({"early_stopping": 10}, ["early_stopping: expected an EarlyStopping", "got 10"]),
     (
