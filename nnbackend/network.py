@@ -538,7 +538,12 @@ class Network:
         return self._follow(A, X)
 
     def objective(
-        self, loss: str | Loss | None = None, l1: float = 0.0, l2: float = 0.0
+        self,
+        loss: str | Loss | None = None,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        *,
+        penalty_per_sample: bool = False,
     ) -> Objective:
         """Return what training this network with these options minimizes."""
         return Objective(
@@ -546,6 +551,7 @@ class Network:
             loss_function(loss, self._structure.output),
             real("l1", l1, minimum=0.0),
             real("l2", l2, minimum=0.0),
+            penalty_per_sample,
         )
 
     @_on_device

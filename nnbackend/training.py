@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from typing import Any, NoReturn, TypeAlias
 
@@ -12,10 +12,10 @@ import numpy as np
 
 from nnbackend.checks import positive_integer, real
 from nnbackend.core.losses import Loss
-from nnbackend.core.optimizers import Adam, Optimizer
+from nnbackend.core.optimizers import Adam, Optimizer, OptimizerState
 from nnbackend.core.optimizers import optimizer as get_optimizer
 from nnbackend.core.schedules import Clock, as_schedule
-from nnbackend.device import get_device
+from nnbackend.device import Device, get_device
 from nnbackend.engines import Data, Engine, Problem, get_engine, reference_seconds
 from nnbackend.errors import DivergenceError, InputError
 from nnbackend.memory import Memory
@@ -53,6 +53,8 @@ class History:
     peak_device_bytes : int or None
         GPU memory that CuPy's pool held when training ended. Freed blocks stay in the pool, so it
         is the peak, of this training or of what ran before it. None on the CPU.
+    optimizer_state : OptimizerState or None
+        Where the optimizer stands after the last step, for a training that goes on from here.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -63,6 +65,7 @@ class History:
     stopped: str = "completed"
     n_samples: int = 0
     peak_device_bytes: int | None = None
+    optimizer_state: OptimizerState | None = field(default=None, repr=False, compare=False)
 
     @property
     def n_epochs(self) -> int:
@@ -76,8 +79,10 @@ class History:
         return self.n_samples * self.n_epochs / seconds if seconds > 0 else math.nan
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dictionary that JSON can hold."""
-        return asdict(self)
+        """Return all but the optimizer's state as a dictionary that JSON can hold."""
+        facts = asdict(replace(self, optimizer_state=None))
+        del facts["optimizer_state"]
+        return facts
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ def train(
     loss: str | Loss | None = None,
     epochs: int = 50,
     batch_size: int | None = 128,
-    shuffle: bool = True,
+    shuffle: bool | Callable[[], Any] = True,
     seed: int | None = 0,
     sample_weight: Any = None,
     validation_data: tuple[Any, ...] | None = None,
@@ -164,10 +169,12 @@ def train(
     callbacks: Callback | Iterable[Callback] = (),
     l1: float = 0.0,
     l2: float = 0.0,
+    penalty_per_sample: bool = False,
     clip_value: float | None = None,
     clip_norm: float | None = None,
     engine: str = "auto",
     precision: str = "float32",
+    optimizer_state: OptimizerState | None = None,
 ) -> History:
     """Train a network in place: forward propagation, loss, backward propagation, update.
 
@@ -200,8 +207,9 @@ def train(
     batch_size : int or None, default 128
         Examples per step; the last batch of an epoch may be shorter. None, or as many as there are:
         full-batch gradient descent.
-    shuffle : bool, default True
-        Draw a new order of the examples for every epoch.
+    shuffle : bool or callable, default True
+        Draw a new order of the examples for every epoch; a callable is called for each, and returns
+        the order: an array (n_samples,) of row numbers.
     seed : int or None, default 0
         Draws the orders and the dropout masks, on the host. None is a new draw each time.
     sample_weight : array-like (n_samples,), optional
@@ -215,6 +223,9 @@ def train(
         ``state.stop()`` ends the training.
     l1, l2 : float, default 0.0
         Penalties l1 sum(abs(W)) + l2 / 2 sum(W^2) on the weights.
+    penalty_per_sample : bool, default False
+        Divide the penalties by the number of a batch's examples, or by the sum of their weights, as
+        scikit-learn's ``alpha`` is.
     clip_value, clip_norm : float, optional
         Clip each element of the gradient to [-clip_value, clip_value]; scale the whole gradient
         down to the norm clip_norm.
@@ -230,6 +241,9 @@ def train(
         ``"tf32"`` and ``"bfloat16"`` round their operands to 10 and 7 bits behind the point, which
         tensor cores multiply several times faster; they need ``engine="cuda"``. With ``"float32"``
         nothing is ever computed in less.
+    optimizer_state : OptimizerState, optional
+        ``history.optimizer_state`` of the training that this one continues, with the same optimizer
+        and network: step number, moments and velocity go on from there.
 
     Returns
     -------
@@ -268,11 +282,13 @@ def train(
         clip_value = real("clip_value", clip_value, above=0.0)
     if clip_norm is not None:
         clip_norm = real("clip_norm", clip_norm, above=0.0)
-    if not isinstance(shuffle, bool):
-        raise InputError(f"shuffle: expected True or False, got {shuffle!r}")
+    if not (isinstance(shuffle, bool) or callable(shuffle)):
+        raise InputError(f"shuffle: expected True, False or a callable, got {shuffle!r}")
+    if not isinstance(penalty_per_sample, bool):
+        raise InputError(f"penalty_per_sample: expected True or False, got {penalty_per_sample!r}")
     hooks = _callbacks(callbacks)
     device = get_device(net.device)
-    objective = net.objective(loss, l1, l2)
+    objective = net.objective(loss, l1, l2, penalty_per_sample=penalty_per_sample)
     memory = Memory(net, objective, chosen, batch_size)
     with device.activate(), memory.explained():
         data = memory.prepare(X, y, objective.loss, sample_weight)
@@ -293,8 +309,47 @@ def train(
         runner = make_engine(
             problem, device, net.parameters, data, np.random.default_rng(dropout_seed)
         )
+        if optimizer_state is not None:
+            runner.set_optimizer_state(_checked_state(optimizer_state, problem, device))
         loop = _Loop(net, runner, problem, data, validation, early_stopping, hooks, epochs)
-        return loop.run(np.random.default_rng(shuffle_seed) if shuffle else None)
+        draws = shuffle if callable(shuffle) or loop.steps > 1 else False
+        return loop.run(_order(draws, data.n_samples, np.random.default_rng(shuffle_seed)))
+
+
+def _order(shuffle: Any, n_samples: int, rng: np.random.Generator) -> Callable[[], Any] | None:
+    """Return what draws the order of an epoch; None where the rows stay as they are."""
+    if not callable(shuffle):
+        return (lambda: rng.permutation(n_samples)) if shuffle else None
+
+    def draw() -> Any:
+        order = np.asarray(shuffle())
+        # A permutation: anything else would leave rows out, or read beyond the data.
+        if order.shape != (n_samples,) or not np.array_equal(np.sort(order), np.arange(n_samples)):
+            raise InputError(
+                f"shuffle: expected the callable to return the numbers 0 to {n_samples - 1} in "
+                f"some order, got an array of shape {order.shape}"
+            )
+        return order
+
+    return draw
+
+
+def _checked_state(state: Any, problem: Problem, device: Device) -> OptimizerState:
+    """Return an optimizer's state on the device; raise if it is not one of this problem."""
+    if not isinstance(state, OptimizerState):
+        raise InputError(
+            "optimizer_state: expected the optimizer_state of a History, got "
+            f"{type(state).__name__}"
+        )
+    names = problem.optimizer.state_names
+    shapes = [tuple(array.shape) for array in state.arrays]
+    expected = [(problem.objective.structure.n_parameters,)] * len(names)
+    if shapes != expected:
+        raise InputError(
+            f"optimizer_state: expected {len(names)} arrays of {expected[:1] or 'no'} numbers, as "
+            f"{problem.optimizer.name} has for this network, got shapes {shapes}"
+        )
+    return OptimizerState(state.step, tuple(map(device.place, state.arrays)))
 
 
 def _validation(memory: Memory, loss: Loss, validation_data: Any) -> Data | None:
@@ -371,11 +426,9 @@ class _Loop:
         self.best_loss = math.inf
         self.best: Any = None
 
-    def run(self, shuffle_rng: np.random.Generator | None) -> History:
+    def run(self, draw_order: Callable[[], Any] | None) -> History:
         """Run the epochs; whatever ends them, the network gets the parameters it is owed."""
         history, engine = self.history, self.engine
-        if self.steps == 1:
-            shuffle_rng = None
         self.last_good = self._snapshot_to_validate()
         n_epochs = 1
         try:
@@ -383,7 +436,7 @@ class _Loop:
                 start = perf_counter()
                 n_epochs = min(n_epochs, self.epochs - epoch)
                 rates = [self._rates(number) for number in range(epoch, epoch + n_epochs)]
-                orders = self._orders(shuffle_rng, n_epochs)
+                orders = self._orders(draw_order, n_epochs)
                 losses, validation_loss, finite = self._epochs(orders, rates)
                 seconds = (perf_counter() - start) / len(losses)
                 good = losses if finite else losses[:-1]
@@ -407,16 +460,17 @@ class _Loop:
                 engine.restore(self.best)
             self._write_back()
             history.peak_device_bytes = self.device.pool_bytes()
+            history.optimizer_state = engine.optimizer_state
         return history
 
     def _rates(self, epoch: int) -> list[float]:
         clock = Clock(epoch * self.steps, self.steps, self.steps * self.epochs)
         return self.schedule.rates(clock, self.steps, self.schedule_state)
 
-    def _orders(self, rng: np.random.Generator | None, n_epochs: int) -> list[Any] | None:
-        if rng is None:
-            return None
-        return [rng.permutation(self.data.n_samples) for _ in range(n_epochs)]
+    def _orders(self, draw: Callable[[], Any] | None, n_epochs: int) -> list[Any] | None:
+        orders = None if draw is None else [draw() for _ in range(n_epochs)]
+        # That of a full batch's rows changes nothing.
+        return None if self.steps == 1 else orders
 
     def _record(
         self,

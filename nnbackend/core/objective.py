@@ -26,12 +26,16 @@ class Objective:
         A loss that fits its output.
     l1, l2 : float
         Strengths of the penalties l1 sum(abs(W)) + l2 / 2 sum(W^2).
+    penalty_per_sample : bool
+        Whether the penalties are divided by the number of a batch's examples, or by the sum of
+        their weights, as scikit-learn's ``alpha`` is.
     """
 
     structure: Structure
     loss: Loss
     l1: float = 0.0
     l2: float = 0.0
+    penalty_per_sample: bool = False
 
     @property
     def is_penalized(self) -> bool:
@@ -63,7 +67,8 @@ class Objective:
         value = self.data_loss(xp, parameters, X, y, sample_weight)
         if self.is_penalized:
             weights, _ = self.structure.unflatten(xp, parameters)
-            value = value + penalty(xp, weights, self.l1, self.l2)[0]
+            extra = penalty(xp, weights, self.l1, self.l2)[0]
+            value = value + extra * self._penalty_scale(xp, X, sample_weight)
         return value
 
     def value_and_gradient(
@@ -101,6 +106,15 @@ class Objective:
         )
         if self.is_penalized:
             extra, penalty_gradients = penalty(xp, weights, self.l1, self.l2)
-            value = value + extra
-            dW = [g + p for g, p in zip(dW, penalty_gradients, strict=True)]
+            scale = self._penalty_scale(xp, X, sample_weight)
+            value = value + extra * scale
+            dW = [g + p * scale for g, p in zip(dW, penalty_gradients, strict=True)]
         return value, self.structure.flatten(xp, dW, db)
+
+    def _penalty_scale(self, xp: Namespace, X: Array, sample_weight: Array | None) -> Array | float:
+        if not self.penalty_per_sample:
+            return 1.0
+        if sample_weight is None:
+            return 1.0 / float(X.shape[-2])
+        total = xp.sum(sample_weight)
+        return 1.0 / xp.where(total > 0, total, xp.ones_like(total))

@@ -16,14 +16,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from nnbackend.checks import lookup, real
 from nnbackend.core.schedules import Schedule
 from nnbackend.core.types import Array, Namespace
 from nnbackend.errors import InputError
 
-__all__ = ["OPTIMIZERS", "SGD", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop", "optimizer"]
+__all__ = [
+    "OPTIMIZERS",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "OptimizerState",
+    "RMSprop",
+    "optimizer",
+]
 
 State: TypeAlias = tuple[Array, ...]
 Coefficients: TypeAlias = tuple[Any, ...]
@@ -31,6 +41,21 @@ Coefficients: TypeAlias = tuple[Any, ...]
 _FRACTION = {"minimum": 0.0, "below": 1.0}
 _NOT_NEGATIVE = {"minimum": 0.0}
 _POSITIVE = {"above": 0.0}
+
+
+class OptimizerState(NamedTuple):
+    """Where an optimizer stands between two steps: what a training that goes on begins with.
+
+    Attributes
+    ----------
+    step : int
+        Steps that were taken.
+    arrays : tuple of arrays (n_parameters,)
+        Its state, as ``Optimizer.state_names`` says.
+    """
+
+    step: int
+    arrays: State
 
 
 class Optimizer(ABC):

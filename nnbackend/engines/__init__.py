@@ -18,7 +18,7 @@ import numpy as np
 
 from nnbackend.checks import lookup
 from nnbackend.core.objective import Objective
-from nnbackend.core.optimizers import Optimizer
+from nnbackend.core.optimizers import Optimizer, OptimizerState
 from nnbackend.core.types import Array
 from nnbackend.device import Device
 from nnbackend.engines.reference import ReferenceEngine
@@ -89,6 +89,13 @@ class Engine(Protocol):
     @property
     def parameters(self) -> Array:
         """The current flat parameter vector."""
+
+    @property
+    def optimizer_state(self) -> OptimizerState:
+        """Where the optimizer stands: arrays that later steps do not change."""
+
+    def set_optimizer_state(self, state: OptimizerState) -> None:
+        """Let the optimizer go on from there; before the first step."""
 
     def run_epochs(
         self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nnbackend.core.optimizers import OptimizerState
 from nnbackend.core.propagation import CACHED_ELEMENTS as _BLOCK_ELEMENTS
 from nnbackend.core.types import Array
 from nnbackend.engines.formulas import hidden_kinds, is_in_place, is_label_target
@@ -114,6 +115,19 @@ class CpuEngine:
     def parameters(self) -> Array:
         """The current flat parameter vector."""
         return self._parameters
+
+    @property
+    def optimizer_state(self) -> OptimizerState:
+        """Where the optimizer stands, a copy."""
+        names = self._problem.optimizer.state_names
+        arrays = tuple(array.copy() for array in self._state[: len(names)])
+        return OptimizerState(self._step, arrays)
+
+    def set_optimizer_state(self, state: OptimizerState) -> None:
+        """Let the optimizer go on from there; before the first step."""
+        self._step = state.step
+        for own, given in zip(self._state, state.arrays, strict=False):
+            own[:] = given
 
     def run_epochs(
         self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]

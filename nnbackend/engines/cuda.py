@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from nnbackend.core.optimizers import OptimizerState
 from nnbackend.core.types import Array
 from nnbackend.engines.cuda_runtime import CudaExecutor
 from nnbackend.engines.cuda_source import CudaKernels
@@ -151,6 +152,22 @@ class CudaEngine:
         """The current flat parameter vector, a copy."""
         with self._executor.ordered():
             return self._program.layout.pack(self._xp, self._executor.buffers["parameters"])
+
+    @property
+    def optimizer_state(self) -> OptimizerState:
+        """Where the optimizer stands, a copy."""
+        buffers, pack = self._executor.buffers, self._program.layout.pack
+        names = [f"state{i}" for i in range(len(self._problem.optimizer.state_names))]
+        with self._executor.ordered():
+            arrays = tuple(pack(self._xp, buffers[name]) for name in names)
+        return OptimizerState(self._step, arrays)
+
+    def set_optimizer_state(self, state: OptimizerState) -> None:
+        """Let the optimizer go on from there; before the first step."""
+        self._step = state.step
+        with self._executor.ordered():
+            for i, array in enumerate(state.arrays):
+                self._write(f"state{i}", array)
 
     def run_epochs(
         self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]

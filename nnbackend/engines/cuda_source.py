@@ -403,8 +403,10 @@ __device__ bool is_bias(int64 i, const int64* biases, int n_layers) {
 _REDUCE = r"""
 KERNEL reduce_@NUMBER@(
     const real* p, const real* g, const real* hyper, real* scalars, int64 n, const int64* biases,
-    int n_layers, double* partial, unsigned* arrived
+    int n_layers, int rows, int is_weighted, const double* batch_weight, double* partial,
+    unsigned* arrived
 ) {
+@SCALE@
 @NUMBERS@
     real total = @START@;
     for (int64 i = (int64)blockIdx.x * THREADS + threadIdx.x; i < n;
@@ -428,6 +430,7 @@ KERNEL update(
 ) {
     const int64 step = counters[STEP] - 1;
 @COEFFICIENTS@
+@SCALE@
 @NUMBERS@
     for (int64 i = (int64)blockIdx.x * THREADS + threadIdx.x; i < n;
          i += (int64)gridDim.x * THREADS) {
@@ -643,6 +646,7 @@ class CudaKernels:
                 NUMBER=number,
                 OPERATION="Max" if node.operation == "max" else "Sum",
                 START="(real)-INFINITY" if node.operation == "max" else "(real)0",
+                SCALE=_penalty_scale(problem),
                 NUMBERS=numbers,
                 FORMULA=formula,
             )
@@ -656,6 +660,7 @@ class CudaKernels:
             _UPDATE,
             STATES="".join(f" real* s{i}," for i in range(len(names))),
             COEFFICIENTS=step_scalars(problem, outputs, " " * 4),
+            SCALE=_penalty_scale(problem),
             NUMBERS=numbers,
             FORMULA=formula,
             PENALTY=_PENALTY if is_penalized else "",
@@ -706,6 +711,9 @@ def update_outputs(problem: Problem, index: str, is_weight: str) -> Outputs:
     if objective.is_penalized:
         value, slope = penalty_elements(RECORDER, p, objective.l1, objective.l2)
         condition = symbol(is_weight, dtype="bool")
+        if objective.penalty_per_sample:
+            scale = symbol("penalty_scale", varies=False)
+            value, slope = value * scale, slope * scale
         penalty = [("penalty +=", RECORDER.where(condition, value, 0.0))]
         gradient = gradient + RECORDER.where(condition, slope, 0.0)
     if problem.clip_value is not None:
@@ -726,6 +734,16 @@ def step_scalars(problem: Problem, outputs: Outputs, indent: str) -> str:
     if problem.objective.is_penalized:
         lines.append(f"{indent}real penalty = 0;")
     return "\n".join(lines)
+
+
+def _penalty_scale(problem: Problem) -> str:
+    """Return the definition of what penalties are multiplied with, if that is not 1."""
+    if not (problem.objective.is_penalized and problem.objective.penalty_per_sample):
+        return ""
+    return (
+        "    const double total = is_weighted ? *batch_weight : (double)rows;\n"
+        "    const real penalty_scale = (real)(1.0 / (total > 0 ? total : 1.0));"
+    )
 
 
 def fill(template: str, **parts: object) -> str:

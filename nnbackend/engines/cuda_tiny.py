@@ -442,7 +442,10 @@ class TinyPlanner:
             step_scalars(self._problem, outputs, " " * 12),
             *printer.row(outputs, "SIZE", " " * 12),
         ]
-        if self._problem.objective.is_penalized:
+        objective = self._problem.objective
+        if objective.is_penalized and objective.penalty_per_sample:
+            lines.insert(0, "            const real penalty_scale = (real)(1.0 / divisor);")
+        if objective.is_penalized:
             lines.append("            mean += block_reduce<Sum>((double)penalty);")
         lines.append("            __syncthreads();")
         self.hyperparameters += numbers.values()

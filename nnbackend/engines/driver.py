@@ -100,7 +100,7 @@ def run(  # noqa: C901, PLR0912 - one text, which is compiled as it stands
                     dZ = Z[last][:n] if layer == last else D[layer][:n]
                     k.product(H[layer - 1][:n].T, dZ, gW[layer])
                 for layer in range(len(W)):
-                    loss += k.penalize(W[layer], gW[layer], hyper)
+                    loss += k.penalize(W[layer], gW[layer], divisor, hyper)
                 k.clip(gradient, hyper)
                 k.update(parameters, gradient, state, coefficients[step], hyper)
                 step += 1

@@ -625,19 +625,18 @@ class Planner:
         vectors = (self._flat("parameters"), self._flat("gradient"))
         hyper, scalars = self._one("hyper"), self._one("scalars")
         biases, partial, arrived = map(self._one, ("biases", "partial", "arrived"))
-        launches: list[Launch] = [
-            Kernel(
-                name, grid, block, (*vectors, hyper, scalars, n, biases, n_layers, partial, arrived)
-            )
-            for name in self._reductions
-        ]
+        weights = (rows, int(self._weighted), self._one("batch_weight"))
+        arguments: tuple[Matrix | Vector | int | float, ...] = (
+            *vectors, hyper, scalars, n, biases, n_layers, *weights, partial, arrived,
+        )  # fmt: skip
+        launches: list[Launch] = [Kernel(name, grid, block, arguments) for name in self._reductions]
         count = len(self._problem.optimizer.state_names)
         states = (self._flat(f"state{i}") for i in range(count))
         operands = self._one("operands" if self._is_bfloat16 else "parameters")
-        arguments: tuple[Matrix | Vector | int | float, ...] = (
+        arguments = (
             *vectors, *states, operands, hyper, scalars, self._one("coefficients"),
-            self._one("counters"), n, biases, n_layers, rows, int(self._weighted),
-            self._one("batch_weight"), self._one("sums"), partial, arrived,
+            self._one("counters"), n, biases, n_layers, *weights,
+            self._one("sums"), partial, arrived,
         )  # fmt: skip
         return [*launches, Kernel("update", grid, block, arguments)]
 

@@ -352,11 +352,15 @@ class Kernels:
         lines = ["    total = 0.0"]
         if objective.is_penalized:
             value, gradient = penalty_elements(RECORDER, symbol("w[k]"), objective.l1, objective.l2)
+            if objective.penalty_per_sample:
+                scale = symbol("scale", varies=False)
+                value, gradient = value * scale, gradient * scale
             lines += [
+                "    scale = F(1.0 / divisor)",
                 "    w, g = W.reshape(W.size), gW.reshape(W.size)",
                 *self._vector([("total +=", value), ("g[k] +=", gradient)], "w.shape[0]"),
             ]
-        return _JIT_SUMS, "W, gW, hyper", [*lines, "    return total"]
+        return _JIT_SUMS, "W, gW, divisor, hyper", [*lines, "    return total"]
 
     def _clip(self) -> tuple[str, str, list[str]]:
         lines = []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nnbackend.core.optimizers import OptimizerState
 from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, dropout_mask
 from nnbackend.core.types import Array
 
@@ -57,6 +58,15 @@ class ReferenceEngine:
     def parameters(self) -> Array:
         """The current flat parameter vector."""
         return self._parameters
+
+    @property
+    def optimizer_state(self) -> OptimizerState:
+        """Where the optimizer stands."""
+        return OptimizerState(self._step, self._state)
+
+    def set_optimizer_state(self, state: OptimizerState) -> None:
+        """Let the optimizer go on from there; before the first step."""
+        self._step, self._state = state
 
     def run_epochs(
         self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]
