@@ -19,8 +19,10 @@ if TYPE_CHECKING:
         ModelFileError,
         NNBackendError,
     )
+    from nnbackend.estimators import MLPClassifier, MLPRegressor
     from nnbackend.gradient_check import GradientReport, check_gradients
     from nnbackend.network import Gradients, Network
+    from nnbackend.onnx_export import export_onnx
     from nnbackend.persistence import load, save
     from nnbackend.training import EarlyStopping, History, TrainingState, train
 
@@ -41,6 +43,8 @@ __all__ = [
     "Gradients",
     "History",
     "InputError",
+    "MLPClassifier",
+    "MLPRegressor",
     "MissingDependencyError",
     "ModelFileError",
     "NNBackendError",
@@ -50,6 +54,7 @@ __all__ = [
     "__version__",
     "check_gradients",
     "devices",
+    "export_onnx",
     "load",
     "losses",
     "register_activation",
@@ -73,8 +78,10 @@ _HOMES = {
         "ModelFileError",
         "NNBackendError",
     ),
+    "nnbackend.estimators": ("MLPClassifier", "MLPRegressor"),
     "nnbackend.gradient_check": ("GradientReport", "check_gradients"),
     "nnbackend.network": ("Gradients", "Network"),
+    "nnbackend.onnx_export": ("export_onnx",),
     "nnbackend.persistence": ("load", "save"),
     "nnbackend.training": ("EarlyStopping", "History", "TrainingState", "train"),
 }

@@ -1,0 +1,762 @@
+"""``MLPClassifier`` and ``MLPRegressor``: scikit-learn's estimators, trained by nnbackend.
+
+They are subclasses of scikit-learn's own, so parameters, attributes, validation, labels, warnings
+and ``partial_fit`` are its own, too. What is replaced is what computes: training is a call of
+``train`` (or SciPy's L-BFGS on the network's objective), and prediction is the network's. With the
+same ``random_state`` the same initial weights and batches are drawn as there, and the optimizers are
+those of scikit-learn, so the fitted coefficients agree to rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import scipy.optimize
+import scipy.sparse
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import get_scorer
+from sklearn.model_selection import train_test_split
+from sklearn.neural_network import MLPClassifier as _Classifier
+from sklearn.neural_network import MLPRegressor as _Regressor
+from sklearn.utils import compute_sample_weight, shuffle
+
+from nnbackend.core import losses
+from nnbackend.core.activations import Activation
+from nnbackend.core.losses import Loss
+from nnbackend.core.optimizers import Coefficients, Optimizer, OptimizerState, State
+from nnbackend.core.schedules import Clock, Schedule
+from nnbackend.core.types import Array, Namespace
+from nnbackend.device import get_device
+from nnbackend.errors import DivergenceError, InputError
+from nnbackend.network import Network
+from nnbackend.training import TrainingState, train
+
+__all__ = ["MLPClassifier", "MLPRegressor"]
+
+_Array = np.ndarray[Any, Any]
+_Targets = tuple[Any, Any, Any]
+
+
+@dataclass(frozen=True)
+class _SGD(Optimizer):
+    """scikit-learn's: the rate is a part of the velocity, v := momentum v - rate g."""
+
+    name: ClassVar[str] = "sgd"
+    learning_rate: float | Schedule
+    momentum: float
+    nesterov: bool
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        return ("velocity",)
+
+    def coefficients(self, learning_rate: Any, step: Any) -> Coefficients:
+        del step
+        return (learning_rate,)
+
+    def update(
+        self,
+        xp: Namespace,
+        parameters: Array,
+        gradient: Array,
+        state: State,
+        coefficients: Coefficients,
+    ) -> tuple[Array, State]:
+        del xp
+        descent = coefficients[0] * gradient
+        velocity = self.momentum * state[0] - descent
+        change = self.momentum * velocity - descent if self.nesterov else velocity
+        return parameters + change, (velocity,)
+
+
+@dataclass(frozen=True)
+class _Adam(Optimizer):
+    """scikit-learn's: as in section 2 of the paper, epsilon is added to the uncorrected root."""
+
+    name: ClassVar[str] = "adam"
+    learning_rate: float | Schedule
+    beta1: float
+    beta2: float
+    epsilon: float
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        return ("mean", "mean_square")
+
+    def coefficients(self, learning_rate: Any, step: Any) -> Coefficients:
+        return (learning_rate * (1.0 - self.beta2**step) ** 0.5 / (1.0 - self.beta1**step),)
+
+    def update(
+        self,
+        xp: Namespace,
+        parameters: Array,
+        gradient: Array,
+        state: State,
+        coefficients: Coefficients,
+    ) -> tuple[Array, State]:
+        mean = self.beta1 * state[0] + (1.0 - self.beta1) * gradient
+        mean_square = self.beta2 * state[1] + (1.0 - self.beta2) * gradient * gradient
+        change = coefficients[0] * mean / (xp.sqrt(mean_square) + self.epsilon)
+        return parameters - change, (mean, mean_square)
+
+
+@dataclass(frozen=True)
+class _MeanSquaredError(Loss):
+    """Half the squared error: its value a mean over the outputs, its gradient that of their sum."""
+
+    name: ClassVar[str] = "squared_error"
+    output: ClassVar[str] = "identity"
+    n_outputs: int
+
+    def elements(self, xp: Namespace, Z: Array, Y: Array) -> tuple[Array, Array]:
+        del xp
+        residual = Z - Y
+        return 0.5 * residual * residual / float(self.n_outputs), residual
+
+
+@dataclass(frozen=True)
+class _PoissonDeviance(losses.Poisson):
+    """Half the Poisson deviance: the loss without its constant, which depends on Y alone."""
+
+    def elements(self, xp: Namespace, Z: Array, Y: Array) -> tuple[Array, Array]:
+        element, derivative = super().elements(xp, Z, Y)
+        one = xp.ones_like(Y)
+        is_positive = Y > 0
+        constant = xp.where(is_positive, Y * xp.log(xp.where(is_positive, Y, one)) - Y, 0.0 * one)
+        return element + constant, derivative
+
+
+class _Rate(Schedule):
+    """The rate of the coming epoch, which whoever watches the training sets."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def rate(self, clock: Clock, state: Any = None) -> float:
+        del clock, state
+        return self.value
+
+
+class _Estimator:
+    """What both estimators do instead of scikit-learn's code; a mixin before its classes."""
+
+    _own_constraints: ClassVar[dict[str, list[Any]]] = {
+        "activation": [str, "array-like", Activation],
+        "optimizer": [str, Optimizer, None],
+        "dropout": ["array-like", float, int],
+        "clip_norm": [float, int, None],
+        "scoring": [str, callable, None],
+        "callbacks": ["array-like", callable, None],
+        "device": [str],
+        "engine": [str],
+        "precision": [str],
+    }
+
+    @contextlib.contextmanager
+    def _validating_on(self, X_val: Any, y_val: Any) -> Iterator[None]:
+        """Keep the caller's validation data while the model is fitted."""
+        if (X_val is None) != (y_val is None):
+            raise InputError("X_val, y_val: expected both or neither")
+        self._given_validation = None if X_val is None else (X_val, y_val)
+        try:
+            yield
+        finally:
+            del self._given_validation
+
+    def _network(self) -> Network:
+        """Return the network of the coefficients, on the device."""
+        sizes = [len(self.coefs_[0]), *(len(b) for b in self.intercepts_)]
+        net = Network(
+            sizes,
+            hidden=self.activation if len(sizes) > 2 else (),
+            output=self.out_activation_,
+            initializer="zeros",
+            dropout=self.dropout if len(sizes) > 2 else 0.0,
+            dtype=str(self.coefs_[0].dtype),
+            device=self.device,
+        )
+        net.set_parameters(self.coefs_, self.intercepts_)
+        return net
+
+    def _take_parameters(self, net: Network) -> None:
+        to_numpy = get_device(net.device).to_numpy
+        self.coefs_ = [np.array(to_numpy(W)) for W in net.weights]
+        self.intercepts_ = [np.array(to_numpy(b)) for b in net.biases]
+
+    def _options(self) -> dict[str, Any]:
+        """Return what ``train`` takes as it stands."""
+        return {
+            "l2": self.alpha,
+            "penalty_per_sample": True,
+            "clip_norm": self.clip_norm,
+            "engine": self.engine,
+            "precision": self.precision,
+        }
+
+    def _fit_stochastic(
+        self, X: Any, y: Any, sample_weight: Any, *more: Any
+    ) -> None:
+        incremental = more[-1]
+        training, validation = self._split(X, y, sample_weight, incremental)
+        is_new = not incremental or not hasattr(self, "_optimizer_state")
+        if is_new:
+            self._optimizer_state = None
+            self._rate = float(self.learning_rate_init)
+        rate = _Rate(self._rate)
+        n_samples = training[0].shape[0]
+        rows = np.arange(n_samples)
+
+        def draw() -> _Array:
+            # As there, an epoch's order is drawn out of that before.
+            nonlocal rows
+            rows = shuffle(rows, random_state=self._random_state)
+            return rows
+
+        net = self._network()
+        watch = _Watch(self, rate, n_samples, validation, incremental)
+        self.n_iter_ = 0
+        if self._given() is not None:
+            self.validation_loss_curve_ = []
+        try:
+            history = train(
+                net,
+                training[0],
+                self._targets(training[1]),
+                optimizer=self._optimizer_of(rate),
+                loss=self._loss(),
+                epochs=1 if incremental else self.max_iter,
+                batch_size=self._rows_per_batch(n_samples),
+                shuffle=draw if self.shuffle else False,
+                seed=self._random_state.randint(2**31) if np.any(self.dropout) else 0,
+                sample_weight=training[2],
+                validation_data=self._validation_data(),
+                callbacks=watch,
+                optimizer_state=self._optimizer_state,
+                **self._options(),
+            )
+        except DivergenceError as error:
+            if not self.early_stopping:
+                raise ValueError(
+                    "Solver produced non-finite parameter weights. The input data may contain "
+                    f"large values and need to be preprocessed: {error}"
+                ) from error
+            # A score that cannot be computed ends the search for a better one.
+            self.validation_scores_.append(np.nan)
+        else:
+            self._optimizer_state = _on_host(history.optimizer_state, net)
+            if history.stopped == "interrupted":
+                warnings.warn("Training interrupted by user.", stacklevel=2)
+        self._rate = rate.value
+        if self.early_stopping:
+            self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
+        else:
+            self._take_parameters(net)
+        if self.n_iter_ == self.max_iter and not watch.is_converged and not incremental:
+            warnings.warn(
+                f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the "
+                "optimization hasn't converged yet.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+
+    def _fit_lbfgs(self, X: Any, y: Any, sample_weight: Any, *_more: Any) -> None:
+        net = self._network()
+        device, dtype = get_device(net.device), net.parameters.dtype
+        objective = net.objective(self._loss(), l2=self.alpha, penalty_per_sample=True)
+        data = net.prepare(_dense(X), self._targets(y), objective.loss, sample_weight)
+
+        def evaluate(x: _Array) -> tuple[float, _Array]:
+            parameters = device.place(x.astype(str(dtype)))
+            value, gradient = objective.value_and_gradient(device.xp, parameters, *data)
+            return float(value), device.to_numpy(gradient).astype(np.float64)
+
+        start = device.to_numpy(net.parameters).astype(np.float64)
+        options = {"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol}
+        with device.activate(), np.errstate(over="ignore", invalid="ignore"):
+            result = scipy.optimize.minimize(
+                evaluate, start, method="L-BFGS-B", jac=True, options=options
+            )
+        if result.status != 0:
+            warnings.warn(
+                f"lbfgs failed to converge after {result.nit} iteration(s) (status="
+                f"{result.status}): {result.message}; increase max_iter or scale the data",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        if self.verbose:
+            print(f"lbfgs: {result.nit} iterations, loss = {result.fun:.8f}")
+        # SciPy may report one iteration more than it was allowed.
+        self.n_iter_ = min(result.nit, self.max_iter)
+        self.loss_ = result.fun
+        net.parameters[...] = device.place(result.x.astype(str(dtype)))
+        self._take_parameters(net)
+
+    def _forward_pass_fast(self, X: Any, check_input: bool = True) -> _Array:
+        if check_input:
+            X = self._check_features(X)
+        result: _Array = self._network().forward(_dense(X))
+        return result
+
+    def _check_features(self, X: Any) -> Any:
+        from sklearn.utils.validation import validate_data
+
+        return validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
+
+    def _split(
+        self, X: Any, y: Any, sample_weight: Any, incremental: bool
+    ) -> tuple[_Targets, _Targets | None]:
+        """Return training and, for early stopping, validation data."""
+        X = _dense(X)
+        if not self.early_stopping:
+            return (X, y, sample_weight), None
+        if incremental:
+            raise ValueError("partial_fit does not support early_stopping=True")
+        given = self._given()
+        if given is not None:
+            return (X, y, sample_weight), (*given, None)
+        parts = [X, y] if sample_weight is None else [X, y, sample_weight]
+        halves = train_test_split(
+            *parts,
+            random_state=self._random_state,
+            test_size=self.validation_fraction,
+            stratify=self._strata(y),
+        )
+        training, held_out = halves[::2], halves[1::2]
+        if len(held_out[0]) < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of "
+                "your dataset."
+            )
+        weights = (None, None) if sample_weight is None else (training[2], held_out[2])
+        return (
+            (training[0], training[1], weights[0]),
+            (held_out[0], self._labels(held_out[1]), weights[1]),
+        )
+
+    def _given(self) -> tuple[Any, Any] | None:
+        return getattr(self, "_given_validation", None)
+
+    def _validation_data(self) -> tuple[Any, Any] | None:
+        """Return the caller's validation data in the form that ``train`` takes."""
+        given = self._given()
+        if given is None:
+            return None
+        return _dense(self._check_features(given[0])), self._targets(self._encoded(given[1]))
+
+    def _rows_per_batch(self, n_samples: int) -> int:
+        if self.batch_size == "auto":
+            return min(200, n_samples)
+        if self.batch_size > n_samples:
+            warnings.warn(
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be "
+                "clipped",
+                stacklevel=3,
+            )
+        return int(min(self.batch_size, n_samples))
+
+    def _optimizer_of(self, rate: _Rate) -> str | Optimizer:
+        if self.optimizer is not None:
+            chosen: str | Optimizer = self.optimizer
+            return chosen
+        if self.solver == "sgd":
+            return _SGD(rate, float(self.momentum), bool(self.nesterovs_momentum))
+        return _Adam(rate, float(self.beta_1), float(self.beta_2), float(self.epsilon))
+
+    def _score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        if self.scoring is None:
+            score: float = super()._score(X, y, sample_weight=sample_weight)  # type: ignore[misc]
+            return score
+        with warnings.catch_warnings():
+            # Validation data has lost the names that the training data had.
+            warnings.filterwarnings("ignore", "X does not have valid feature names", UserWarning)
+            weight = {} if sample_weight is None else {"sample_weight": sample_weight}
+            return float(get_scorer(self.scoring)(self, X, y, **weight))
+
+
+class _Watch:
+    """What happens after every epoch: curves, the search for a better score, and the rate."""
+
+    def __init__(
+        self,
+        model: Any,
+        rate: _Rate,
+        n_samples: int,
+        validation: _Targets | None,
+        incremental: bool,
+    ) -> None:
+        self._model, self._rate, self._n_samples = model, rate, n_samples
+        self._validation = validation or (None, None, None)
+        self._incremental = incremental
+        self._hooks = _callbacks(model.callbacks)
+        self.is_converged = False
+
+    def __call__(self, state: TrainingState) -> None:
+        model = self._model
+        model.n_iter_ += 1
+        model.t_ += self._n_samples
+        model.loss_ = state.history.loss[-1]
+        model.loss_curve_.append(model.loss_)
+        if state.history.validation_loss:
+            model.validation_loss_curve_.append(state.history.validation_loss[-1])
+        if model.verbose:
+            print(f"Iteration {model.n_iter_}, loss = {model.loss_:.8f}")
+        if model.early_stopping:
+            model._take_parameters(state.network)  # noqa: SLF001 - the other half of it
+        model._update_no_improvement_count(model.early_stopping, *self._validation)  # noqa: SLF001
+        if model.solver == "sgd" and model.learning_rate == "invscaling":
+            self._rate.value = float(model.learning_rate_init) / (model.t_ + 1) ** model.power_t
+        if model._no_improvement_count > model.n_iter_no_change:  # noqa: SLF001
+            self._stop_or_slow_down(state)
+        for hook in self._hooks:
+            hook(state)
+
+    def _stop_or_slow_down(self, state: TrainingState) -> None:
+        """End the training, or take a fifth of the rate where it is adaptive."""
+        model = self._model
+        what = "Validation score" if model.early_stopping else "Training loss"
+        message = (
+            f"{what} did not improve more than tol={model.tol:f} for {model.n_iter_no_change} "
+            "consecutive epochs."
+        )
+        is_adaptive = model.solver == "sgd" and model.learning_rate == "adaptive"
+        if is_adaptive and self._rate.value > 1e-6:
+            self._rate.value /= 5.0
+            model._no_improvement_count = 0  # noqa: SLF001
+            if model.verbose:
+                print(f"{message} Setting learning rate to {self._rate.value:f}")
+            return
+        if model.verbose:
+            print(f"{message} {'Learning rate too small.' if is_adaptive else ''} Stopping.")
+        self.is_converged = True
+        state.stop()
+
+
+def _callbacks(given: Any) -> Sequence[Callable[[TrainingState], object]]:
+    if given is None:
+        return ()
+    return (given,) if callable(given) else tuple(given)
+
+
+def _on_host(state: OptimizerState | None, net: Network) -> OptimizerState | None:
+    """Return an optimizer's state in NumPy arrays, which can be pickled anywhere."""
+    if state is None:
+        return None
+    to_numpy = get_device(net.device).to_numpy
+    return OptimizerState(state.step, tuple(np.array(to_numpy(array)) for array in state.arrays))
+
+
+def _dense(X: Any) -> Any:
+    return X.toarray() if scipy.sparse.issparse(X) else X
+
+
+class MLPClassifier(_Estimator, _Classifier):  # type: ignore[misc]
+    """scikit-learn's ``MLPClassifier``, trained by nnbackend, on the CPU or a GPU.
+
+    Every parameter, attribute and method of ``sklearn.neural_network.MLPClassifier`` is there, and
+    with the same ``random_state`` the coefficients are the same up to rounding. These are added:
+
+    Parameters
+    ----------
+    activation : str or sequence of str, default "relu"
+        Any hidden activation of nnbackend, or one for each hidden layer.
+    optimizer : str or Optimizer, optional
+        Of nnbackend, such as ``nb.AdamW(nb.schedules.OneCycle(1e-2))``, in place of the solver's;
+        ``learning_rate``, ``learning_rate_init``, momenta and ``epsilon`` are its own then.
+    label_smoothing : float, default 0.0
+        Of softmax cross-entropy, for three and more classes.
+    class_weight : dict or "balanced", optional
+        Weights of the classes, which multiply the sample weights; "balanced": inversely
+        proportional to their frequencies.
+    dropout : float or sequence of float, default 0.0
+        Rates of the hidden layers.
+    clip_norm : float, optional
+        Bound on the norm of the gradient.
+    scoring : str or callable, optional
+        The scorer of early stopping; by default accuracy.
+    callbacks : callable or sequence of callables, optional
+        Called as ``callback(state)`` after every epoch, with a ``nb.TrainingState``.
+    device : str, default "cpu"
+        ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
+    engine, precision : str
+        As for ``nb.train``.
+
+    Attributes
+    ----------
+    validation_loss_curve_ : list of float
+        The loss on the validation data that ``fit`` was given, after every epoch.
+
+    Examples
+    --------
+    >>> import nnbackend as nb
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> X, y = load_iris(return_X_y=True)
+    >>> mlp = nb.MLPClassifier((16,), solver="lbfgs", alpha=1.0, random_state=0)
+    >>> make_pipeline(StandardScaler(), mlp).fit(X, y).score(X, y) > 0.95
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **_Classifier._parameter_constraints,  # noqa: SLF001 - as subclasses do there
+        **_Estimator._own_constraints,
+        "class_weight": [dict, str, None],
+        "label_smoothing": [float, int],
+    }
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Any = (100,),
+        activation: Any = "relu",
+        *,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: Any = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: Any = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: int = 10,
+        max_fun: int = 15000,
+        optimizer: Any = None,
+        label_smoothing: float = 0.0,
+        class_weight: Any = None,
+        dropout: Any = 0.0,
+        clip_norm: float | None = None,
+        scoring: Any = None,
+        callbacks: Any = None,
+        device: str = "cpu",
+        engine: str = "auto",
+        precision: str = "float32",
+    ) -> None:
+        super().__init__(
+            hidden_layer_sizes=hidden_layer_sizes,
+            activation=activation,
+            solver=solver,
+            alpha=alpha,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            learning_rate_init=learning_rate_init,
+            power_t=power_t,
+            max_iter=max_iter,
+            shuffle=shuffle,
+            random_state=random_state,
+            tol=tol,
+            verbose=verbose,
+            warm_start=warm_start,
+            momentum=momentum,
+            nesterovs_momentum=nesterovs_momentum,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=epsilon,
+            n_iter_no_change=n_iter_no_change,
+            max_fun=max_fun,
+        )
+        self.optimizer = optimizer
+        self.label_smoothing = label_smoothing
+        self.class_weight = class_weight
+        self.dropout = dropout
+        self.clip_norm = clip_norm
+        self.scoring = scoring
+        self.callbacks = callbacks
+        self.device = device
+        self.engine = engine
+        self.precision = precision
+
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, X_val: Any = None, y_val: Any = None
+    ) -> MLPClassifier:
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix (n_samples, n_features)
+            The examples; sparse ones are made dense.
+        y : array-like (n_samples,) or (n_samples, n_outputs)
+            Class labels, or a matrix of 0 and 1 for several labels at once.
+        sample_weight : array-like (n_samples,), optional
+            Weights >= 0.
+        X_val, y_val : array-likes, optional
+            Validation data, whose loss is recorded in ``validation_loss_curve_``, and which decides
+            early stopping in place of a part of the training data.
+
+        Returns
+        -------
+        MLPClassifier
+        """
+        with self._validating_on(X_val, y_val):
+            return super().fit(X, y, self._with_class_weight(y, sample_weight))  # type: ignore[no-any-return]
+
+    def _with_class_weight(self, y: Any, sample_weight: Any) -> Any:
+        if self.class_weight is None:
+            return sample_weight
+        weight = compute_sample_weight(self.class_weight, y)
+        return weight if sample_weight is None else weight * np.asarray(sample_weight)
+
+    def _loss(self) -> Loss:
+        if self.out_activation_ == "softmax":
+            return losses.SoftmaxCrossEntropy(label_smoothing=self.label_smoothing)
+        return losses.BinaryCrossEntropy()
+
+    def _targets(self, y: _Array) -> _Array:
+        return y.argmax(axis=1) if self.out_activation_ == "softmax" else y
+
+    def _encoded(self, y: Any) -> _Array:
+        encoded: _Array = self._label_binarizer.transform(y)
+        return encoded
+
+    def _labels(self, y: _Array) -> _Array:
+        labels: _Array = self._label_binarizer.inverse_transform(y)
+        return labels
+
+    def _strata(self, y: _Array) -> _Array | None:
+        return y if self.n_outputs_ == 1 else None
+
+
+class MLPRegressor(_Estimator, _Regressor):  # type: ignore[misc]
+    """scikit-learn's ``MLPRegressor``, trained by nnbackend, on the CPU or a GPU.
+
+    Every parameter, attribute and method of ``sklearn.neural_network.MLPRegressor`` is there, and
+    with the same ``random_state`` the coefficients are the same up to rounding. Added are the
+    losses ``"absolute_error"`` and ``"huber"``, and the parameters that ``MLPClassifier`` lists, but
+    for ``class_weight`` and ``label_smoothing``; scores are R^2 unless ``scoring`` names another.
+
+    Examples
+    --------
+    >>> import nnbackend as nb
+    >>> X, y = [[0.0], [1.0], [2.0], [3.0]], [0.0, 1.0, 2.0, 3.0]
+    >>> nb.MLPRegressor((4,), solver="lbfgs", random_state=1).fit(X, y).predict([[1.5]]).round(1)
+    array([1.5])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **_Regressor._parameter_constraints,  # noqa: SLF001 - as subclasses do there
+        **_Estimator._own_constraints,
+        "loss": [str, Loss],
+    }
+
+    def __init__(
+        self,
+        loss: Any = "squared_error",
+        hidden_layer_sizes: Any = (100,),
+        activation: Any = "relu",
+        *,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: Any = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: Any = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: int = 10,
+        max_fun: int = 15000,
+        optimizer: Any = None,
+        dropout: Any = 0.0,
+        clip_norm: float | None = None,
+        scoring: Any = None,
+        callbacks: Any = None,
+        device: str = "cpu",
+        engine: str = "auto",
+        precision: str = "float32",
+    ) -> None:
+        super().__init__(
+            loss=loss,
+            hidden_layer_sizes=hidden_layer_sizes,
+            activation=activation,
+            solver=solver,
+            alpha=alpha,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            learning_rate_init=learning_rate_init,
+            power_t=power_t,
+            max_iter=max_iter,
+            shuffle=shuffle,
+            random_state=random_state,
+            tol=tol,
+            verbose=verbose,
+            warm_start=warm_start,
+            momentum=momentum,
+            nesterovs_momentum=nesterovs_momentum,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=epsilon,
+            n_iter_no_change=n_iter_no_change,
+            max_fun=max_fun,
+        )
+        self.optimizer = optimizer
+        self.dropout = dropout
+        self.clip_norm = clip_norm
+        self.scoring = scoring
+        self.callbacks = callbacks
+        self.device = device
+        self.engine = engine
+        self.precision = precision
+
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, X_val: Any = None, y_val: Any = None
+    ) -> MLPRegressor:
+        """Fit the model; see ``MLPClassifier.fit``, with numbers in ``y``.
+
+        Returns
+        -------
+        MLPRegressor
+        """
+        with self._validating_on(X_val, y_val):
+            return super().fit(X, y, sample_weight)  # type: ignore[no-any-return]
+
+    def _loss(self) -> Loss:
+        if self.loss == "squared_error":
+            return _MeanSquaredError(self.n_outputs_)
+        if self.loss == "poisson":
+            return _PoissonDeviance()
+        return losses.loss_function(self.loss, self._network().structure.output)
+
+    @staticmethod
+    def _targets(y: _Array) -> _Array:
+        return y
+
+    @staticmethod
+    def _encoded(y: Any) -> _Array:
+        y = np.asarray(y)
+        return y.reshape(-1, 1) if y.ndim == 1 else y
+
+    @staticmethod
+    def _labels(y: _Array) -> _Array:
+        return y
+
+    @staticmethod
+    def _strata(_y: _Array) -> None:
+        return None
