@@ -3,8 +3,8 @@
 They are subclasses of scikit-learn's own, so parameters, attributes, validation, labels, warnings
 and ``partial_fit`` are its own, too. What is replaced is what computes: training is a call of
 ``train`` (or SciPy's L-BFGS on the network's objective), and prediction is the network's. With the
-same ``random_state`` the same initial weights and batches are drawn as there, and the optimizers are
-those of scikit-learn, so the fitted coefficients agree to rounding.
+same ``random_state`` the same initial weights and batches are drawn as there, and the optimizers
+are scikit-learn's, so the fitted coefficients agree to rounding.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import scipy.optimize
@@ -23,7 +23,8 @@ from sklearn.metrics import get_scorer
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier as _Classifier
 from sklearn.neural_network import MLPRegressor as _Regressor
-from sklearn.utils import compute_sample_weight, shuffle
+from sklearn.utils import shuffle
+from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 
 from nnbackend.core import losses
 from nnbackend.core.activations import Activation
@@ -131,6 +132,14 @@ class _PoissonDeviance(losses.Poisson):
         return element + constant, derivative
 
 
+@dataclass
+class _Standing:
+    """Where the optimizer stands: what ``partial_fit`` goes on with."""
+
+    learning_rate: float
+    state: OptimizerState | None = None
+
+
 class _Rate(Schedule):
     """The rate of the coming epoch, which whoever watches the training sets."""
 
@@ -145,7 +154,7 @@ class _Rate(Schedule):
 class _Estimator:
     """What both estimators do instead of scikit-learn's code; a mixin before its classes."""
 
-    _own_constraints: ClassVar[dict[str, list[Any]]] = {
+    own_constraints: ClassVar[dict[str, list[Any]]] = {
         "activation": [str, "array-like", Activation],
         "optimizer": [str, Optimizer, None],
         "dropout": ["array-like", float, int],
@@ -156,6 +165,10 @@ class _Estimator:
         "engine": [str],
         "precision": [str],
     }
+
+    if TYPE_CHECKING:
+        # The parameters and the fitted attributes are those of scikit-learn's classes.
+        def __getattr__(self, name: str) -> Any: ...
 
     @contextlib.contextmanager
     def _validating_on(self, X_val: Any, y_val: Any) -> Iterator[None]:
@@ -198,30 +211,27 @@ class _Estimator:
             "precision": self.precision,
         }
 
-    def _fit_stochastic(
-        self, X: Any, y: Any, sample_weight: Any, *more: Any
-    ) -> None:
+    def _fit_stochastic(self, X: Any, y: Any, sample_weight: Any, *more: Any) -> None:
         incremental = more[-1]
+        sample_weight = self._weighted(y, sample_weight, incremental=incremental)
         training, validation = self._split(X, y, sample_weight, incremental)
-        is_new = not incremental or not hasattr(self, "_optimizer_state")
-        if is_new:
-            self._optimizer_state = None
-            self._rate = float(self.learning_rate_init)
-        rate = _Rate(self._rate)
+        if not incremental or not hasattr(self, "_optimizer"):
+            self._optimizer = _Standing(float(self.learning_rate_init))
+        rate = _Rate(self._optimizer.learning_rate)
         n_samples = training[0].shape[0]
         rows = np.arange(n_samples)
 
         def draw() -> _Array:
             # As there, an epoch's order is drawn out of that before.
             nonlocal rows
-            rows = shuffle(rows, random_state=self._random_state)
+            rows = np.asarray(shuffle(rows, random_state=self._random_state))
             return rows
 
         net = self._network()
         watch = _Watch(self, rate, n_samples, validation, incremental)
         self.n_iter_ = 0
         if self._given() is not None:
-            self.validation_loss_curve_ = []
+            self.validation_loss_curve_: list[float] = []
         try:
             history = train(
                 net,
@@ -236,7 +246,7 @@ class _Estimator:
                 sample_weight=training[2],
                 validation_data=self._validation_data(),
                 callbacks=watch,
-                optimizer_state=self._optimizer_state,
+                optimizer_state=self._optimizer.state,
                 **self._options(),
             )
         except DivergenceError as error:
@@ -248,10 +258,10 @@ class _Estimator:
             # A score that cannot be computed ends the search for a better one.
             self.validation_scores_.append(np.nan)
         else:
-            self._optimizer_state = _on_host(history.optimizer_state, net)
+            self._optimizer.state = _on_host(history.optimizer_state, net)
             if history.stopped == "interrupted":
                 warnings.warn("Training interrupted by user.", stacklevel=2)
-        self._rate = rate.value
+        self._optimizer.learning_rate = rate.value
         if self.early_stopping:
             self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
         else:
@@ -265,6 +275,7 @@ class _Estimator:
             )
 
     def _fit_lbfgs(self, X: Any, y: Any, sample_weight: Any, *_more: Any) -> None:
+        sample_weight = self._weighted(y, sample_weight, incremental=False)
         net = self._network()
         device, dtype = get_device(net.device), net.parameters.dtype
         objective = net.objective(self._loss(), l2=self.alpha, penalty_per_sample=True)
@@ -431,7 +442,7 @@ class _Watch:
                 print(f"{message} Setting learning rate to {self._rate.value:f}")
             return
         if model.verbose:
-            print(f"{message} {'Learning rate too small.' if is_adaptive else ''} Stopping.")
+            print(f"{message}{' Learning rate too small.' if is_adaptive else ''} Stopping.")
         self.is_converged = True
         state.stop()
 
@@ -504,7 +515,7 @@ class MLPClassifier(_Estimator, _Classifier):  # type: ignore[misc]
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **_Classifier._parameter_constraints,  # noqa: SLF001 - as subclasses do there
-        **_Estimator._own_constraints,
+        **_Estimator.own_constraints,
         "class_weight": [dict, str, None],
         "label_smoothing": [float, int],
     }
@@ -604,13 +615,31 @@ class MLPClassifier(_Estimator, _Classifier):  # type: ignore[misc]
         MLPClassifier
         """
         with self._validating_on(X_val, y_val):
-            return super().fit(X, y, self._with_class_weight(y, sample_weight))  # type: ignore[no-any-return]
+            return super().fit(X, y, sample_weight)  # type: ignore[no-any-return]
 
-    def _with_class_weight(self, y: Any, sample_weight: Any) -> Any:
+    def _weighted(self, y: _Array, sample_weight: Any, *, incremental: bool) -> Any:
+        """Return sample weights times the weights of their classes."""
         if self.class_weight is None:
             return sample_weight
-        weight = compute_sample_weight(self.class_weight, y)
-        return weight if sample_weight is None else weight * np.asarray(sample_weight)
+        if incremental and self.class_weight == "balanced":
+            raise InputError(
+                "class_weight: 'balanced' is not for partial_fit, which sees a part of the data; "
+                "pass a dict of weights"
+            )
+        if self.out_activation_ == "logistic" and self.n_outputs_ > 1:
+            # Several labels at once: the product over them.
+            own = compute_sample_weight(self.class_weight, y.astype(int))
+            return own if sample_weight is None else own * sample_weight
+        index = y.argmax(axis=1) if self.n_outputs_ > 1 else y[:, 0].astype(int)
+        weights = compute_class_weight(
+            self.class_weight,
+            classes=self.classes_,
+            y=self.classes_[index],
+            sample_weight=sample_weight,
+        )
+        # A class of no weight has no frequency either.
+        own = np.where(np.isfinite(weights), weights, 0.0)[index]
+        return own if sample_weight is None else own * sample_weight
 
     def _loss(self) -> Loss:
         if self.out_activation_ == "softmax":
@@ -637,8 +666,8 @@ class MLPRegressor(_Estimator, _Regressor):  # type: ignore[misc]
 
     Every parameter, attribute and method of ``sklearn.neural_network.MLPRegressor`` is there, and
     with the same ``random_state`` the coefficients are the same up to rounding. Added are the
-    losses ``"absolute_error"`` and ``"huber"``, and the parameters that ``MLPClassifier`` lists, but
-    for ``class_weight`` and ``label_smoothing``; scores are R^2 unless ``scoring`` names another.
+    losses ``"absolute_error"`` and ``"huber"``, and the parameters that ``MLPClassifier`` lists,
+    without ``class_weight`` and ``label_smoothing``; scores are R^2, or what ``scoring`` says.
 
     Examples
     --------
@@ -650,7 +679,7 @@ class MLPRegressor(_Estimator, _Regressor):  # type: ignore[misc]
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **_Regressor._parameter_constraints,  # noqa: SLF001 - as subclasses do there
-        **_Estimator._own_constraints,
+        **_Estimator.own_constraints,
         "loss": [str, Loss],
     }
 
@@ -737,6 +766,11 @@ class MLPRegressor(_Estimator, _Regressor):  # type: ignore[misc]
         with self._validating_on(X_val, y_val):
             return super().fit(X, y, sample_weight)  # type: ignore[no-any-return]
 
+    @staticmethod
+    def _weighted(_y: _Array, sample_weight: Any, *, incremental: bool) -> Any:
+        del incremental
+        return sample_weight
+
     def _loss(self) -> Loss:
         if self.loss == "squared_error":
             return _MeanSquaredError(self.n_outputs_)
@@ -751,7 +785,8 @@ class MLPRegressor(_Estimator, _Regressor):  # type: ignore[misc]
     @staticmethod
     def _encoded(y: Any) -> _Array:
         y = np.asarray(y)
-        return y.reshape(-1, 1) if y.ndim == 1 else y
+        column: _Array = y.reshape(-1, 1) if y.ndim == 1 else y
+        return column
 
     @staticmethod
     def _labels(y: _Array) -> _Array:
