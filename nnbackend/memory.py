@@ -88,7 +88,10 @@ class Memory:
 
 def _n_rows(X: Any) -> int:
     """Return the number of rows of what is not checked yet; one where it has none."""
-    shape = getattr(X, "shape", None)
+    try:
+        shape = getattr(X, "shape", None)
+    except RuntimeError:  # a nested tensor has none
+        return 1
     if shape is None:
         return len(X) if hasattr(X, "__len__") else 1
     return int(shape[0]) if shape else 1

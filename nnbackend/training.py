@@ -52,7 +52,8 @@ class History:
         Training examples per epoch.
     peak_device_bytes : int or None
         GPU memory that CuPy's pool held when training ended. Freed blocks stay in the pool, so it
-        is the peak, of this training or of what ran before it. None on the CPU.
+        is at least the peak of this training; what ran before may have left more. None on the
+        CPU.
     optimizer_state : OptimizerState or None
         Where the optimizer stands after the last step, for a training that goes on from here.
     """
@@ -234,7 +235,7 @@ def train(
         one there. It compiles its kernels with Numba when a kind of network is first trained, which
         takes seconds, and keeps them in ``~/.cache/nnbackend``. ``"cuda"`` plans a network's steps
         on the GPU, fuses their kernels and replays them as CUDA graphs; it has not run on a GPU
-        yet. ``"auto"`` is ``"cpu"`` for a network on the CPU and a training of more than some
+        yet. Its kernels take float32 numbers below 1.2e-38 as 0. ``"auto"`` is ``"cpu"`` for a network on the CPU and a training of more than some
         seconds, else ``"reference"``.
     precision : {"float32", "tf32", "bfloat16"}, default "float32"
         Of the matrix products in a float32 network; sums and parameters are float32 in any case.

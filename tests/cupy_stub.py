@@ -125,6 +125,7 @@ def make_cupy(shared_bytes=227 * 1024):
 
     class RawKernel:
         max_dynamic_shared_size_bytes = 48 * 1024
+        num_regs = 32
 
         def __init__(self, module, name):
             self.module, self.name = module, name

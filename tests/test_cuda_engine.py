@@ -40,7 +40,7 @@ def executor(request, monkeypatch):
         monkeypatch.setattr(cuda_runtime, "import_cupy", cupy_stub.make_cupy)
         monkeypatch.setattr(cublaslt, "load_library", cupy_stub.Library)
         return CudaExecutor
-    monkeypatch.setattr(cuda.CudaEngine, "_make_executor", staticmethod(HostExecutor))
+    monkeypatch.setattr(cuda, "CudaExecutor", HostExecutor)
     return HostExecutor
 
 
@@ -320,12 +320,12 @@ def engine_of(hidden, output, *, sizes, n_samples=256, batch_size=64, optimizer=
         rng.integers(0, 2, (n_samples, 1)).astype(np.float32),
     )
     problem = engines.Problem(net.objective(), optimizer or nb.Adam(), batch_size)
-    return cuda.CudaEngine(problem, get_device("cpu"), net.parameters, data, rng)
+    return cuda.cuda_engine(problem, get_device("cpu"), net.parameters, data, rng)
 
 
 @pytest.fixture
 def emulated(monkeypatch):
-    monkeypatch.setattr(cuda.CudaEngine, "_make_executor", staticmethod(HostExecutor))
+    monkeypatch.setattr(cuda, "CudaExecutor", HostExecutor)
     monkeypatch.setattr(cuda, "_LAUNCH_CYCLES", 0)
 
 

@@ -13,6 +13,7 @@ from nnbackend.core.types import Array, Namespace
 
 __all__ = [
     "CACHED_ELEMENTS",
+    "DEVICE_ELEMENTS",
     "Trace",
     "backward",
     "forward",
@@ -26,6 +27,8 @@ Masks = Sequence[Array | None]
 
 # Activations of a layer that a core's second-level cache holds: half a megabyte in float32.
 CACHED_ELEMENTS = 2**17
+# Those that are computed at once where only memory limits them: a quarter of a gigabyte.
+DEVICE_ELEMENTS = 2**26
 
 
 class Trace(NamedTuple):

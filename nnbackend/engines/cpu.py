@@ -12,7 +12,7 @@ import numpy as np
 from nnbackend.core.optimizers import OptimizerState
 from nnbackend.core.propagation import CACHED_ELEMENTS as _BLOCK_ELEMENTS
 from nnbackend.core.types import Array
-from nnbackend.engines.formulas import hidden_kinds, is_in_place, is_label_target
+from nnbackend.engines.formulas import coefficient_table, hidden_kinds, is_in_place, is_label_target
 from nnbackend.engines.kernel_cache import load_kernels
 from nnbackend.engines.program import Kernels
 from nnbackend.engines.steps import Steps
@@ -135,8 +135,8 @@ class CpuEngine:
         """Run epochs, one per list of rates, until one ends in a loss or parameter not finite."""
         flat = np.asarray(rates, np.float64).reshape(-1)
         steps = np.arange(self._step + 1, self._step + 1 + flat.size)
-        columns = self._problem.optimizer.coefficients(flat, steps)
-        coefficients = np.stack(np.broadcast_arrays(*columns), axis=1).astype(self._dtype)
+        table = coefficient_table(self._problem.optimizer, flat, steps)
+        coefficients = table.astype(self._dtype)
         order = np.empty((0, 0), np.int64)
         if orders is not None:
             order = np.stack([np.asarray(entry, np.int64) for entry in orders])

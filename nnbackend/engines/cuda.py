@@ -13,7 +13,7 @@ from nnbackend.core.types import Array
 from nnbackend.engines.cuda_runtime import CudaExecutor
 from nnbackend.engines.cuda_source import CudaKernels
 from nnbackend.engines.cuda_tiny import TinyPlanner
-from nnbackend.engines.formulas import is_label_target
+from nnbackend.engines.formulas import UnrecordedError, coefficient_table, is_label_target
 from nnbackend.engines.plan import Buffer, Launch
 from nnbackend.engines.planner import Layout, Planner
 from nnbackend.engines.reference import ReferenceEngine, data_loss
@@ -56,24 +56,24 @@ def cuda_engine(
             f"precision: expected 'float32' with a network of dtype {dtype}, got "
             f"{problem.precision!r}: it is a way to multiply float32 numbers"
         )
+    precision = "float64" if dtype == "float64" else problem.precision
     try:
-        CudaKernels(
-            problem, dtype, "float32", labels=is_label_target(problem.objective, data.y.ndim)
+        kernels = CudaKernels(
+            problem, dtype, precision, labels=is_label_target(problem.objective, data.y.ndim)
         )
-    except Exception as error:
+    except UnrecordedError as error:
         if problem.precision != "float32":
             raise InputError(
                 f"precision: {problem.precision!r} needs kernels, but a formula of this problem "
-                f"cannot be made one ({type(error).__name__}: {error}); use 'float32'"
+                f"cannot be made one ({error}); use 'float32'"
             ) from error
         _LOGGER.warning(
-            "nnbackend: a formula cannot be made a CUDA kernel (%s: %s): training runs on the "
-            "slower reference engine",
-            type(error).__name__,
+            "nnbackend: a formula cannot be made a CUDA kernel (%s): training runs on the slower "
+            "reference engine",
             error,
         )
         return ReferenceEngine(problem, device, parameters, data, dropout_rng)
-    return CudaEngine(problem, device, parameters, data, dropout_rng)
+    return CudaEngine(problem, device, parameters, data, dropout_rng, kernels)
 
 
 class _Program(Protocol):
@@ -103,7 +103,7 @@ class CudaEngine:
     graphs, many of them in one where they are short; where products cannot be captured, for want of
     cuBLASLt, they are launched one by one. Validation runs on the reference's formulas.
 
-    The arguments are those of ``ReferenceEngine``.
+    The arguments are those of ``ReferenceEngine``, and the problem's kernels.
     """
 
     def __init__(
@@ -113,12 +113,11 @@ class CudaEngine:
         parameters: Array,
         data: Data,
         dropout_rng: np.random.Generator,
+        kernels: CudaKernels,
     ) -> None:
         self._problem, self._device, self._xp = problem, device, device.xp
-        dtype = str(parameters.dtype)
-        precision = "float64" if dtype == "float64" else problem.precision
-        self._executor = executor = self._make_executor(device, precision)
-        self._program = program = _choose(problem, dtype, precision, data, executor)
+        self._executor = executor = CudaExecutor(device, kernels.precision)
+        self._program = program = _choose(problem, kernels, data, executor)
         executor.load(program.source)
         executor.allocate(program.buffers)
         if not data.streams:
@@ -137,10 +136,6 @@ class CudaEngine:
                 self._write(f"state{i}", entry)
             program.start(executor, dropout_rng)
             program.refresh(executor)
-
-    @staticmethod
-    def _make_executor(device: Device, precision: str) -> CudaExecutor:
-        return CudaExecutor(device, precision)
 
     @property
     def max_epochs_per_call(self) -> int:
@@ -175,8 +170,7 @@ class CudaEngine:
         """Run epochs, one per list of rates, until one ends in a loss or parameter not finite."""
         flat = np.asarray(rates, np.float64).reshape(-1)
         steps = np.arange(self._step + 1, self._step + 1 + flat.size)
-        columns = self._problem.optimizer.coefficients(flat, steps)
-        coefficients = np.stack(np.broadcast_arrays(*columns), axis=1)
+        coefficients = coefficient_table(self._problem.optimizer, flat, steps)
         executor, n_epochs = self._executor, len(rates)
         with executor.ordered():
             executor.upload("coefficients", coefficients.reshape(-1))
@@ -226,28 +220,56 @@ class CudaEngine:
         self._program.layout.unpack(packed, self._executor.buffers[name])
 
 
-def _choose(
-    problem: Problem, dtype: str, precision: str, data: Data, executor: CudaExecutor
-) -> _Program:
+def _choose(problem: Problem, kernels: CudaKernels, data: Data, executor: CudaExecutor) -> _Program:
     """Return the quicker program, by a rough count of cycles."""
-    labels = is_label_target(problem.objective, data.y.ndim)
-    weighted = data.sample_weight is not None
-    steps = _Steps(problem, dtype, precision, data, executor)
-    if data.streams:
-        return steps
     structure = problem.objective.structure
-    least_bytes = 2 * structure.n_parameters * (8 if dtype == "float64" else 4)
-    if precision == dtype and not structure.has_dropout and least_bytes < executor.shared_bytes:
+    itemsize = 8 if kernels.dtype == "float64" else 4
+    # Parameters and gradient at least have to fit.
+    is_small = 2 * structure.n_parameters * itemsize < executor.shared_bytes
+    if (
+        is_small
+        and kernels.precision == kernels.dtype
+        and not structure.has_dropout
+        and not data.streams
+    ):
         tiny = TinyPlanner(
-            problem, dtype=dtype, n_samples=data.n_samples, labels=labels, weighted=weighted
+            problem,
+            dtype=kernels.dtype,
+            n_samples=data.n_samples,
+            labels=kernels.labels,
+            weighted=data.sample_weight is not None,
         )
+        # The fewest launches of a step.
+        launches = 3 * len(structure.weight_shapes) + 1
         if (
             tiny.shared_bytes + _RESERVED_BYTES <= executor.shared_bytes
-            and tiny.step_cycles < steps.launches_per_step * _LAUNCH_CYCLES
+            and tiny.step_cycles < launches * _LAUNCH_CYCLES
         ):
             _LOGGER.info("nnbackend: this network's epochs run as one kernel on the GPU")
-            return tiny
-    return steps
+            return _Tiny(tiny)
+    return _Steps(problem, kernels, data, executor)
+
+
+class _Tiny:
+    """All epochs in one kernel; attributes as those of ``_Program``."""
+
+    def __init__(self, planner: TinyPlanner) -> None:
+        self._planner = planner
+        self.layout, self.buffers = planner.layout, planner.buffers
+        self.gathers, self.max_epochs = planner.gathers, planner.max_epochs
+        self.source, self.hyperparameters = planner.source, planner.hyperparameters
+
+    def start(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
+        """Let the kernel have its shared memory."""
+        del dropout_rng
+        executor.allow_shared("run_epochs", self._planner.shared_bytes)
+
+    def refresh(self, executor: CudaExecutor) -> None:
+        """Nothing follows a change of the parameters."""
+
+    def run(self, executor: CudaExecutor, n_epochs: int, orders: Sequence[Any] | None) -> None:
+        """Run epochs from the beginning of the coefficients and of the order."""
+        executor.run([self._planner.epochs(n_epochs, shuffled=orders is not None)])
 
 
 class _Steps:
@@ -256,20 +278,17 @@ class _Steps:
     def __init__(
         self,
         problem: Problem,
-        dtype: str,
-        precision: str,
+        kernels: CudaKernels,
         data: Data,
         executor: CudaExecutor,
     ) -> None:
-        labels = is_label_target(problem.objective, data.y.ndim)
-        kernels = CudaKernels(problem, dtype, precision, labels=labels)
         self.source, self.hyperparameters = kernels.source, kernels.hyperparameters
         self._planner = planner = Planner(
             problem,
-            dtype=dtype,
-            precision=precision,
+            dtype=kernels.dtype,
+            precision=kernels.precision,
             n_samples=data.n_samples,
-            labels=labels,
+            labels=kernels.labels,
             weighted=data.sample_weight is not None,
             streams=data.streams,
             reductions=kernels.reductions,
@@ -294,11 +313,6 @@ class _Steps:
         if self._is_one_graph:
             self._launches["epoch"] = [*steps[0] * self._full_steps, *end]
         self._graphs: dict[tuple[str, int], Callable[[], None]] = {}
-
-    @property
-    def launches_per_step(self) -> int:
-        """The number of launches of a full step."""
-        return len(self._launches["step"])
 
     def start(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
         """Place what the kernels read, and the data in the form that they take."""

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,8 @@ _LOGGER = logging.getLogger("nnbackend")
 
 # What cuBLAS asks for on Hopper; smaller GPUs take less of it.
 _WORKSPACE_BYTES = 32 * 2**20
+# Bytes, of every buffer; CuPy's own are aligned to 512.
+_ALIGNMENT = 256
 _RELU = (Epilogue.RELU_BIAS, Epilogue.RELU_AUX_BIAS, Epilogue.DRELU_BGRAD)
 _GELU = (Epilogue.GELU_AUX_BIAS, Epilogue.DGELU_BGRAD)
 _SCALARS: dict[str, Callable[[Any], Any]] = {
@@ -63,8 +66,6 @@ class CudaExecutor:
     ----------
     buffers : dict of str to array
         What launches name.
-    captures : bool
-        Whether a list of launches becomes one graph.
     shared_bytes : int
         Shared memory that a block can have.
     """
@@ -77,33 +78,47 @@ class CudaExecutor:
         self._pinned: dict[int, np.ndarray[Any, Any]] = {}
         self._copied, self._used = ([cupy.cuda.Event() for _ in range(2)] for _ in range(2))
         self._relu_agrees: dict[tuple[Epilogue, str], bool] = {}
+        self._device, self._precision = device, precision
         self._products: dict[Product, Callable[[], None]] = {}
-        self._lt: CublasLt | None = None
+        attributes = cupy.cuda.Device(device.index).attributes
+        self.shared_bytes = int(attributes["MaxSharedMemoryPerBlockOptin"])
+
+    @cached_property
+    def _lt(self) -> CublasLt | None:
+        """cuBLASLt, when a product is first asked for; None where it cannot be loaded."""
         try:
-            self._workspace = cupy.empty(_WORKSPACE_BYTES, cupy.uint8)
-            self._lt = CublasLt(self._workspace.data.ptr, _WORKSPACE_BYTES)
+            self._workspace = self._cupy.empty(_WORKSPACE_BYTES, self._cupy.uint8)
+            return CublasLt(self._workspace.data.ptr, _WORKSPACE_BYTES)
         except CublasLtError as error:
-            if precision in ("tf32", "bfloat16"):
+            if self._precision in ("tf32", "bfloat16"):
                 raise MissingDependencyError(
-                    f"precision={precision!r} needs cuBLASLt on {device} ({error}); install the "
-                    "CUDA libraries with: pip install 'cupy-cuda13x[ctk]', or use 'float32'"
+                    f"precision={self._precision!r} needs cuBLASLt on {self._device} ({error}); "
+                    "install the CUDA libraries with: pip install 'cupy-cuda13x[ctk]', or use "
+                    "'float32'"
                 ) from error
             _LOGGER.warning(
                 "nnbackend: without cuBLASLt (%s) every product is launched on its own", error
             )
-        self.captures = self._lt is not None
-        attributes = cupy.cuda.Device(device.index).attributes
-        self.shared_bytes = int(attributes["MaxSharedMemoryPerBlockOptin"])
+            return None
+
+    @property
+    def captures(self) -> bool:
+        """Whether a list of launches becomes one graph."""
+        return self._lt is not None
 
     def allocate(self, buffers: Mapping[str, Buffer]) -> None:
         """Allocate buffers, filled with zeros."""
-        with self.ordered():
-            for name, buffer in buffers.items():
-                self.buffers[name] = self._cupy.zeros(buffer.size, buffer.dtype)
+        # In the caller's stream: CuPy's pool gives the memory of one stream to no other, and this
+        # executor's ends with the training.
+        for name, buffer in buffers.items():
+            self.buffers[name] = self._cupy.zeros(buffer.size, buffer.dtype)
 
     def adopt(self, name: str, array: Array) -> None:
-        """Take an array of the device, C-contiguous, as a buffer."""
-        self.buffers[name] = self._cupy.ascontiguousarray(array)
+        """Take an array of the device as a buffer: as it is, or a copy with its rows in order."""
+        array = self._cupy.ascontiguousarray(array)
+        # A view may begin anywhere; products are planned for aligned operands.
+        is_aligned = array.data.ptr % _ALIGNMENT == 0
+        self.buffers[name] = array if is_aligned else array.copy()
 
     def upload(self, name: str, values: np.ndarray[Any, Any]) -> None:
         """Write host values to the beginning of a buffer."""
@@ -122,11 +137,18 @@ class CudaExecutor:
             # Memory that a copy needs no staging for, and does not wait.
             memory = self._cupy.cuda.alloc_pinned_memory(buffer.nbytes)
             self._pinned[stage] = np.frombuffer(memory, buffer.dtype, buffer.size)
+            # What was launched so far, such as filling it with zeros, comes before the copy.
+            self._used[stage].record(self._stream)
         # The last copy out of this host memory has to be done.
         self._copied[stage].synchronize()
-        chosen = X[rows]
-        host = self._pinned[stage][: chosen.size]
-        host.reshape(chosen.shape)[...] = chosen
+        n_rows = len(X[rows]) if isinstance(rows, slice) else len(rows)
+        host = self._pinned[stage][: n_rows * X.shape[1]]
+        out = host.reshape(n_rows, X.shape[1])
+        if isinstance(rows, slice):
+            out[...] = X[rows]
+        else:
+            # With mode="raise" NumPy would write into a buffer first.
+            np.take(X, rows, axis=0, out=out, mode="clip")
         self._copies.wait_event(self._used[stage])
         buffer[: host.size].set(host, stream=self._copies)
         self._copied[stage].record(self._copies)
@@ -139,6 +161,9 @@ class CudaExecutor:
         self._signatures = signatures(source)
         module = self._cupy.RawModule(code=source, options=("-std=c++17",))
         self._functions = {name: module.get_function(name) for name in self._signatures}
+        for function in self._functions.values():
+            # Asking for an attribute loads the kernel, which must not happen in a capture.
+            function.num_regs  # noqa: B018
 
     def allow_shared(self, kernel: str, n_bytes: int) -> None:
         """Let a kernel have that much dynamic shared memory."""
@@ -168,7 +193,11 @@ class CudaExecutor:
         # Buffers are aligned to 256 bytes at least, wherever they will lie.
         operands = (product.A, product.B, product.out, product.vector, product.aux)
         addresses = {entry.buffer: 2**20 for entry in operands if entry is not None}
-        if self._lt.prepare(product, addresses) is None:
+        try:
+            if self._lt.prepare(product, addresses) is None:
+                return False
+        except CublasLtError as error:
+            _LOGGER.warning("nnbackend: cuBLASLt refuses %s: %s", product.epilogue.value, error)
             return False
         key = (product.epilogue, product.precision)
         if product.epilogue in _RELU and key not in self._relu_agrees:
@@ -227,12 +256,15 @@ class CudaExecutor:
 
         if not self.captures:
             return run
-        self._stream.begin_capture()
+        # What is returned must not refer to the executor, which holds it: a cycle would keep the
+        # device's memory until the next garbage collection. So below.
+        stream = self._stream
+        stream.begin_capture()
         try:
             run()
         finally:
-            graph = self._stream.end_capture()
-        return lambda: graph.launch(stream=self._stream)
+            graph = stream.end_capture()
+        return lambda: graph.launch(stream=stream)
 
     def run(self, launches: Sequence[Launch]) -> None:
         """Carry the launches out once."""
@@ -270,13 +302,14 @@ class CudaExecutor:
         if self._lt is None:
             A, B = self._view(product.A), self._view(product.B)
             A, B = A.T if product.transpose_A else A, B.T if product.transpose_B else B
-            out = self._view(product.out)
-            return lambda: self._cupy.matmul(A, B, out=out)
+            out, matmul = self._view(product.out), self._cupy.matmul
+            return lambda: matmul(A, B, out=out)
         addresses = {name: int(buffer.data.ptr) for name, buffer in self.buffers.items()}
         prepared = self._lt.prepare(product, addresses)
         if prepared is None:
             raise CublasLtError(f"cuBLASLt has no {product.precision} product for {product}")
-        return lambda: prepared.run(self._stream.ptr)
+        stream = self._stream
+        return lambda: prepared.run(stream.ptr)
 
     def _view(self, matrix: Matrix) -> Array:
         buffer = self.buffers[matrix.buffer]

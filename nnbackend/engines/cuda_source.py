@@ -29,9 +29,13 @@ from nnbackend.core.regularization import (
 from nnbackend.engines.expression import RECORDER, Printer, Symbol, symbol
 from nnbackend.engines.formulas import (
     Outputs,
+    UnrecordedError,
     depends_on,
     hidden_kinds,
     is_in_place,
+    is_rowwise,
+    keeps_zero,
+    recorded,
     update_elements,
 )
 
@@ -43,6 +47,8 @@ __all__ = [
     "THREADS",
     "CudaKernels",
     "CudaPrinter",
+    "activated",
+    "derivative_of",
     "fill",
     "loss_outputs",
     "prelude",
@@ -549,6 +555,8 @@ class CudaKernels:
 
     Attributes
     ----------
+    dtype, precision, labels
+        As given.
     hyperparameters : list of float
         Numbers of the optimizer, the penalties and the clipping. They are an argument of the
         kernels, so that a search over them compiles nothing anew.
@@ -559,14 +567,13 @@ class CudaKernels:
 
     Raises
     ------
-    Exception
-        Whatever a formula raises that cannot be recorded, such as a user's activation that branches
-        on data.
+    UnrecordedError
+        If a formula cannot be recorded, such as a user's activation that branches on data.
     """
 
     def __init__(self, problem: Problem, dtype: str, precision: str, *, labels: bool) -> None:
         self._problem = problem
-        self._labels = labels
+        self.dtype, self.precision, self.labels = dtype, precision, labels
         self._real = {"float32": "float", "float64": "double"}[dtype]
         self.hyperparameters: list[float] = []
         self.reductions: list[str] = []
@@ -582,7 +589,7 @@ class CudaKernels:
 
     def _activate(self, number: int, activation: Activation, *, drops: bool) -> str:
         Z = symbol("Z[i]") + symbol("bias[k]")
-        A = activation.function(RECORDER, Z)
+        A = activated(activation, Z)
         outputs = [("Z[i]", A)] if is_in_place(activation) else [("Z[i]", Z), ("A[i]", A)]
         stores = []
         if drops or self._is_bfloat16:
@@ -593,7 +600,7 @@ class CudaKernels:
 
     def _pull_back(self, number: int, activation: Activation, *, drops: bool) -> str:
         D = symbol("D[i]") * symbol("M[i]") if drops else symbol("D[i]")
-        gradient = D * activation.derivative(RECORDER, symbol("Z[i]"), symbol("A[i]"))
+        gradient = D * derivative_of(activation, symbol("Z[i]"), symbol("A[i]"))
         lines = CudaPrinter().statements([("const real gradient", gradient)], " " * 12)
         store = "E[i] = to_operand(gradient);" if self._is_bfloat16 else "D[i] = gradient;"
         lines.append(" " * 12 + store)
@@ -614,8 +621,8 @@ class CudaKernels:
 
     def _output_loss(self) -> str:
         """Print bias, loss and its gradient; the lanes of a row share its outputs."""
-        outputs, needs_row = loss_outputs(self._problem, labels=self._labels)
-        if self._labels:
+        outputs, needs_row = loss_outputs(self._problem, labels=self.labels)
+        if self.labels:
             head = "        const int64 label = is_row ? y[row] : 0;"
         else:
             head = "        const target* y_row = y + (int64)row * y_columns;"
@@ -683,6 +690,25 @@ class CudaKernels:
         return "\n".join(heads), "\n".join(lines)
 
 
+def activated(activation: Activation, Z: Symbol) -> Symbol:
+    """Return g(Z) of one unit."""
+    A = recorded(f"the activation {activation.name!r}", lambda: activation.function(RECORDER, Z))
+    return _of_one_unit(activation, A)
+
+
+def derivative_of(activation: Activation, Z: Symbol, A: Symbol) -> Symbol:
+    """Return g'(Z) of one unit, where A is g(Z)."""
+    what = f"the derivative of {activation.name!r}"
+    slope = recorded(what, lambda: activation.derivative(RECORDER, Z, A))
+    return _of_one_unit(activation, slope)
+
+
+def _of_one_unit(activation: Activation, value: Any) -> Symbol:
+    if not isinstance(value, Symbol) or is_rowwise(value):
+        raise UnrecordedError(f"the activation {activation.name!r}: a unit depends on others")
+    return value
+
+
 def loss_outputs(problem: Problem, *, labels: bool) -> tuple[Outputs, bool]:
     """Return loss and gradient of output ``k`` of a row, and whether they take ``n_row``.
 
@@ -691,9 +717,14 @@ def loss_outputs(problem: Problem, *, labels: bool) -> tuple[Outputs, bool]:
     objective = problem.objective
     label = symbol("label", varies=False, dtype="integral")
     target = label if labels else symbol("y_row[k]")
-    elements = output_elements(
-        RECORDER, objective.structure.output, objective.loss, symbol("z[k]"), target
+    elements = recorded(
+        "the loss",
+        lambda: output_elements(
+            RECORDER, objective.structure.output, objective.loss, symbol("z[k]"), target
+        ),
     )
+    if any(depends_on(element, "n_samples") for element in elements):
+        raise UnrecordedError("the loss: it depends on the size of the batch")
     names = ("const real element", "const real slope")
     needs_row = any(depends_on(element, "n_row") for element in elements)
     return list(zip(names, elements, strict=True)), needs_row
@@ -720,6 +751,11 @@ def update_outputs(problem: Problem, index: str, is_weight: str) -> Outputs:
         gradient = clip_by_value(RECORDER, gradient, problem.clip_value)
     if problem.clip_norm is not None:
         gradient = clip_by_global_norm(RECORDER, gradient, problem.clip_norm)
+    plain = recorded("the optimizer", lambda: update_elements(problem, p, symbol("g"), index))
+    if any(is_rowwise(element) for _, element in plain):
+        raise UnrecordedError("the optimizer: it reduces over all parameters")
+    if not keeps_zero(problem.optimizer):
+        raise UnrecordedError("the optimizer: it changes parameters of 0 with a gradient of 0")
     return [*update_elements(problem, p, gradient, index), *penalty]
 
 

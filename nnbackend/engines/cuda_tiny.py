@@ -12,27 +12,26 @@ different banks of shared memory. Sizes are constants of the source.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING
 
 from nnbackend.engines.cuda_source import (
     CudaPrinter,
+    activated,
+    derivative_of,
     fill,
     loss_outputs,
     prelude,
     step_scalars,
     update_outputs,
 )
-from nnbackend.engines.expression import RECORDER, symbol
+from nnbackend.engines.expression import symbol
 from nnbackend.engines.formulas import is_in_place
 from nnbackend.engines.plan import ITEM_BYTES, Buffer, Kernel, Launch, Matrix, Vector
 from nnbackend.engines.planner import Layout
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from nnbackend.engines import Problem
-    from nnbackend.engines.cuda_runtime import CudaExecutor
 
 __all__ = ["TinyPlanner"]
 
@@ -115,6 +114,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) run_epochs(
     int step = 0, epochs = 0;
     bool is_bad = false;
     for (int epoch = 0; epoch < n_epochs && !is_bad; ++epoch) {
+        // A thread's share of the losses, and the weights.
         double loss_sum = 0, weight_sum = 0;
         for (int start = 0; start < n_samples; start += BATCH, ++step) {
             const int rows = n_samples - start < BATCH ? n_samples - start : BATCH;
@@ -149,16 +149,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) run_epochs(
 @TARGET@
 @LOSS@
             }
-            double mean = block_reduce<Sum>((double)loss);
+            __syncthreads();
 @BACKWARD@
 @UPDATE@
-            loss_sum += mean * total;
+            loss_sum += (double)loss * total;
             weight_sum += total;
         }
+        __shared__ int found;
+        if (threadIdx.x == 0) found = 0;
+        loss_sum = block_reduce<Sum>(loss_sum);
         const double loss = weight_sum > 0 ? loss_sum / weight_sum : 0.0;
-        unsigned bad = !is_finite(loss);
+        bool bad = !is_finite(loss);
         for (int k = threadIdx.x; k < SIZE; k += THREADS) bad |= !is_finite((double)p[k]);
-        is_bad = block_reduce<Max>(bad) > 0;
+        if (bad) found = 1;
+        __syncthreads();
+        is_bad = found;
         if (!is_bad)
             for (int k = threadIdx.x; k < SIZE; k += THREADS) finite[k] = p[k];
         if (threadIdx.x == 0) losses[epoch] = loss;
@@ -211,8 +216,8 @@ class TinyPlanner:
 
     Raises
     ------
-    Exception
-        Whatever a formula raises that cannot be recorded.
+    UnrecordedError
+        If a formula cannot be recorded.
     """
 
     def __init__(
@@ -225,7 +230,8 @@ class TinyPlanner:
         self._y_columns = 1 if labels else structure.layer_sizes[-1]
         self.layout = Layout(structure.weight_shapes, dtype, _odd, 1)
         self.gathers = n_samples > self._size
-        self.max_epochs = max(1, min(_MAX_EPOCHS, _MAX_ROWS // n_samples))
+        most = _MAX_ROWS // n_samples if self.gathers else _MAX_EPOCHS
+        self.max_epochs = max(1, min(_MAX_EPOCHS, most))
         self.hyperparameters: list[float] = []
         self.step_cycles: float = (2 * len(structure.weight_shapes) + 3) * _BARRIER_CYCLES
         self._arrays: dict[str, int] = {}
@@ -242,7 +248,7 @@ class TinyPlanner:
             "finite": flat,
             **{f"state{i}": flat for i in range(len(optimizer.state_names))},
             "hyper": Buffer(max(1, len(self.hyperparameters)), real),
-            "coefficients": Buffer(n_steps * len(optimizer.coefficients(1.0, 1)), real),
+            "coefficients": Buffer(max(1, n_steps * len(optimizer.coefficients(1.0, 1))), real),
             "order": Buffer(self.max_epochs * self._n_samples if self.gathers else 1, "int32"),
             "losses": Buffer(self.max_epochs, "float64"),
             "status": Buffer(4, "uint32"),
@@ -267,19 +273,7 @@ class TinyPlanner:
         self._target_bytes = -(-rows * self._y_columns * ITEM_BYTES[target] // 16) * 16
         return self._target_bytes + start * ITEM_BYTES[self._dtype]
 
-    def start(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
-        """Let the kernel have its shared memory."""
-        del dropout_rng
-        executor.allow_shared("run_epochs", self.shared_bytes)
-
-    def refresh(self, executor: CudaExecutor) -> None:
-        """Nothing follows a change of the parameters."""
-
-    def run(self, executor: CudaExecutor, n_epochs: int, orders: Sequence[Any] | None) -> None:
-        """Run epochs from the beginning of the coefficients and of the order."""
-        executor.run([self._epochs(n_epochs, shuffled=orders is not None)])
-
-    def _epochs(self, n_epochs: int, *, shuffled: bool) -> Launch:
+    def epochs(self, n_epochs: int, *, shuffled: bool) -> Launch:
         """Return the launch that runs epochs until one of them is not finite."""
         n, structure = self._n_samples, self._structure
         n_features, real = structure.layer_sizes[0], self._dtype
@@ -314,15 +308,6 @@ class TinyPlanner:
                 ("LD_H0", _odd(structure.layer_sizes[0] + 1)),
             )
         )
-        arrays = [
-            "    target* const y0 = (target*)dynamic_shared;",
-            f"    real* const p = (real*)(dynamic_shared + {self._target_bytes});",
-            *(
-                f"    real* const {name} = p + {start};"
-                for name, start in self._arrays.items()
-                if name != "p"
-            ),
-        ]
         states = range(len(self._problem.optimizer.state_names))
         ones = [
             f"        h{layer}[row * {_odd(n_in + 1)} + {n_in}] = 1;"
@@ -330,6 +315,18 @@ class TinyPlanner:
         ]
         numbers, update = self._update()
         target, loss = self._loss()
+        forward = "\n".join(self._forward(layer) for layer in range(last + 1))
+        backward = "\n".join(self._backward(layer) for layer in range(last, -1, -1))
+        unused = {"p"} if "scratch" in forward + backward else {"p", "scratch"}
+        arrays = [
+            "    target* const y0 = (target*)dynamic_shared;",
+            f"    real* const p = (real*)(dynamic_shared + {self._target_bytes});",
+            *(
+                f"    real* const {name} = p + {start};"
+                for name, start in self._arrays.items()
+                if name not in unused
+            ),
+        ]
         kernel = fill(
             _KERNEL,
             STATES="".join(f" real* state{i}," for i in states),
@@ -338,12 +335,12 @@ class TinyPlanner:
             LOAD="\n".join(f"        s{i}[k] = state{i}[k];" for i in states),
             STORE="\n".join(f"        state{i}[k] = s{i}[k];" for i in states),
             ONES="\n".join(ones),
-            FORWARD="\n".join(self._forward(layer) for layer in range(last + 1)),
+            FORWARD=forward,
             LOGITS=f"d{last}",
             LD=_odd(structure.layer_sizes[-1]),
             TARGET=target,
             LOSS=loss,
-            BACKWARD="\n".join(self._backward(layer) for layer in range(last, -1, -1)),
+            BACKWARD=backward,
             UPDATE=update,
         )
         start = prelude(self._dtype, "float32", labels=self._labels, threads=_THREADS)
@@ -359,14 +356,15 @@ class TinyPlanner:
         b = f"[=](int k, int n) {{ return {b}; }}"
         result = f"[=](int m, int n, real value) {{\n{body}\n                }}"
         call = f"({rows}, {columns}, {inner}, {a}, {b}, {result}"
-        parts = _THREADS // (most_rows * columns)
-        parts = min(parts, -(-most_inner // 4))
-        if parts > 1:
-            cycles = most_inner / parts * _LATENCY_CYCLES + parts * _LATENCY_CYCLES
-            self.step_cycles += cycles + 2 * _BARRIER_CYCLES
-            return f"            product_in_parts<{parts}>{call}, scratch);"
+        # The parts are summed one by one, so some root of the length is best.
+        most_parts = _THREADS // (most_rows * columns)
+        parts = max(1, min(most_parts, math.isqrt(most_inner)))
+        in_parts = (most_inner / parts + parts) * _LATENCY_CYCLES + 2 * _BARRIER_CYCLES
         costs = {tile: _tile_cycles(tile, most_rows, columns, most_inner) for tile in _TILES}
         tile = min(costs, key=costs.__getitem__)
+        if parts > 1 and in_parts < costs[tile]:
+            self.step_cycles += in_parts
+            return f"            product_in_parts<{parts}>{call}, scratch);"
         self.step_cycles += costs[tile]
         return f"            product<{tile[0]}, {tile[1]}>{call});"
 
@@ -379,9 +377,7 @@ class TinyPlanner:
         else:
             activation = structure.hidden[layer]
             Z = symbol("value")
-            outputs = [
-                (f"h{layer + 1}[m * {_odd(n_out + 1)} + n]", activation.function(RECORDER, Z))
-            ]
+            outputs = [(f"h{layer + 1}[m * {_odd(n_out + 1)} + n]", activated(activation, Z))]
             if not is_in_place(activation):
                 outputs.append((f"z{layer}[m * {_odd(n_out)} + n]", Z))
             store = CudaPrinter().statements(outputs, "")
@@ -409,7 +405,7 @@ class TinyPlanner:
             activation = structure.hidden[below]
             A = symbol(f"h{layer}[m * {_odd(n_in + 1)} + n]")
             Z = symbol(f"z{below}[m * {_odd(n_in)} + n]")
-            gradient = symbol("value") * activation.derivative(RECORDER, Z, A)
+            gradient = symbol("value") * derivative_of(activation, Z, A)
             store = CudaPrinter().statements([(f"d{below}[m * {_odd(n_in)} + n]", gradient)], "")
             lines.append(
                 self._product(
@@ -446,7 +442,7 @@ class TinyPlanner:
         if objective.is_penalized and objective.penalty_per_sample:
             lines.insert(0, "            const real penalty_scale = (real)(1.0 / divisor);")
         if objective.is_penalized:
-            lines.append("            mean += block_reduce<Sum>((double)penalty);")
+            lines.append("            loss += penalty;")
         lines.append("            __syncthreads();")
         self.hyperparameters += numbers.values()
         self.step_cycles += 40 * -(-self.layout.size // _THREADS)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from nnbackend.core.activations import Activation
 from nnbackend.core.losses import SoftmaxCrossEntropy
+from nnbackend.core.optimizers import Optimizer
 from nnbackend.engines.expression import RECORDER, Symbol, symbol
 
 if TYPE_CHECKING:
@@ -15,17 +19,51 @@ if TYPE_CHECKING:
 __all__ = [
     "HiddenKind",
     "Outputs",
+    "UnrecordedError",
+    "coefficient_table",
     "depends_on",
     "hidden_kinds",
     "is_in_place",
     "is_label_target",
     "is_rowwise",
+    "keeps_zero",
+    "recorded",
     "update_elements",
 ]
 
 # A hidden layer's kernels: its activation, and whether it drops units.
 HiddenKind = tuple[Activation, bool]
 Outputs = list[tuple[str, Symbol]]
+
+
+class UnrecordedError(Exception):
+    """A formula cannot be made a kernel; the message says which, and why."""
+
+
+def recorded(what: str, call: Callable[[], Any]) -> Any:
+    """Return what recording a formula gives; whatever it raises becomes an ``UnrecordedError``."""
+    try:
+        return call()
+    except Exception as error:
+        raise UnrecordedError(f"{what}: {error}") from error
+
+
+def keeps_zero(optimizer: Optimizer) -> bool:
+    """Whether a parameter, gradient and state of 0 stay 0: padding may then take part in steps."""
+    zero = np.zeros(1)
+    state = tuple(zero for _ in optimizer.state_names)
+    with np.errstate(all="ignore"):
+        new, new_state = optimizer.update(np, zero, zero, state, optimizer.coefficients(1.0, 2))
+    return all(not np.any(value) for value in (new, *new_state))
+
+
+def coefficient_table(optimizer: Optimizer, rates: Any, steps: Any) -> np.ndarray[Any, Any]:
+    """Return the coefficients of steps (n_steps, n_coefficients) from their rates and numbers."""
+    columns = optimizer.coefficients(rates, steps)
+    table = np.empty((rates.size, len(columns)))
+    for index, column in enumerate(columns):
+        table[:, index] = column
+    return table
 
 
 def hidden_kinds(problem: Problem) -> list[HiddenKind]:

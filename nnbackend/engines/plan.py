@@ -159,8 +159,3 @@ class Buffer:
 
     size: int
     dtype: str
-
-    @property
-    def n_bytes(self) -> int:
-        """Its size in bytes."""
-        return self.size * ITEM_BYTES[self.dtype]

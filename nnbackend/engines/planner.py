@@ -216,11 +216,6 @@ class Planner:
         """Rows of an epoch's last step."""
         return self.n_samples - (self.steps_per_epoch - 1) * self._size
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all buffers."""
-        return sum(buffer.n_bytes for buffer in self.buffers.values())
-
     def _plan_vectors(self, n_hyper: int) -> dict[str, Buffer]:
         """Return the buffers of the parameters and of the books."""
         optimizer, real = self._problem.optimizer, self._dtype
@@ -234,7 +229,7 @@ class Planner:
             "finite": flat,
             **states,
             "hyper": Buffer(max(1, n_hyper), real),
-            "coefficients": Buffer(n_steps * len(optimizer.coefficients(1.0, 1)), real),
+            "coefficients": Buffer(max(1, n_steps * len(optimizer.coefficients(1.0, 1))), real),
             "scalars": Buffer(max(1, len(self._reductions)), real),
             "biases": Buffer(2 * n_layers, "int64"),
             "counters": Buffer(3, "int64"),

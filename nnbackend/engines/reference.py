@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnbackend.core.optimizers import OptimizerState
+from nnbackend.core.propagation import DEVICE_ELEMENTS
 from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, dropout_mask
 from nnbackend.core.types import Array
 
@@ -166,14 +167,16 @@ class ReferenceEngine:
 
 
 def data_loss(problem: Problem, device: Device, parameters: Array, data: Data) -> Array:
-    """Return the loss on ``data`` without penalties, 0-d; streamed features a batch at a time."""
+    """Return the loss on ``data`` without penalties, 0-d, a block of rows at a time if need be."""
     objective, xp = problem.objective, device.xp
-    if not data.streams:
+    widest = max(objective.structure.layer_sizes)
+    size = problem.batch_size if data.streams else max(256, DEVICE_ELEMENTS // widest)
+    if not data.streams and data.n_samples <= size:
         return objective.data_loss(xp, parameters, data.X, data.y, data.sample_weight)
     weighted_loss: Array = 0.0
     total_weight: Array = 0.0
-    for start in range(0, data.n_samples, problem.batch_size):
-        rows = slice(start, start + problem.batch_size)
+    for start in range(0, data.n_samples, size):
+        rows = slice(start, start + size)
         X, y = device.place(data.X[rows]), data.y[rows, ...]
         weight = None if data.sample_weight is None else data.sample_weight[rows]
         loss = objective.data_loss(xp, parameters, X, y, weight)
