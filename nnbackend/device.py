@@ -1,11 +1,23 @@
 """Devices by name: where arrays live and which namespace computes on them.
 
-The one rule of placement: **a network's device is where it computes.** Host data (NumPy arrays,
-lists, data frames) is placed there once, at the public door, and results come back as NumPy; arrays
-that already live on a device must live on the network's device, and results stay there. Nothing
-else is ever moved.
+The one rule of placement: **a network's device is where it computes.**
 
-This module alone imports cupy, and only when CUDA is asked for or a CuPy array is given.
+- Data in the host's memory (NumPy arrays, CPU tensors of torch, CPU arrays of JAX, any other array
+  that DLPack reads there; lists, data frames) is placed on the network's device once, at the public
+  door. Results come back to the host.
+- Arrays in a GPU's memory (CuPy's, CUDA tensors of torch, CUDA arrays of JAX) have to be on the
+  network's device, and results stay there. Anywhere else they are refused: a tensor on ``cuda:0``
+  given to a network on ``cpu``, or on ``cuda:1`` to one on ``cuda:0``, is an ``InputError`` that
+  names both devices.
+- The arrays of one call (X, y, weights) are either all in the host's memory or all on that device;
+  lists and data frames go with both.
+
+Results are arrays of the library that X is of, NumPy's where X is a list or a data frame. Nothing
+else is ever moved; what is not moved is read in place, and what is given is never written to. A
+tensor of torch that requires grad is refused, since no gradient flows back.
+
+This module alone imports cupy, and only when CUDA is asked for or an array on a GPU is given to a
+network there. Other libraries are imported by whoever made their arrays.
 """
 
 from __future__ import annotations
@@ -24,7 +36,20 @@ import numpy as np
 from nnbackend.core.types import Array, Namespace
 from nnbackend.errors import DeviceError, InputError
 
-__all__ = ["Device", "DeviceInfo", "device_of", "devices", "get_device", "import_cupy"]
+__all__ = [
+    "Device",
+    "DeviceInfo",
+    "device_of",
+    "devices",
+    "get_device",
+    "import_cupy",
+    "in_library_of",
+    "is_native",
+    "require_same_device",
+]
+
+# DLPack's numbers for what NumPy and CuPy can read: the host's memory, pinned or not, and CUDA's.
+_HOST_KINDS, _CUDA_KINDS = (1, 3), (2, 13)
 
 _INSTALL = (
     "install it with: pip install 'cupy-cuda13x[ctk]' (or cupy-cuda12x for CUDA 12; the extras "
@@ -72,6 +97,18 @@ class Device:
         with self.activate():
             return self.xp.asarray(x, dtype=dtype, copy=copy)
 
+    def share(self, x: Any) -> Array:
+        """Return an array of another library, which is on this device, as one of ``xp``.
+
+        The memory is the same; it is only to be read. The library raises what it has against that.
+        """
+        if self.kind == "cpu":
+            # A library's own conversion first: it refuses what DLPack would read wrongly, and knows
+            # missing values.
+            return np.asarray(x) if hasattr(x, "__array__") else np.from_dlpack(x)
+        with self.activate():
+            return import_cupy().from_dlpack(x)
+
     def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
         """Return an array of this device as a NumPy array: on CUDA, a transfer that waits."""
         if self.kind == "cpu":
@@ -106,8 +143,7 @@ class Device:
     def pool_bytes(self) -> int | None:
         """Return what CuPy's memory pool has taken of the device; None on the CPU.
 
-        Freed blocks stay in the pool: at the end of a training this is its peak, or that of what
-        ran before it.
+        Freed blocks stay in the pool: at the end of a training this is at least its peak.
         """
         if self.kind == "cpu":
             return None
@@ -232,14 +268,47 @@ def get_device(device: str | Device = "cpu") -> Device:
     return Device("cuda", index)
 
 
-def device_of(x: Array) -> Device | None:
-    """Return the device of a NumPy or CuPy array; None for what is not an array of either."""
+def _is_cupy(x: Any) -> bool:
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(x, cupy.ndarray)
+
+
+def is_native(x: Any) -> bool:
+    """Return whether this is an array of NumPy or CuPy, which networks compute with."""
+    return isinstance(x, np.ndarray | np.generic) or _is_cupy(x)
+
+
+def device_of(x: Any) -> Device | None:
+    """Return the device of an array of any library; None for anything else, or elsewhere."""
     if isinstance(x, np.ndarray | np.generic):
         return Device("cpu")
-    cupy = sys.modules.get("cupy")
-    if cupy is not None and isinstance(x, cupy.ndarray):
+    if _is_cupy(x):
         return Device("cuda", int(x.device.id))
-    return None
+    try:
+        kind, index = x.__dlpack_device__()
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+        # Not an array, or one that its library says is on no device, or on several.
+        return None
+    if kind in _HOST_KINDS:
+        return Device("cpu")
+    return Device("cuda", int(index)) if kind in _CUDA_KINDS else None
+
+
+def in_library_of(given: Any, result: Array) -> Array:
+    """Return a NumPy or CuPy array as one of the library of ``given``, in the same memory.
+
+    It stays what it is where ``given`` is of no array library: a list, or a data frame.
+    """
+    home = device_of(given)
+    if home is None or is_native(given):
+        return result
+    from array_api_compat import array_namespace, is_array_api_obj
+
+    if not is_array_api_obj(given):
+        return result
+    # Another library's stream may reuse the memory of what was given as soon as this returns.
+    home.synchronize()
+    return array_namespace(given).from_dlpack(result)
 
 
 def devices() -> list[DeviceInfo]:
@@ -290,12 +359,12 @@ def _host_memory() -> int | None:
         return None
 
 
-def require_same_device(**arrays: Array) -> None:
-    """Check that the arrays given (None and host sequences aside) live on one device."""
+def require_same_device(**arrays: Any) -> None:
+    """Check that the arrays given (None, lists and data frames aside) live on one device."""
     found = {name: device for name, x in arrays.items() if (device := device_of(x)) is not None}
     if len(set(found.values())) > 1:
         listed = ", ".join(f"{name} on {device}" for name, device in found.items())
         raise InputError(
-            f"{', '.join(found)}: expected arrays of one library on one device, got {listed}; "
-            "move them to one device first"
+            f"{', '.join(found)}: expected arrays on one device, got {listed}; move them to one "
+            "device first"
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 
 from nnbackend.core.losses import Loss, Poisson, SoftmaxCrossEntropy
 from nnbackend.core.types import Array
-from nnbackend.device import Device, device_of
+from nnbackend.device import Device, device_of, is_native
 from nnbackend.errors import InputError
 
 __all__ = [
@@ -21,43 +22,42 @@ __all__ = [
 ]
 
 
-def to_array(name: str, x: Any) -> Array:
+# The names of the dtypes of real numbers that NumPy and CuPy know, in any library.
+_REAL = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)")
+
+
+def to_array(name: str, x: Any, device: Device | None = None) -> Array:
     """Return ``x`` as a NumPy or CuPy array of real numbers, or raise what is wrong with it.
 
     Parameters
     ----------
     name : str
         What the caller calls it.
-    x : array, nested sequence of numbers, or data frame
-        NumPy and CuPy arrays are returned as they are.
+    x : array of any library, nested sequence of numbers, or data frame
+        NumPy and CuPy arrays are returned as they are, other arrays in the same memory; it is only
+        to be read.
+    device : Device, optional
+        The network's: an array on a GPU has to be there.
 
     Raises
     ------
     InputError
-        If it is no array of real numbers, or belongs to another array library.
+        If it is no array of real numbers, or on another device.
     """
     if x is None:
         raise InputError(f"{name}: expected an array, got None")
-    if device_of(x) is None:
-        kind = f"{type(x).__module__.partition('.')[0]}.{type(x).__name__}"
-        if hasattr(x, "__dlpack__"):
-            raise InputError(
-                f"{name}: expected a NumPy or CuPy array, got {kind}; convert it with "
-                "numpy.asarray or cupy.asarray"
-            )
-        if hasattr(x, "toarray"):
-            raise InputError(
-                f"{name}: expected a dense array, got the sparse {kind}; convert it with .toarray()"
-            )
-        try:
-            x = np.asarray(x)
-        except (ValueError, TypeError) as error:
-            raise InputError(
-                f"{name}: expected an array or rows of equal length, got {kind} that NumPy "
-                f"cannot convert ({error})"
-            ) from error
-    elif isinstance(x, np.generic):
+    home = device_of(x)
+    if home is not None and home.kind == "cuda" and device not in (None, home):
+        raise InputError(
+            f"{name}: expected an array on {device}, the network's device, got one on {home}; "
+            f"move the network with .to({home.name!r}) or the array"
+        )
+    if isinstance(x, np.generic):
         x = np.asarray(x)
+    elif hasattr(x, "__dlpack__") and not is_native(x):
+        x = _shared(name, x, home)
+    elif home is None:
+        x = _converted(name, x)
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise InputError(
             f"{name}: expected an array without missing values, got a masked array with "
@@ -74,6 +74,77 @@ def to_array(name: str, x: Any) -> Array:
             "with .astype('float32')"
         )
     return x
+
+
+def _kind(x: Any) -> str:
+    return f"{type(x).__module__.partition('.')[0]}.{type(x).__name__}"
+
+
+def _converted(name: str, x: Any) -> Array:
+    """Return a sequence of numbers or a data frame as a NumPy array."""
+    if hasattr(x, "toarray"):
+        raise InputError(
+            f"{name}: expected a dense array, got the sparse {_kind(x)}; convert it with .toarray()"
+        )
+    try:
+        return np.asarray(x)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{name}: expected an array or rows of equal length, got {_kind(x)} that NumPy cannot "
+            f"convert ({_one_line(error)})"
+        ) from error
+
+
+def _shared(name: str, x: Any, home: Device | None) -> Array:
+    """Return an array of another library as a NumPy or CuPy array in the same memory."""
+    kind = _kind(x)
+    if "Tracer" in kind:
+        raise InputError(
+            f"{name}: expected an array, got {kind}, which holds no numbers inside jax.jit, grad "
+            "and vmap; call nnbackend outside of them"
+        )
+    if home is None:
+        raise InputError(
+            f"{name}: expected an array in the host's memory or on one CUDA GPU, got {kind} "
+            f"{_whereabouts(x)}"
+        )
+    dtype = getattr(x, "dtype", "float64")
+    if not _REAL.fullmatch(str(dtype).rpartition(".")[2]):
+        raise InputError(
+            f"{name}: expected real numbers, got dtype {dtype}; convert it to float32 or float64"
+        )
+    if "sparse" in str(getattr(x, "layout", "")):
+        raise InputError(
+            f"{name}: expected a dense array, got the sparse {kind}; convert it with .to_dense()"
+        )
+    if getattr(x, "requires_grad", False):
+        raise InputError(
+            f"{name}: expected an array without a gradient, got {kind} that requires grad, and "
+            "none flows back through nnbackend; pass .detach()"
+        )
+    if hasattr(x, "is_neg") and x.is_neg():
+        # Of such a tensor DLPack hands out numbers of the wrong sign.
+        raise InputError(
+            f"{name}: expected an array, got a negated view, {kind}; pass .resolve_neg()"
+        )
+    try:
+        return home.share(x)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{name}: expected an array that can be read where it is, got {kind} "
+            f"({_one_line(error)})"
+        ) from error
+
+
+def _whereabouts(x: Any) -> str:
+    try:
+        return f"on {x.device}"
+    except (AttributeError, RuntimeError) as error:  # JAX raises the latter for a deleted array
+        return f"({_one_line(error)})"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def check_finite(name: str, x: Array, original: Array | None = None) -> None:
@@ -100,16 +171,10 @@ def check_finite(name: str, x: Array, original: Array | None = None) -> None:
 
 
 def place(name: str, x: Array, device: Device, dtype: Any, original: Array | None = None) -> Array:
-    """Return ``x`` on ``device`` in ``dtype``, finite; another device's array is refused.
+    """Return ``x`` on ``device`` in ``dtype``, finite.
 
     ``original`` is what the caller gave, for the message, where ``x`` was computed from it.
     """
-    home = device_of(x)
-    if home is not None and home.kind == "cuda" and home != device:
-        raise InputError(
-            f"{name}: expected an array on {device}, the network's device, got one on {home}; "
-            f"move the network with .to({home.name!r}) or the array"
-        )
     with np.errstate(over="ignore"):
         placed = device.place(x, dtype)
     check_finite(name, placed, x if original is None else original)
@@ -144,7 +209,7 @@ def check_features(name: str, X: Any, n_features: int, device: Device, dtype: An
     InputError
         If anything about it is not as said.
     """
-    X = to_array(name, X)
+    X = to_array(name, X, device)
     if X.ndim != 2:
         hint = "; for one example use X[None, :]" if X.ndim == 1 else ""
         raise InputError(
@@ -199,7 +264,7 @@ def check_targets(
     InputError
         If anything about it is not as said.
     """
-    y = to_array(name, y)
+    y = to_array(name, y, device)
     if isinstance(loss, SoftmaxCrossEntropy):
         if y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1 and n_outputs > 1):
             return _check_labels(name, y, n_samples, n_outputs, device)
@@ -278,7 +343,7 @@ def check_sample_weight(
     """Return sample weights (n_samples,) >= 0 with a positive sum, on ``device``; None stays."""
     if sample_weight is None:
         return None
-    weight = to_array(name, sample_weight)
+    weight = to_array(name, sample_weight, device)
     if tuple(weight.shape) != (n_samples,):
         raise InputError(
             f"{name}: expected shape ({n_samples},), one weight for each example in X, got "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -14,10 +14,10 @@ from nnbackend.core.activations import Activation, activation, output
 from nnbackend.core.initializers import INITIALIZERS
 from nnbackend.core.losses import Loss, loss_function
 from nnbackend.core.objective import Objective
-from nnbackend.core.propagation import CACHED_ELEMENTS
+from nnbackend.core.propagation import CACHED_ELEMENTS, DEVICE_ELEMENTS
 from nnbackend.core.structure import Structure
 from nnbackend.core.types import Array
-from nnbackend.device import Device, device_of, get_device, require_same_device
+from nnbackend.device import Device, device_of, get_device, in_library_of, require_same_device
 from nnbackend.errors import DeviceError, InputError
 from nnbackend.inputs import (
     check_features,
@@ -28,6 +28,9 @@ from nnbackend.inputs import (
 )
 from nnbackend.standardization import Standardization
 
+if TYPE_CHECKING:
+    from nnbackend.summary import Summary
+
 __all__ = ["Gradients", "Network"]
 
 DTYPES = {"float32": np.float32, "float64": np.float64}
@@ -35,8 +38,6 @@ DTYPES = {"float32": np.float32, "float64": np.float64}
 
 # Rows that are standardized at once where all of them would be too many.
 _ROWS_PER_BLOCK = 2**16
-# Activations of a layer that are predicted at once on a GPU: a quarter of a gigabyte in float32.
-_DEVICE_ELEMENTS = 2**26
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -226,6 +227,36 @@ class Network:
             f"dtype={self.dtype!r}, device={self.device!r})"
         )
 
+    def _repr_html_(self) -> str:
+        """Return the summary as a table for notebooks."""
+        return self.summary()._repr_html_()
+
+    def summary(self) -> Summary:
+        """Return a table of the layers: shapes, activations, dropout and numbers of parameters.
+
+        Returns
+        -------
+        Summary
+            Made for ``print``, for rich's, and for notebooks.
+
+        Examples
+        --------
+        >>> import nnbackend as nb
+        >>> net = nb.Network([30, 16, 8, 1], dropout=[0.2, 0.0])
+        >>> print(net.summary())
+        layer     shape     activation  dropout  parameters
+        ---------------------------------------------------
+        hidden 1  30 -> 16  relu            0.2         496
+        hidden 2  16 -> 8   relu                        136
+        output    8 -> 1    sigmoid                       9
+        ---------------------------------------------------
+        total                                           641
+        float32 on cpu, 2.504 KiB; standardizes nothing
+        """
+        from nnbackend.summary import Summary
+
+        return Summary.of(self)
+
     @_on_device
     def set_parameters(self, weights: Sequence[Any], biases: Sequence[Any]) -> None:
         """Copy given weights and biases into the network.
@@ -253,13 +284,14 @@ class Network:
             checked.append([])
             for layer, (x, mine) in enumerate(zip(given, own, strict=True)):
                 label = f"{name}[{layer}]"
-                array = to_array(label, x)
+                array = to_array(label, x, self._device)
                 if tuple(array.shape) != tuple(mine.shape):
                     raise InputError(
                         f"{label}: expected shape {tuple(mine.shape)}, got {tuple(array.shape)}"
                     )
                 checked[-1].append(place(label, array, self._device, DTYPES[self._dtype]))
         self._parameters[...] = self._structure.flatten(self._device.xp, *checked)
+        self._device.synchronize()  # before another library's stream reuses the memory
 
     def to(self, device: str | Device) -> Network:
         """Return this network on another device; the network itself if it is there already."""
@@ -366,6 +398,7 @@ class Network:
         self.standardization = Standardization.fit(xp, columns)
         self.target_standardization = None if target is None else Standardization.fit(xp, target)
         self.learn_feature_names(X)
+        self._device.synchronize()  # before another library's stream reuses the memory
         return self
 
     def _in_order(self, X: Any, name: str) -> Any:
@@ -441,16 +474,16 @@ class Network:
         return prepared, y, weight
 
     def _follow(self, result: Array, given: Any) -> Array:
-        """Return a result where its input lives: host data in, NumPy out."""
+        """Return a result where its input lives, in the input's library."""
         home = device_of(given)
         on_host = home is None or home.kind == "cpu"
-        return self._device.to_numpy(result) if on_host else result
+        return in_library_of(given, self._device.to_numpy(result) if on_host else result)
 
     @property
     def _rows_per_block(self) -> int:
         """How many examples are predicted at once."""
         if self._device.kind != "cpu":
-            return max(256, _DEVICE_ELEMENTS // max(self.layer_sizes[1:]))
+            return max(256, DEVICE_ELEMENTS // max(self.layer_sizes[1:]))
         return max(256, CACHED_ELEMENTS // max(self.layer_sizes[1:]))
 
     def _forward(self, X: Any) -> Array:
@@ -477,7 +510,7 @@ class Network:
         Returns
         -------
         array (n_samples, n_outputs)
-            In the network's dtype; NumPy for host data, CuPy for CuPy arrays.
+            In the network's dtype, where X is and of its library; NumPy for lists and data frames.
         """
         return self._follow(self._forward(X), X)
 
@@ -607,10 +640,10 @@ class Network:
 
 def _column_names(X: Any) -> tuple[str, ...] | None:
     """Return the column names of a data frame (pandas, polars); None for anything else."""
-    columns = getattr(X, "columns", None)
-    if columns is None or not hasattr(X, "__array__"):
+    # In this order: a polars LazyFrame, which is no array, warns when it is asked for its columns.
+    if not hasattr(X, "__array__") or not hasattr(X, "columns"):
         return None
-    names = tuple(columns)
+    names = tuple(X.columns)
     return names if all(isinstance(name, str) for name in names) else None
 
 

@@ -235,8 +235,8 @@ def train(
         one there. It compiles its kernels with Numba when a kind of network is first trained, which
         takes seconds, and keeps them in ``~/.cache/nnbackend``. ``"cuda"`` plans a network's steps
         on the GPU, fuses their kernels and replays them as CUDA graphs; it has not run on a GPU
-        yet. Its kernels take float32 numbers below 1.2e-38 as 0. ``"auto"`` is ``"cpu"`` for a network on the CPU and a training of more than some
-        seconds, else ``"reference"``.
+        yet. Its kernels take float32 numbers below 1.2e-38 as 0. ``"auto"`` is ``"cpu"`` for a
+        network on the CPU and a training of more than some seconds, else ``"reference"``.
     precision : {"float32", "tf32", "bfloat16"}, default "float32"
         Of the matrix products in a float32 network; sums and parameters are float32 in any case.
         ``"tf32"`` and ``"bfloat16"`` round their operands to 10 and 7 bits behind the point, which

@@ -213,12 +213,21 @@ def test_a_network_too_large_for_float32_is_not_converted():
 # Features
 
 
-def torch_tensor():
-    return pytest.importorskip("torch", reason="the array of another library").tensor(X)
+def torch_tensor(**options):
+    return pytest.importorskip("torch", reason="the array of another library").tensor(X, **options)
 
 
-def jax_array():
-    return pytest.importorskip("jax", reason="the array of another library").numpy.asarray(X)
+def torch_bfloat16():
+    return torch_tensor().bfloat16()
+
+
+def torch_with_gradient():
+    return torch_tensor(requires_grad=True)
+
+
+def jax_bfloat16():
+    jax = pytest.importorskip("jax", reason="the array of another library")
+    return jax.numpy.asarray(X, dtype="bfloat16")
 
 
 def sparse_matrix():
@@ -268,8 +277,12 @@ BAD_FEATURES = {
     ),
     "a sparse matrix": (sparse_matrix, ["a dense array", "sparse scipy.csr_matrix", ".toarray()"]),
     "a sparse array": (sparse_array, ["a dense array", "sparse scipy.coo_array", ".toarray()"]),
-    "a torch tensor": (torch_tensor, ["NumPy or CuPy array", "torch.Tensor", "numpy.asarray"]),
-    "a JAX array": (jax_array, ["NumPy or CuPy array", "jax", "numpy.asarray"]),
+    "bfloat16 of torch": (torch_bfloat16, ["expected real numbers", "got dtype torch.bfloat16"]),
+    "bfloat16 of JAX": (jax_bfloat16, ["expected real numbers", "got dtype bfloat16"]),
+    "a torch tensor with a gradient": (
+        torch_with_gradient,
+        ["without a gradient", "torch.Tensor that requires grad", ".detach()"],
+    ),
 }
 
 FEATURE_CALLS = {
@@ -375,7 +388,7 @@ BAD_TARGETS = {
     ),
     "rows of zeros": ("softmax", np.zeros((N, 3)), ["sum to 1", "row 0"]),
     "negative count": ("exp", [0, 1, 2, -3, 0, 1], ["counts >= 0", "Poisson", "got -3 in row 3"]),
-    "a torch tensor": ("identity", torch_tensor, ["torch.Tensor", "numpy.asarray"]),
+    "a torch tensor with a gradient": ("two identities", torch_with_gradient, ["requires grad"]),
     "a sparse matrix": ("multilabel", sparse_matrix, ["dense array", ".toarray()"]),
 }
 
