@@ -18,13 +18,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import scipy.optimize
 import scipy.sparse
+import sklearn
+from array_api_compat import array_namespace, is_array_api_obj
+from array_api_compat import device as array_device
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier as _Classifier
 from sklearn.neural_network import MLPRegressor as _Regressor
-from sklearn.utils import shuffle
+from sklearn.utils._array_api import move_to
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
+from sklearn.utils.metaestimators import available_if
 
 from nnbackend.core import losses
 from nnbackend.core.activations import Activation
@@ -32,7 +36,7 @@ from nnbackend.core.losses import Loss
 from nnbackend.core.optimizers import Coefficients, Optimizer, OptimizerState, State
 from nnbackend.core.schedules import Clock, Schedule
 from nnbackend.core.types import Array, Namespace
-from nnbackend.device import get_device
+from nnbackend.device import device_of, get_device, in_library_of
 from nnbackend.errors import DivergenceError, InputError
 from nnbackend.network import Network
 from nnbackend.training import TrainingState, train
@@ -161,7 +165,7 @@ class _Estimator:
         "clip_norm": [float, int, None],
         "scoring": [str, callable, None],
         "callbacks": ["array-like", callable, None],
-        "device": [str],
+        "device": [str, None],
         "engine": [str],
         "precision": [str],
     }
@@ -169,6 +173,37 @@ class _Estimator:
     if TYPE_CHECKING:
         # The parameters and the fitted attributes are those of scikit-learn's classes.
         def __getattr__(self, name: str) -> Any: ...
+
+    # Where the arrays are that a method is working on; empty: not on a GPU.
+    _place = ""
+
+    def _call(self, method: Callable[..., Any], name: str, X: Any, *more: Any, **named: Any) -> Any:
+        """Call one of scikit-learn's methods with arrays of any library.
+
+        With ``array_api_dispatch`` X comes as NumPy's, or as CuPy's where it is on a GPU, and what
+        goes with it as NumPy's. Without it scikit-learn makes NumPy arrays of all.
+        """
+        if not sklearn.get_config()["array_api_dispatch"]:
+            return method(X, *more, **named)
+        home, library = device_of(X), _library(X)
+        if name in ("fit", "partial_fit"):
+            self._fitted_with = library, home
+        elif getattr(self, "_fitted_with", (library, home)) != (library, home):
+            raise ValueError(
+                f"Inputs passed to {type(self).__name__}.{name}() must use the same namespace and "
+                f"the same device as those passed to fit(): expected {self._fitted_with[0]}, got "
+                f"{library}"
+            )
+        if home is None or home.kind == "cpu":
+            native = _on_cpu(X)
+        else:
+            native = home.share(X)
+            if self.device is None:
+                self._place = home.name
+        try:
+            return method(native, *map(_on_cpu, more), **{k: _on_cpu(v) for k, v in named.items()})
+        finally:
+            self.__dict__.pop("_place", None)
 
     @contextlib.contextmanager
     def _validating_on(self, X_val: Any, y_val: Any) -> Iterator[None]:
@@ -191,7 +226,7 @@ class _Estimator:
             initializer="zeros",
             dropout=self.dropout if len(sizes) > 2 else 0.0,
             dtype=str(self.coefs_[0].dtype),
-            device=self.device,
+            device=self._place or self.device or "cpu",
         )
         net.set_parameters(self.coefs_, self.intercepts_)
         return net
@@ -222,9 +257,11 @@ class _Estimator:
         rows = np.arange(n_samples)
 
         def draw() -> _Array:
-            # As there, an epoch's order is drawn out of that before.
+            # As there, an epoch's order is that before, shuffled, as by sklearn.utils.shuffle.
             nonlocal rows
-            rows = np.asarray(shuffle(rows, random_state=self._random_state))
+            order = np.arange(n_samples)
+            self._random_state.shuffle(order)
+            rows = rows[order]
             return rows
 
         net = self._network()
@@ -307,11 +344,19 @@ class _Estimator:
         net.parameters[...] = device.place(result.x.astype(str(dtype)))
         self._take_parameters(net)
 
-    def _forward_pass_fast(self, X: Any, check_input: bool = True) -> _Array:
+    def _forward_pass_fast(self, X: Any, check_input: bool = True) -> Any:
         if check_input:
             X = self._check_features(X)
-        result: _Array = self._network().forward(_dense(X))
-        return result
+        return self._network().forward(_dense(X))
+
+    def _predict(self, X: Any, check_input: bool = True) -> Any:
+        if not self._place:
+            return super()._predict(X, check_input=check_input)  # type: ignore[misc]
+        return self._decoded(self._forward_pass_fast(X, check_input))
+
+    def predict(self, X: Any) -> Any:
+        """Return classes or values, arrays of X's library where it is."""
+        return _in_library(X, self._call(super().predict, "predict", X))  # type: ignore[misc]
 
     def _check_features(self, X: Any) -> Any:
         from sklearn.utils.validation import validate_data
@@ -378,6 +423,11 @@ class _Estimator:
             return _SGD(rate, float(self.momentum), bool(self.nesterovs_momentum))
         return _Adam(rate, float(self.beta_1), float(self.beta_2), float(self.epsilon))
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags.array_api_support = True
+        return tags
+
     def _score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         if self.scoring is None:
             score: float = super()._score(X, y, sample_weight=sample_weight)  # type: ignore[misc]
@@ -387,6 +437,30 @@ class _Estimator:
             warnings.filterwarnings("ignore", "X does not have valid feature names", UserWarning)
             weight = {} if sample_weight is None else {"sample_weight": sample_weight}
             return float(get_scorer(self.scoring)(self, X, y, **weight))
+
+
+def _library(X: Any) -> str:
+    """Return the name of the library that an array is of; lists and frames become NumPy's."""
+    if not is_array_api_obj(X):
+        return "numpy"
+    return str(array_namespace(X).__name__).removeprefix("array_api_compat.")
+
+
+def _on_cpu(x: Any) -> Any:
+    """Return an array of any library as NumPy's; what is no array as it is."""
+    if not is_array_api_obj(x) or isinstance(x, np.ndarray):
+        return x
+    return move_to(x, xp=np, device="cpu")
+
+
+def _in_library(X: Any, result: Any) -> Any:
+    """Return a result as an array of X's library, where X is; names of classes stay NumPy's."""
+    is_dispatched = sklearn.get_config()["array_api_dispatch"] and is_array_api_obj(X)
+    if not is_dispatched or isinstance(X, np.ndarray) or result.dtype.kind not in "biuf":
+        return result
+    if isinstance(result, np.ndarray):
+        return move_to(result, xp=array_namespace(X), device=array_device(X))
+    return in_library_of(X, result)
 
 
 class _Watch:
@@ -491,8 +565,9 @@ class MLPClassifier(_Estimator, _Classifier):  # type: ignore[misc]
         The scorer of early stopping; by default accuracy.
     callbacks : callable or sequence of callables, optional
         Called as ``callback(state)`` after every epoch, with a ``nb.TrainingState``.
-    device : str, default "cpu"
-        ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``.
+    device : str, optional
+        ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``; by default where X is, which is the CPU
+        for data in the host's memory.
     engine, precision : str
         As for ``nb.train``.
 
@@ -553,7 +628,7 @@ class MLPClassifier(_Estimator, _Classifier):  # type: ignore[misc]
         clip_norm: float | None = None,
         scoring: Any = None,
         callbacks: Any = None,
-        device: str = "cpu",
+        device: str | None = None,
         engine: str = "auto",
         precision: str = "float32",
     ) -> None:
@@ -615,7 +690,53 @@ class MLPClassifier(_Estimator, _Classifier):  # type: ignore[misc]
         MLPClassifier
         """
         with self._validating_on(X_val, y_val):
-            return super().fit(X, y, sample_weight)  # type: ignore[no-any-return]
+            self._call(super().fit, "fit", X, y, sample_weight)
+        return self
+
+    @available_if(lambda model: model._check_solver())  # type: ignore[untyped-decorator]  # noqa: SLF001
+    def partial_fit(
+        self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None
+    ) -> MLPClassifier:
+        """Take one epoch of steps on some examples.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for ``fit``.
+        classes : array-like (n_classes,), optional
+            All classes; needed at the first call.
+
+        Returns
+        -------
+        MLPClassifier
+        """
+        more = {"sample_weight": sample_weight, "classes": classes}
+        self._call(super().partial_fit, "partial_fit", X, y, **more)
+        return self
+
+    def predict_proba(self, X: Any) -> Any:
+        """Return the probabilities of the classes, arrays of X's library where it is."""
+        return _in_library(X, self._call(super().predict_proba, "predict_proba", X))
+
+    def predict_log_proba(self, X: Any) -> Any:
+        """Return the logarithms of the probabilities of the classes."""
+        result = self._call(lambda x: np.log(super(MLPClassifier, self).predict_proba(x)),
+                            "predict_log_proba", X)  # fmt: skip
+        return _in_library(X, result)
+
+    def _decoded(self, A: Any) -> Any:
+        """Return the classes that outputs on a GPU stand for, without leaving it for numbers."""
+        xp = get_device(self._place).xp
+        if self.out_activation_ == "softmax":
+            index = xp.argmax(A, axis=1)
+        else:
+            index = xp.astype(A > 0.5, xp.int64)
+            if self.n_outputs_ > 1:
+                return index
+            index = index[:, 0]
+        if self.classes_.dtype.kind in "biuf":
+            return xp.take(xp.asarray(self.classes_), index)
+        return self.classes_[get_device(self._place).to_numpy(index)]
 
     def _weighted(self, y: _Array, sample_weight: Any, *, incremental: bool) -> Any:
         """Return sample weights times the weights of their classes."""
@@ -715,7 +836,7 @@ class MLPRegressor(_Estimator, _Regressor):  # type: ignore[misc]
         clip_norm: float | None = None,
         scoring: Any = None,
         callbacks: Any = None,
-        device: str = "cpu",
+        device: str | None = None,
         engine: str = "auto",
         precision: str = "float32",
     ) -> None:
@@ -764,7 +885,23 @@ class MLPRegressor(_Estimator, _Regressor):  # type: ignore[misc]
         MLPRegressor
         """
         with self._validating_on(X_val, y_val):
-            return super().fit(X, y, sample_weight)  # type: ignore[no-any-return]
+            self._call(super().fit, "fit", X, y, sample_weight)
+        return self
+
+    @available_if(lambda model: model._check_solver())  # type: ignore[untyped-decorator]  # noqa: SLF001
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> MLPRegressor:
+        """Take one epoch of steps on some examples; as for ``fit``.
+
+        Returns
+        -------
+        MLPRegressor
+        """
+        self._call(super().partial_fit, "partial_fit", X, y, sample_weight=sample_weight)
+        return self
+
+    @staticmethod
+    def _decoded(A: Any) -> Any:
+        return A[:, 0] if A.shape[1] == 1 else A
 
     @staticmethod
     def _weighted(_y: _Array, sample_weight: Any, *, incremental: bool) -> Any:

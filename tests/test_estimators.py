@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import scipy.sparse
 import sklearn
+from array_api_compat import array_namespace
+from backends import require
+from devices import to_host
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_diabetes, load_iris
+from sklearn.decomposition import PCA
 from sklearn.ensemble import BaggingClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.inspection import permutation_importance
@@ -23,9 +27,15 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import nnbackend as nb
+from nnbackend.device import get_device
+from nnbackend.errors import DeviceError
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
+try:
+    HAS_GPU = bool(get_device("cuda"))
+except DeviceError:
+    HAS_GPU = False
 RNG = np.random.default_rng(0)
 N = 233  # in batches of 50 the last one is short, and weighs its penalty by itself
 X = RNG.standard_normal((N, 7))
@@ -194,7 +204,35 @@ def test_divergence_is_an_error_that_says_why():
 @pytest.mark.filterwarnings("ignore:Got `batch_size` less than 1", "ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore:lbfgs failed")
 def test_scikit_learns_checks(estimator, check):
+    if "cupy" in repr(check) and not HAS_GPU:
+        pytest.skip("CuPy finds no GPU")
     check(estimator)
+
+
+@pytest.mark.parametrize("library", ["torch", "jax", "cupy"])
+def test_a_pipeline_on_other_libraries_arrays(library):
+    if library == "cupy" and not HAS_GPU:
+        pytest.skip("CuPy finds no GPU")
+    module = require(library)
+    xp = module.numpy if library == "jax" else module
+    # scikit-learn's own scaler writes into its arrays, which JAX's do not allow.
+    before = [] if library == "jax" else [StandardScaler(), PCA(5)]
+    pipeline = make_pipeline(*before, nb.MLPClassifier((6,), random_state=0))
+    expected = clone(pipeline).fit(X, Y["classes"])
+    with sklearn.config_context(array_api_dispatch=True):
+        theirs = xp.asarray(X)
+        pipeline.fit(theirs, xp.asarray(Y["classes"]))
+        probabilities, classes = pipeline.predict_proba(theirs), pipeline.predict(theirs)
+        score = pipeline.score(theirs, xp.asarray(Y["classes"]))
+        assert array_namespace(probabilities) is array_namespace(classes) is array_namespace(theirs)
+        if library != "cupy":
+            with pytest.raises(ValueError, match="must use the same namespace"):
+                pipeline[-1].predict(X[:, : pipeline[-1].n_features_in_])
+    host = to_host if library == "cupy" else np.asarray
+    # PCA's singular value decomposition is another library's.
+    np.testing.assert_allclose(host(probabilities), expected.predict_proba(X), rtol=1e-6)
+    np.testing.assert_array_equal(host(classes), expected.predict(X))
+    assert score == pytest.approx(expected.score(X, Y["classes"]))
 
 
 @pytest.mark.parametrize("target", ["classes", "numbers"])
@@ -286,7 +324,7 @@ def test_grid_search_in_two_processes():
     grid = {"mlpclassifier__alpha": [0.01, 1.0], "mlpclassifier__dropout": [0.0]}
     search = GridSearchCV(pipeline, grid, cv=3, n_jobs=2).fit(*IRIS)
     assert search.best_score_ > 0.9
-    assert clone(search.best_estimator_).get_params()["mlpclassifier__device"] == "cpu"
+    assert clone(search.best_estimator_).get_params()["mlpclassifier__device"] is None
 
 
 def test_cross_validation_calibration_bagging_importance():
