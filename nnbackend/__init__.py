@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     )
     from nnbackend.estimators import MLPClassifier, MLPRegressor
     from nnbackend.gradient_check import GradientReport, check_gradients
+    from nnbackend.interchange import from_sklearn, from_torch, to_sklearn, to_torch
     from nnbackend.network import Gradients, Network
     from nnbackend.onnx_export import export_onnx
     from nnbackend.persistence import load, save
+    from nnbackend.rate_finder import RateFinder, find_learning_rate
+    from nnbackend.summary import Summary
     from nnbackend.training import EarlyStopping, History, TrainingState, train
 
 __version__ = "0.1.0"
@@ -50,16 +53,23 @@ __all__ = [
     "NNBackendError",
     "Network",
     "RMSprop",
+    "RateFinder",
+    "Summary",
     "TrainingState",
     "__version__",
     "check_gradients",
     "devices",
     "export_onnx",
+    "find_learning_rate",
+    "from_sklearn",
+    "from_torch",
     "load",
     "losses",
     "register_activation",
     "save",
     "schedules",
+    "to_sklearn",
+    "to_torch",
     "train",
 ]
 
@@ -80,9 +90,12 @@ _HOMES = {
     ),
     "nnbackend.estimators": ("MLPClassifier", "MLPRegressor"),
     "nnbackend.gradient_check": ("GradientReport", "check_gradients"),
+    "nnbackend.interchange": ("from_sklearn", "from_torch", "to_sklearn", "to_torch"),
     "nnbackend.network": ("Gradients", "Network"),
     "nnbackend.onnx_export": ("export_onnx",),
     "nnbackend.persistence": ("load", "save"),
+    "nnbackend.rate_finder": ("RateFinder", "find_learning_rate"),
+    "nnbackend.summary": ("Summary",),
     "nnbackend.training": ("EarlyStopping", "History", "TrainingState", "train"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -59,7 +59,7 @@ def to_bytes(net: Network) -> bytes:
         raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
     host = net.to("cpu")
     for entry in net.structure.hidden:
-        if ACTIVATIONS.get(entry.name) is not entry:
+        if ACTIVATIONS.get(entry.name) != entry:  # unpickled, it is equal
             raise InputError(
                 f"net: expected registered activations, got {entry.name!r}, which is not; a model "
                 "stores names only: register it with register_activation"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from nnbackend.errors import MissingDependencyError
 from nnbackend.network import Network
 from nnbackend.training import History
 
-__all__ = ["decision_boundary", "loss_curves", "new_figure", "render"]
+__all__ = ["decision_boundary", "loss_curves", "new_figure", "rate_curve", "render"]
 
 TRAINING, VALIDATION, NEUTRAL = "#1f5fa8", "#d1495b", "#555555"
 
@@ -113,6 +114,51 @@ def decision_boundary(
         axes.legend(points.legend_elements()[0], labels, loc="upper right", fontsize=9)
     axes.set_title(title, fontsize=11)
     return render(figure)
+
+
+def rate_curve(
+    rates: Sequence[float],
+    losses: Sequence[float],
+    smoothed: Sequence[float],
+    suggestion: float | None,
+    file_format: str = "png",
+) -> bytes:
+    """Return a PNG or SVG of the losses of a learning-rate range test.
+
+    Parameters
+    ----------
+    rates : sequence of float
+        The learning rates, on a logarithmic axis.
+    losses, smoothed : sequence of float
+        The loss after the step at each rate, and its average over neighbours.
+    suggestion : float or None
+        The rate that is marked.
+    file_format : {"png", "svg"}, default "png"
+        The format of the file.
+    """
+    figure = new_figure()
+    axes = figure.add_subplot()
+    axes.plot(rates, losses, color=NEUTRAL, linewidth=0.8, alpha=0.6, label="loss after the step")
+    axes.plot(rates, smoothed, color=TRAINING, label="smoothed")
+    if suggestion is not None:
+        axes.axvline(
+            suggestion,
+            color=VALIDATION,
+            linestyle="--",
+            linewidth=1,
+            label=f"suggestion ({suggestion:.2g})",
+        )
+    # The last loss may be a million times the others: the range shown is twice that of the fall.
+    low, first = min(smoothed), losses[0]
+    if first > low:
+        axes.set_ylim(low - 0.1 * (first - low), first + (first - low))
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("loss")
+    axes.set_title("Learning-rate range test", fontsize=11)
+    axes.grid(visible=True, which="major", alpha=0.25)
+    axes.legend(frameon=False)
+    return render(figure, file_format)
 
 
 def new_figure(width: float = 7.0, height: float = 4.6) -> Any:

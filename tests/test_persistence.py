@@ -646,3 +646,11 @@ def test_a_huge_array_in_the_header_is_refused_without_reserving_memory(content,
     path = tmp_path / "model"
     path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
     assert "not a whole safetensors file" in refused(path)
+
+
+def test_an_unpickled_network_can_be_saved(tmp_path):
+    net = pickle.loads(pickle.dumps(nb.Network([3, 4, 1], hidden="relu")))  # noqa: S301
+    nb.save(net, tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(
+        nb.load(tmp_path / "model.safetensors").parameters, net.parameters
+    )
