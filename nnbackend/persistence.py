@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend import __version__
 from nnbackend.core.activations import ACTIVATIONS, OUTPUTS
 from nnbackend.core.structure import Structure
 from nnbackend.device import Device, get_device
@@ -18,21 +19,24 @@ from nnbackend.standardization import Standardization
 
 __all__ = ["load", "save", "to_bytes", "write_atomically"]
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "nnbackend"
 _STANDARDIZATIONS = ("standardization", "target_standardization")
 
 
-def save(net: Network, path: str | os.PathLike[str]) -> None:
+def save(net: Any, path: str | os.PathLike[str]) -> None:
     """Write a network to a safetensors file, whole or not at all.
 
-    The file holds parameters, structure, standardization, and feature and class names. It does not
-    depend on the network's device. The state of an optimizer is not part of a model.
+    The file holds parameters, structure, standardization, feature and class names, the versions of
+    nnbackend and NumPy, and a checksum of all that. It does not depend on the network's device. The
+    state of an optimizer is not part of a model.
 
     Parameters
     ----------
     net : Network
-        The network; a registered activation is stored by its name.
+        The network; a registered activation is stored by its name. Also a fitted ``MLPClassifier``
+        or ``MLPRegressor``, or a Pipeline of a ``StandardScaler`` and one of them: it is stored as
+        ``from_sklearn`` gives it, and loaded as a network.
     path : path-like
         The file; its folder has to exist. An existing file is replaced.
 
@@ -53,8 +57,12 @@ def save(net: Network, path: str | os.PathLike[str]) -> None:
     write_atomically(path, to_bytes(net))
 
 
-def to_bytes(net: Network) -> bytes:
+def to_bytes(net: Any) -> bytes:
     """Return the content of the file that ``save`` writes."""
+    if not isinstance(net, Network) and hasattr(net, "get_params"):
+        from nnbackend.interchange import from_sklearn
+
+        net = from_sklearn(net)
     if not isinstance(net, Network):
         raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
     host = net.to("cpu")
@@ -74,8 +82,9 @@ def to_bytes(net: Network) -> bytes:
     for name, x in tensors.items():
         if not np.all(np.isfinite(x)):
             raise InputError(f"net: expected finite numbers, got NaN or infinity in its {name}")
-    description = {
+    description: dict[str, Any] = {
         "format": FORMAT,
+        "versions": {"nnbackend": __version__, "numpy": np.__version__},
         "layer_sizes": net.layer_sizes,
         "hidden": net.hidden,
         "output": net.output,
@@ -83,6 +92,7 @@ def to_bytes(net: Network) -> bytes:
         "dtype": net.dtype,
         **names,
     }
+    description["sha256"] = _digest(description, tensors)
     content: bytes = _safetensors().numpy.save(tensors, {_KEY: json.dumps(description)})
     return content
 
@@ -216,6 +226,18 @@ def _tensors(net: Network) -> dict[str, Any]:
     return tensors
 
 
+def _digest(description: dict[str, Any], tensors: dict[str, Any]) -> str:
+    """Return the SHA-256 of a model: of its description, and of its arrays by name."""
+    import hashlib
+
+    facts = {key: value for key, value in description.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()
+
+
 class _Reader:
     """Builds a network from an open safetensors file, after checking every claim it makes."""
 
@@ -257,6 +279,11 @@ class _Reader:
             value = self.header.get(key)
             self.require(_are_names(value, size), f"its {key} are not {size} names")
             setattr(net, key, None if value is None else tuple(value))
+        # Last: what can be said of a fault more exactly has been said.
+        self.require(
+            self.header.get("sha256") == _digest(self.header, arrays),
+            "its content was altered: it does not have the checksum that it was saved with",
+        )
         return net
 
     def structure(self) -> Structure:

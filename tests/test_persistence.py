@@ -17,6 +17,8 @@ import safetensors.numpy
 from devices import on_each_device, to_host
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import nnbackend as nb
 from nnbackend.core.activations import ACTIVATIONS
@@ -169,7 +171,8 @@ def test_the_file_is_an_ordinary_safetensors_file_of_arrays_and_json(content):
     net = little_network()
     np.testing.assert_array_equal(arrays["weights.1"], net.weights[1])
     assert description["layer_sizes"] == [2, 2, 1]
-    assert description["format"] == 1
+    assert description["format"] == 2
+    assert description["versions"] == {"nnbackend": nb.__version__, "numpy": np.__version__}
     assert all(array.dtype in (np.float32, np.float64) for array in arrays.values())
 
 
@@ -450,17 +453,14 @@ def loads_or_is_refused(path):
     return net
 
 
-def test_a_flipped_bit_gives_a_valid_network_or_is_refused(content, tmp_path):
+def test_every_flipped_bit_is_refused(content, tmp_path):
     path = tmp_path / "model"
-    outcomes = []
     for position in range(len(content)):
         for bit in range(8):
             damaged = bytearray(content)
             damaged[position] ^= 1 << bit
             path.write_bytes(damaged)
-            outcomes.append(loads_or_is_refused(path) is None)
-    # Most bits of the header matter; most of the numbers stay finite.
-    assert 0.1 < np.mean(outcomes) < 0.9
+            assert loads_or_is_refused(path) is None
 
 
 def test_many_changed_bytes_give_a_valid_network_or_are_refused(content, tmp_path):
@@ -522,7 +522,7 @@ def test_any_value_in_the_description_gives_a_valid_network_or_is_refused(
     "text",
     [
         "", "null", "[]", "1", '"text"', "{", "{}", "[" * 100_000, "9" * 10_000,
-        '{"format": 1, "layer_sizes": [' + "9" * 10_000 + ", 1]}",
+        '{"format": 2, "layer_sizes": [' + "9" * 10_000 + ", 1]}",
     ],
     ids=lambda text: text[:12] or "empty",
 )  # fmt: skip
@@ -579,8 +579,8 @@ def test_arrays_that_do_not_fit_the_description_are_refused(change, content, tmp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "its format is 2, .*this version of nnbackend reads 1"),
-        ({"format": "1"}, "its format is '1', .*this version of nnbackend reads 1"),
+        ({"format": 1}, "its format is 1, .*this version of nnbackend reads 2"),
+        ({"format": "1"}, "its format is '1', .*this version of nnbackend reads 2"),
         ({"format": None}, "its format is None"),
         ({"layer_sizes": [2]}, r"its layer_sizes are \[2\]"),
         ({"layer_sizes": [2, 0, 1]}, r"its layer_sizes are \[2, 0, 1\]"),
@@ -654,3 +654,14 @@ def test_an_unpickled_network_can_be_saved(tmp_path):
     np.testing.assert_array_equal(
         nb.load(tmp_path / "model.safetensors").parameters, net.parameters
     )
+
+
+def test_a_fitted_estimator_is_saved_as_its_network(tmp_path):
+    X = np.random.default_rng(0).standard_normal((60, 3))
+    y = np.where(X[:, 0] > 0, "b", "a")
+    model = make_pipeline(StandardScaler(), nb.MLPClassifier((4,), solver="lbfgs", random_state=0))
+    model.fit(X, y)
+    nb.save(model, tmp_path / "model.safetensors")
+    net = nb.load(tmp_path / "model.safetensors")
+    assert net.class_names == ("a", "b")
+    np.testing.assert_allclose(net.predict_proba(X), model.predict_proba(X), rtol=1e-10)
