@@ -18,6 +18,7 @@ from nnbackend.core.schedules import Clock, as_schedule
 from nnbackend.device import Device, get_device
 from nnbackend.engines import Data, Engine, Problem, get_engine, reference_seconds
 from nnbackend.errors import DivergenceError, InputError
+from nnbackend.feed import Feed, FeedEngine
 from nnbackend.memory import Memory
 from nnbackend.network import Network
 
@@ -156,7 +157,7 @@ Callback: TypeAlias = Callable[[TrainingState], object]
 def train(
     net: Network,
     X: Any,
-    y: Any,
+    y: Any = None,
     *,
     optimizer: str | Optimizer | None = None,
     loss: str | Loss | None = None,
@@ -189,8 +190,11 @@ def train(
     net : Network
         Trained in place, on its own device.
     X : array-like (n_samples, n_features)
-        One example per row. Features of very different scales train badly: call
-        ``net.standardize(X)`` first, and ``net.standardize(X, y)`` for a regression.
+        One example per row. Without ``y``: an iterable of batches (X, y) or (X, y, sample_weight),
+        such as torch's DataLoader, each pass over which is an epoch; ``batch_size`` and ``shuffle``
+        are its own matter then, and the reference engine trains. Features of very different scales
+        train badly: call ``net.standardize(X)`` first, and ``net.standardize(X, y)`` for a
+        regression.
     y : array-like
         Sigmoid: labels 0 and 1, (n_samples,) or (n_samples, n_outputs). Softmax: integer labels
         (n_samples,), or rows (n_samples, n_classes) that sum to one. Identity, exp: numbers,
@@ -279,10 +283,7 @@ def train(
         batch_size = positive_integer("batch_size", batch_size)
     if seed is not None:
         seed = positive_integer("seed", seed, minimum=0)
-    if clip_value is not None:
-        clip_value = real("clip_value", clip_value, above=0.0)
-    if clip_norm is not None:
-        clip_norm = real("clip_norm", clip_norm, above=0.0)
+    clip_value, clip_norm = _bound("clip_value", clip_value), _bound("clip_norm", clip_norm)
     if not (isinstance(shuffle, bool) or callable(shuffle)):
         raise InputError(f"shuffle: expected True, False or a callable, got {shuffle!r}")
     if not isinstance(penalty_per_sample, bool):
@@ -292,35 +293,57 @@ def train(
     objective = net.objective(loss, l1, l2, penalty_per_sample=penalty_per_sample)
     memory = Memory(net, objective, chosen, batch_size)
     with device.activate(), memory.explained():
-        data = memory.prepare(X, y, objective.loss, sample_weight)
-        net.learn_feature_names(X)
+        data: Data | Feed
+        if y is None and sample_weight is None:
+            data, size = Feed(net, X, objective.loss), 1
+        else:
+            data = memory.prepare(X, y, objective.loss, sample_weight)
+            net.learn_feature_names(X)
+            size = min(batch_size or data.n_samples, data.n_samples)
         validation = _validation(memory, objective.loss, validation_data)
         _check_early_stopping(early_stopping, validation)
-        problem = Problem(
-            objective,
-            chosen,
-            min(batch_size or data.n_samples, data.n_samples),
-            clip_value,
-            clip_norm,
-            precision,
-        )
-        seconds = reference_seconds(problem, data.n_samples, epochs)
-        make_engine = get_engine(engine, precision, device, seconds)
+        problem = Problem(objective, chosen, size, clip_value, clip_norm, precision)
         shuffle_seed, dropout_seed = np.random.SeedSequence(seed).spawn(2)
+        make_engine = _engine_for(data, problem, engine, device, epochs)
         runner = make_engine(
             problem, device, net.parameters, data, np.random.default_rng(dropout_seed)
         )
         if optimizer_state is not None:
             runner.set_optimizer_state(_checked_state(optimizer_state, problem, device))
         loop = _Loop(net, runner, problem, data, validation, early_stopping, hooks, epochs)
-        draws = shuffle if callable(shuffle) or loop.steps > 1 else False
-        return loop.run(_order(draws, data.n_samples, np.random.default_rng(shuffle_seed)))
+        return loop.run(_order(shuffle, data, loop.steps, np.random.default_rng(shuffle_seed)))
 
 
-def _order(shuffle: Any, n_samples: int, rng: np.random.Generator) -> Callable[[], Any] | None:
+def _bound(name: str, value: float | None) -> float | None:
+    return None if value is None else real(name, value, above=0.0)
+
+
+def _engine_for(
+    data: Data | Feed, problem: Problem, engine: str, device: Device, epochs: int
+) -> Callable[..., Engine]:
+    """Return what makes the engine."""
+    seconds = reference_seconds(problem, data.n_samples, epochs)
+    named = get_engine(engine, problem.precision, device, seconds)
+    if not isinstance(data, Feed):
+        return named
+    if engine not in ("auto", "reference"):
+        raise InputError(
+            f"engine: expected 'auto' or 'reference' with an iterable of batches, got {engine!r}; "
+            "pass arrays X and y for it"
+        )
+    return FeedEngine
+
+
+def _order(
+    shuffle: Any, data: Data | Feed, steps: int, rng: np.random.Generator
+) -> Callable[[], Any] | None:
     """Return what draws the order of an epoch; None where the rows stay as they are."""
+    # Batches that are brought come in an order of their own; that of one batch's rows is no matter.
+    if isinstance(data, Feed):
+        return None
+    n_samples = data.n_samples
     if not callable(shuffle):
-        return (lambda: rng.permutation(n_samples)) if shuffle else None
+        return (lambda: rng.permutation(n_samples)) if shuffle and steps > 1 else None
 
     def draw() -> Any:
         order = np.asarray(shuffle())
@@ -403,7 +426,7 @@ class _Loop:
         net: Network,
         engine: Engine,
         problem: Problem,
-        data: Data,
+        data: Data | Feed,
         validation: Data | None,
         early_stopping: EarlyStopping | None,
         callbacks: tuple[Callback, ...],
@@ -412,7 +435,6 @@ class _Loop:
         self.net = net
         self.engine = engine
         self.problem = problem
-        self.data = data
         self.validation = validation
         self.early_stopping = early_stopping
         self.callbacks = callbacks
@@ -420,7 +442,10 @@ class _Loop:
         self.device = get_device(net.device)
         self.schedule = as_schedule(problem.optimizer.learning_rate)
         self.schedule_state = self.schedule.start()
-        self.steps = -(-data.n_samples // problem.batch_size)
+        self.data = data
+        self.steps = (
+            len(data) if isinstance(data, Feed) else -(-data.n_samples // problem.batch_size)
+        )
         self.last_good: Any = None
         self.history = History(n_samples=data.n_samples)
         self.state = TrainingState(net, self.history, 0, epochs)
@@ -482,6 +507,7 @@ class _Loop:
     ) -> None:
         """Add good epochs to the history; only a single one has a validation loss."""
         history = self.history
+        history.n_samples = self.data.n_samples
         for loss, epoch_rates in zip(losses, rates, strict=False):
             history.loss.append(loss)
             history.learning_rate.append(epoch_rates[-1])

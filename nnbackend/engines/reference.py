@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,17 +86,14 @@ class ReferenceEngine:
         return xp.stack(losses), finite
 
     def _run_epoch(self, order: Any, rates: Sequence[float]) -> Array:
-        data, size = self._data, self._problem.batch_size
-        on_device = None if order is None else self._device.place(order)
         weighted_loss: Array = 0.0
         total_weight: Array = 0.0
         # A diverging loss is reported by whoever reads it, not warned of here.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            for start, rate in zip(range(0, data.n_samples, size), rates, strict=True):
-                rows = slice(start, min(start + size, data.n_samples))
-                X, y, weight = self._batch(rows, order, on_device)
+            # Batches first: they may end with an error of their own.
+            for (X, y, weight), rate in zip(self._batches(order), rates, strict=True):
                 loss = self._take_step(X, y, weight, rate)
-                share = rows.stop - rows.start if weight is None else self._xp.sum(weight)
+                share = X.shape[0] if weight is None else self._xp.sum(weight)
                 weighted_loss = weighted_loss + loss * share
                 total_weight = total_weight + share
             return self._xp.asarray(weighted_loss / total_weight)
@@ -117,6 +114,13 @@ class ReferenceEngine:
         """Return the loss of the current parameters on ``data`` without penalties, 0-d."""
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             return data_loss(self._problem, self._device, self._parameters, data)
+
+    def _batches(self, order: Any) -> Iterator[tuple[Array, Array, Array | None]]:
+        """Yield the examples of each step."""
+        n_samples, size = self._data.n_samples, self._problem.batch_size
+        on_device = None if order is None else self._device.place(order)
+        for start in range(0, n_samples, size):
+            yield self._batch(slice(start, min(start + size, n_samples)), order, on_device)
 
     def _batch(
         self, rows: slice, order: Any, on_device: Array | None
