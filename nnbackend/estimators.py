@@ -41,6 +41,18 @@ from nnbackend.errors import DivergenceError, InputError
 from nnbackend.network import Network
 from nnbackend.training import TrainingState, train
 
+try:
+    from sklearn.callback import CallbackSupportMixin, with_callbacks
+except ModuleNotFoundError:  # scikit-learn before 1.9
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """Estimators have no callbacks there."""
+
+    def with_callbacks(method: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the method as it is."""
+        return method
+
+
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
 _Array = np.ndarray[Any, Any]
@@ -155,7 +167,7 @@ class _Rate(Schedule):
         return self.value
 
 
-class _Estimator:
+class _Estimator(CallbackSupportMixin):  # type: ignore[misc]
     """What both estimators do instead of scikit-learn's code; a mixin before its classes."""
 
     own_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -232,9 +244,21 @@ class _Estimator:
         return net
 
     def _take_parameters(self, net: Network) -> None:
+        self.__dict__.update(self._fitted_so_far(net))
+
+    def _fitted_so_far(self, net: Network) -> dict[str, Any]:
+        """Return what makes this a fitted estimator, with the parameters of a network."""
         to_numpy = get_device(net.device).to_numpy
-        self.coefs_ = [np.array(to_numpy(W)) for W in net.weights]
-        self.intercepts_ = [np.array(to_numpy(b)) for b in net.biases]
+        return {
+            "coefs_": [np.array(to_numpy(W)) for W in net.weights],
+            "intercepts_": [np.array(to_numpy(b)) for b in net.biases],
+        }
+
+    def _tasks(self, X: Any, y: Any, max_tasks: int) -> _Tasks | None:
+        """Return where scikit-learn's callbacks are called; None where there are none."""
+        if not (getattr(self, "_skl_callbacks", None) or hasattr(self, "_parent_callback_ctx")):
+            return None
+        return _Tasks(self, X, y, max_tasks)
 
     def _options(self) -> dict[str, Any]:
         """Return what ``train`` takes as it stands."""
@@ -265,7 +289,7 @@ class _Estimator:
             return rows
 
         net = self._network()
-        watch = _Watch(self, rate, n_samples, validation, incremental)
+        watch = _Watch(self, rate, n_samples, validation, self._tasks(X, y, self.max_iter))
         self.n_iter_ = 0
         if self._given() is not None:
             self.validation_loss_curve_: list[float] = []
@@ -299,6 +323,7 @@ class _Estimator:
             if history.stopped == "interrupted":
                 warnings.warn("Training interrupted by user.", stacklevel=2)
         self._optimizer.learning_rate = rate.value
+        watch.end(net)
         if self.early_stopping:
             self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
         else:
@@ -323,6 +348,7 @@ class _Estimator:
             value, gradient = objective.value_and_gradient(device.xp, parameters, *data)
             return float(value), device.to_numpy(gradient).astype(np.float64)
 
+        tasks = self._tasks(X, y, 0)
         start = device.to_numpy(net.parameters).astype(np.float64)
         options = {"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol}
         with device.activate(), np.errstate(over="ignore", invalid="ignore"):
@@ -343,6 +369,8 @@ class _Estimator:
         self.loss_ = result.fun
         net.parameters[...] = device.place(result.x.astype(str(dtype)))
         self._take_parameters(net)
+        if tasks is not None:
+            tasks.end(self, self._fitted_so_far(net))
 
     def _forward_pass_fast(self, X: Any, check_input: bool = True) -> Any:
         if check_input:
@@ -430,7 +458,7 @@ class _Estimator:
 
     def _score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         if self.scoring is None:
-            score: float = super()._score(X, y, sample_weight=sample_weight)  # type: ignore[misc]
+            score: float = super()._score(X, y, sample_weight=sample_weight)
             return score
         with warnings.catch_warnings():
             # Validation data has lost the names that the training data had.
@@ -463,6 +491,32 @@ def _in_library(X: Any, result: Any) -> Any:
     return in_library_of(X, result)
 
 
+class _Tasks:
+    """scikit-learn's callbacks (``set_callbacks``): of the fit, and of every epoch in it."""
+
+    def __init__(self, model: Any, X: Any, y: Any, max_tasks: int) -> None:
+        self._data = {"X": X, "y": y}
+        self._fit = model._init_callback_context(max_subtasks=max_tasks)  # noqa: SLF001 - its mixin
+        self._fit.call_on_fit_task_begin(estimator=model, **self._data)
+
+    def begin_epoch(self, model: Any) -> None:
+        self._epoch = self._fit.subcontext(task_name="epoch")
+        self._epoch.call_on_fit_task_begin(estimator=model, **self._data)
+
+    def end_epoch(self, model: Any, fitted: dict[str, Any]) -> bool:
+        """Return whether a callback asks to stop."""
+        return bool(
+            self._epoch.call_on_fit_task_end(
+                estimator=model, reconstruction_attributes=fitted, **self._data
+            )
+        )
+
+    def end(self, model: Any, fitted: dict[str, Any]) -> None:
+        self._fit.call_on_fit_task_end(
+            estimator=model, reconstruction_attributes=fitted, **self._data
+        )
+
+
 class _Watch:
     """What happens after every epoch: curves, the search for a better score, and the rate."""
 
@@ -472,11 +526,13 @@ class _Watch:
         rate: _Rate,
         n_samples: int,
         validation: _Targets | None,
-        incremental: bool,
+        tasks: _Tasks | None,
     ) -> None:
         self._model, self._rate, self._n_samples = model, rate, n_samples
         self._validation = validation or (None, None, None)
-        self._incremental = incremental
+        self._tasks = tasks
+        if tasks is not None:
+            tasks.begin_epoch(model)
         self._hooks = _callbacks(model.callbacks)
         self.is_converged = False
 
@@ -499,6 +555,18 @@ class _Watch:
             self._stop_or_slow_down(state)
         for hook in self._hooks:
             hook(state)
+        if self._tasks is None:
+            return
+        if self._tasks.end_epoch(model, model._fitted_so_far(state.network)):  # noqa: SLF001
+            self.is_converged = True
+            state.stop()
+        if not state.stop_requested and state.epoch < state.epochs:
+            self._tasks.begin_epoch(model)
+
+    def end(self, net: Network) -> None:
+        """Tell scikit-learn's callbacks of the end."""
+        if self._tasks is not None:
+            self._tasks.end(self._model, self._model._fitted_so_far(net))  # noqa: SLF001
 
     def _stop_or_slow_down(self, state: TrainingState) -> None:
         """End the training, or take a fifth of the rate where it is adaptive."""
@@ -668,6 +736,7 @@ class MLPClassifier(_Estimator, _Classifier):  # type: ignore[misc]
         self.engine = engine
         self.precision = precision
 
+    @with_callbacks  # type: ignore[untyped-decorator]
     def fit(
         self, X: Any, y: Any, sample_weight: Any = None, X_val: Any = None, y_val: Any = None
     ) -> MLPClassifier:
@@ -694,6 +763,7 @@ class MLPClassifier(_Estimator, _Classifier):  # type: ignore[misc]
         return self
 
     @available_if(lambda model: model._check_solver())  # type: ignore[untyped-decorator]  # noqa: SLF001
+    @with_callbacks  # type: ignore[untyped-decorator]
     def partial_fit(
         self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None
     ) -> MLPClassifier:
@@ -875,6 +945,7 @@ class MLPRegressor(_Estimator, _Regressor):  # type: ignore[misc]
         self.engine = engine
         self.precision = precision
 
+    @with_callbacks  # type: ignore[untyped-decorator]
     def fit(
         self, X: Any, y: Any, sample_weight: Any = None, X_val: Any = None, y_val: Any = None
     ) -> MLPRegressor:
@@ -889,6 +960,7 @@ class MLPRegressor(_Estimator, _Regressor):  # type: ignore[misc]
         return self
 
     @available_if(lambda model: model._check_solver())  # type: ignore[untyped-decorator]  # noqa: SLF001
+    @with_callbacks  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> MLPRegressor:
         """Take one epoch of steps on some examples; as for ``fit``.
 

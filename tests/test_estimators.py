@@ -310,6 +310,35 @@ def test_a_device_that_is_not_there_is_an_error():
         nb.MLPClassifier(device="tpu").fit(X, Y["two"])
 
 
+def test_scikit_learns_callbacks_see_every_epoch_and_may_stop():
+    pytest.importorskip("sklearn.callback")
+    seen = []
+
+    class Watcher:
+        def setup(self, estimator, context):  # noqa: ARG002
+            seen.append("setup")
+
+        def teardown(self, estimator, context):  # noqa: ARG002
+            seen.append("teardown")
+
+        def on_fit_task_begin(self, estimator, context):
+            pass
+
+        def on_fit_task_end(self, estimator, context, *, X, y, fitted_estimator):  # noqa: ARG002
+            seen.append((context.task_name, fitted_estimator.score(X, y)))
+            return context.task_name == "epoch" and context.task_id == 2
+
+    model = nb.MLPClassifier((6,), max_iter=20, random_state=0).set_callbacks(Watcher())
+    model.fit(X, Y["multilabel"])
+    assert [entry if isinstance(entry, str) else entry[0] for entry in seen] == [
+        "setup", "epoch", "epoch", "epoch", "fit", "teardown",
+    ]  # fmt: skip
+    assert model.n_iter_ == 3
+    assert seen[-2][1] == model.score(X, Y["multilabel"])
+    same = nb.MLPClassifier((6,), max_iter=3, random_state=0).fit(X, Y["multilabel"])
+    np.testing.assert_array_equal(same.coefs_[0], model.coefs_[0])
+
+
 # At home in its tools -----------------------------------------------------------------------------
 
 IRIS = load_iris(return_X_y=True)
