@@ -379,12 +379,12 @@ class _Estimator(CallbackSupportMixin):  # type: ignore[misc]
 
     def _predict(self, X: Any, check_input: bool = True) -> Any:
         if not self._place:
-            return super()._predict(X, check_input=check_input)  # type: ignore[misc]
+            return super()._predict(X, check_input=check_input)
         return self._decoded(self._forward_pass_fast(X, check_input))
 
     def predict(self, X: Any) -> Any:
         """Return classes or values, arrays of X's library where it is."""
-        return _in_library(X, self._call(super().predict, "predict", X))  # type: ignore[misc]
+        return _in_library(X, self._call(super().predict, "predict", X))
 
     def _check_features(self, X: Any) -> Any:
         from sklearn.utils.validation import validate_data
@@ -452,7 +452,7 @@ class _Estimator(CallbackSupportMixin):  # type: ignore[misc]
         return _Adam(rate, float(self.beta_1), float(self.beta_2), float(self.epsilon))
 
     def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags = super().__sklearn_tags__()
         tags.array_api_support = True
         return tags
 
