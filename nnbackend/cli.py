@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_predict(commands)
     _add_evaluate(commands)
+    _add_export(commands)
     _add_bench(commands)
     _add_info(commands)
     return parser
@@ -201,6 +202,14 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--device", default="cpu", metavar="NAME")
     _add_json(parser)
     parser.set_defaults(run=_evaluate)
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser("export", help="write a saved model as an ONNX file")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("out", metavar="OUT", help="the ONNX file, such as model.onnx")
+    _add_json(parser)
+    parser.set_defaults(run=_export)
 
 
 def _add_bench(commands: Any) -> None:
@@ -603,6 +612,24 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(json.dumps(scores))
     else:
         _print_lines(_score_lines(scores))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from nnbackend.onnx_export import export_onnx
+    from nnbackend.persistence import load
+
+    net = load(_model_file(options.model))
+    try:
+        export_onnx(net, options.out)
+    except InputError as error:
+        raise InputError(str(error).replace("path:", "OUT:", 1)) from error
+    is_classifier = net.output in ("sigmoid", "softmax")
+    outputs = ["label", "probabilities"] if is_classifier else ["prediction"]
+    if options.json:
+        print(json.dumps({"file": options.out, "inputs": ["X"], "outputs": outputs}))
+        return
+    X = f"X (n_samples, {net.layer_sizes[0]}) {net.dtype}"
+    _print_lines([("file", options.out), ("input", X), ("outputs", ", ".join(outputs))])
 
 
 def _bench(options: argparse.Namespace) -> None:

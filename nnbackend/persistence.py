@@ -17,7 +17,15 @@ from nnbackend.errors import InputError, MissingDependencyError, ModelFileError
 from nnbackend.network import DTYPES, Network
 from nnbackend.standardization import Standardization
 
-__all__ = ["load", "save", "to_bytes", "write_atomically"]
+__all__ = [
+    "checked_names",
+    "checked_tensors",
+    "load",
+    "name_counts",
+    "save",
+    "to_bytes",
+    "write_atomically",
+]
 
 FORMAT = 2
 _KEY = "nnbackend"
@@ -65,23 +73,13 @@ def to_bytes(net: Any) -> bytes:
         net = from_sklearn(net)
     if not isinstance(net, Network):
         raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
-    host = net.to("cpu")
     for entry in net.structure.hidden:
         if ACTIVATIONS.get(entry.name) != entry:  # unpickled, it is equal
             raise InputError(
                 f"net: expected registered activations, got {entry.name!r}, which is not; a model "
                 "stores names only: register it with register_activation"
             )
-    names: dict[str, Any] = {}
-    for key, size in _name_counts(net.structure).items():
-        given = getattr(net, key)
-        names[key] = given.tolist() if isinstance(given, np.ndarray) else given
-        if not _are_names(names[key], size):
-            raise InputError(f"net.{key}: expected None or {size} strings, got {given!r}")
-    tensors = {name: np.ascontiguousarray(x) for name, x in _tensors(host).items()}
-    for name, x in tensors.items():
-        if not np.all(np.isfinite(x)):
-            raise InputError(f"net: expected finite numbers, got NaN or infinity in its {name}")
+    names, tensors = checked_names(net), checked_tensors(net)
     description: dict[str, Any] = {
         "format": FORMAT,
         "versions": {"nnbackend": __version__, "numpy": np.__version__},
@@ -200,7 +198,7 @@ def _safetensors() -> Any:
     return safetensors
 
 
-def _name_counts(structure: Structure) -> dict[str, int]:
+def name_counts(structure: Structure) -> dict[str, int]:
     """Return how many feature and class names a network has, if it has any."""
     n_outputs = structure.layer_sizes[-1]
     n_classes = max(2, n_outputs) if structure.output.name == "sigmoid" else n_outputs
@@ -216,14 +214,30 @@ def _are_names(value: Any, size: int) -> bool:
     )
 
 
-def _tensors(net: Network) -> dict[str, Any]:
-    tensors = {f"weights.{layer}": W for layer, W in enumerate(net.weights)}
-    tensors |= {f"biases.{layer}": b for layer, b in enumerate(net.biases)}
+def checked_names(net: Network) -> dict[str, Any]:
+    """Return a network's feature and class names: a list or tuple of strings each, or None."""
+    names: dict[str, Any] = {}
+    for key, size in name_counts(net.structure).items():
+        given = getattr(net, key)
+        names[key] = given.tolist() if isinstance(given, np.ndarray) else given
+        if not _are_names(names[key], size):
+            raise InputError(f"net.{key}: expected None or {size} strings, got {given!r}")
+    return names
+
+
+def checked_tensors(net: Network) -> dict[str, Any]:
+    """Return a network's arrays by name, finite, contiguous and on the host."""
+    host = net.to("cpu")
+    tensors = {f"weights.{layer}": W for layer, W in enumerate(host.weights)}
+    tensors |= {f"biases.{layer}": b for layer, b in enumerate(host.biases)}
     for name in _STANDARDIZATIONS:
-        columns = getattr(net, name)
+        columns = getattr(host, name)
         if columns is not None:
             tensors |= {f"{name}.mean": columns.mean, f"{name}.scale": columns.scale}
-    return tensors
+    for name, x in tensors.items():
+        if not np.all(np.isfinite(x)):
+            raise InputError(f"net: expected finite numbers, got NaN or infinity in its {name}")
+    return {name: np.ascontiguousarray(x) for name, x in tensors.items()}
 
 
 def _digest(description: dict[str, Any], tensors: dict[str, Any]) -> str:
@@ -275,7 +289,7 @@ class _Reader:
         for name in standardized:
             columns = (device.place(arrays[f"{name}.{part}"]) for part in ("mean", "scale"))
             setattr(net, name, Standardization(*columns))
-        for key, size in _name_counts(structure).items():
+        for key, size in name_counts(structure).items():
             value = self.header.get(key)
             self.require(_are_names(value, size), f"its {key} are not {size} names")
             setattr(net, key, None if value is None else tuple(value))
