@@ -28,6 +28,15 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parent.parent
 GPU = "cuda:0"
 KERNEL_TESTS = "tests/test_cuda_kernels.py"
+PARITY_TESTS = "tests/test_cuda_engine.py::test_every_program_equals_the_reference"
+# The kernels one by one, and in a whole training of each kind: with a gather, penalties and
+# clipping, labels, and short last batches.
+SANITIZED_TESTS = (
+    KERNEL_TESTS,
+    f"{PARITY_TESTS}[gpu-relu-tanh-sigmoid-fused]",
+    f"{PARITY_TESTS}[gpu-leaky_relu-sigmoid-exp-plain]",
+    f"{PARITY_TESTS}[gpu-identity-relu-softmax-tiny]",
+)
 # For a command that is over its time: to end what it has started in turn.
 ENDING_SECONDS = 5.0
 
@@ -208,6 +217,8 @@ class TestCounter:
         self.n_run = 0
         self.is_stopped = False
         section.data |= {"collected": 0, "passed": 0, "skipped": 0, "failures": [], "reasons": {}}
+        # What tests found out of the libraries: name, answer, and how many tests had it.
+        self.answers: dict[str, dict[str, int]] = section.data.setdefault("answers", {})
 
     def pytest_collection_finish(self, session: Any) -> None:
         """Count the tests that were chosen."""
@@ -225,8 +236,11 @@ class TestCounter:
         self.section.save()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Count a test, and note why it failed or was skipped."""
+        """Count a test, and note why it failed or was skipped, and what it found out."""
         data = self.section.data
+        for name, answer in report.user_properties if report.when == "teardown" else ():
+            counts = self.answers.setdefault(name, {})
+            counts[answer] = counts.get(answer, 0) + 1
         if report.failed:
             self._note_failure(report)
         elif report.skipped:
@@ -440,7 +454,7 @@ def _step_seconds(
 
 
 def sanitizer(section: Section) -> None:
-    """Run the tests of the kernels under compute-sanitizer."""
+    """Run the tests of the kernels, and a few trainings, under compute-sanitizer."""
     folder = "/usr/local/cuda/bin"
     program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=folder)
     if program is None:
@@ -452,7 +466,7 @@ def sanitizer(section: Section) -> None:
     # Without the pool every array is an allocation, whose ends memcheck knows.
     code = (
         "import sys, cupy, pytest; cupy.cuda.set_allocator(None); "
-        f"sys.exit(pytest.main(['-p', 'no:cacheprovider', '-q', '-m', 'cuda', '{KERNEL_TESTS}']))"
+        "sys.exit(pytest.main(['-p', 'no:cacheprovider', '-q', '-m', 'cuda', *sys.argv[1:]]))"
     )
     tools = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}
     section.data["tools"] = {}
@@ -461,7 +475,7 @@ def sanitizer(section: Section) -> None:
         command = [program, "--tool", tool, "--error-exitcode", "99", *options]
         with log.open("w") as output:
             exit_code = run_limited(
-                [*command, sys.executable, "-c", code],
+                [*command, sys.executable, "-c", code, *SANITIZED_TESTS],
                 section.left / (len(tools) - index) - ENDING_SECONDS - 1.0,
                 output,
                 PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",

@@ -15,8 +15,14 @@ from pathlib import Path
 
 from cuda_emulation import absent
 
-# As CuPy compiles, with a report of the resources.
-OPTIONS = ("-std=c++17", "-default-device", "--ptxas-options=-v")
+# What CuPy 14 adds to the engine's option (cupy/cuda/compiler.py), but for paths of headers, of
+# which the source has none; and a report of the resources.
+OPTIONS = (
+    "-std=c++17",
+    "-ftz=true",
+    "--device-as-default-execution-space",
+    "--ptxas-options=-v",
+)
 
 
 @dataclass(frozen=True)

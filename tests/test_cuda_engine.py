@@ -4,22 +4,38 @@ Without a GPU the same plans run on ``HostExecutor``: kernels as C++, products b
 remains is that a GPU, CuPy and cuBLASLt do what each launch says; the same tests ask that of them.
 """
 
+import gc
 import logging
+import weakref
 from itertools import pairwise
+from types import SimpleNamespace
 
 import cupy_stub
 import numpy as np
 import pytest
 from cuda_executor import HostExecutor
 from devices import CUDA_MARKS, to_host
-from test_engines import PROBLEMS, SWAPPED, Exploding, HeavyBall, X, Y, trained
+from test_engines import (
+    PROBLEMS,
+    SWAPPED,
+    WEIGHT,
+    Exploding,
+    HeavyBall,
+    N,
+    X,
+    Y,
+    needs_numba,
+    trained,
+)
 
 import nnbackend as nb
 from nnbackend import engines
+from nnbackend.core.optimizers import OptimizerState
 from nnbackend.device import get_device
 from nnbackend.engines import cublaslt, cuda, cuda_runtime
 from nnbackend.engines.cuda_runtime import CudaExecutor
 from nnbackend.engines.plan import Epilogue, Kernel, Product
+from nnbackend.engines.reference import ReferenceEngine
 from nnbackend.memory import Memory
 
 # How a plan is carried out: steps with products that do bias and activation, steps with plain
@@ -50,21 +66,55 @@ def place(request, executor):  # noqa: ARG001 - put in place
     return "cuda" if request.node.callspec.params["executor"] == "gpu" else "cpu"
 
 
+# For tests of what the executor's own lines do.
+on_the_real_executor = pytest.mark.parametrize(
+    "executor", ["stub", pytest.param("gpu", marks=CUDA_MARKS)], indirect=True
+)
+
+
+def epilogues_of(engine):
+    """Return the epilogues of the products of a step."""
+    launches = engine._program._launches["step"]
+    return {entry.epilogue for entry in launches if isinstance(entry, Product)} - {Epilogue.NONE}
+
+
 @pytest.fixture
-def choose(executor, monkeypatch):
-    """Return a function that makes the engine take a program."""
+def choose(place, executor, monkeypatch, record_property):
+    """Return a function that makes the engine take a program, and asserts that it does.
+
+    It returns a list, to which every engine made adds the epilogues of its products. What products
+    a GPU has is among the test's properties.
+    """
     offers = executor.offers
+    asked, built, answers = [], [], set()
 
     def choose(program):
         monkeypatch.setattr(cuda, "_LAUNCH_CYCLES", 1e9 if program == "tiny" else 0)
-        if program == "plain":
-            monkeypatch.setattr(
-                executor, "offers", lambda _, product: product.epilogue is Epilogue.NONE
-            )
-        else:
-            monkeypatch.setattr(executor, "offers", offers)
 
-    return choose
+        def answer(executor, product):
+            is_offered = offers(executor, product)
+            name = f"{product.epilogue.value} in {product.precision}"
+            answers.add(f"{name}: {'yes' if is_offered else 'no'}")
+            return is_offered and (program != "plain" or product.epilogue is Epilogue.NONE)
+
+        def make(*arguments):
+            asked.append(program)
+            engine = cuda.cuda_engine(*arguments)
+            assert type(engine) is cuda.CudaEngine
+            assert type(engine._program) is (cuda._Tiny if program == "tiny" else cuda._Steps)
+            built.append(set() if program == "tiny" else epilogues_of(engine))
+            assert not built[-1] or program == "fused"
+            return engine
+
+        monkeypatch.setattr(executor, "offers", answer)
+        monkeypatch.setitem(engines.ENGINES, "cuda", lambda _device: make)
+        return built
+
+    yield choose
+    assert asked, "no CUDA engine was asked for"
+    if place == "cuda":
+        for each in sorted(answers):
+            record_property("cuBLASLt offers", each)
 
 
 def programs_of(options):
@@ -97,13 +147,17 @@ def test_every_program_equals_the_reference(place, choose, hidden, output, optio
         np.testing.assert_allclose(history.validation_loss, said.validation_loss, rtol=1e-10)
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_float32_stays_float32(place, choose, program):
-    choose(program)
-    hidden, output, options = PROBLEMS[7 if program != "tiny" else 1]
+@pytest.mark.parametrize(
+    ("program", "number"), [("fused", 0), ("plain", 0), ("plain", 7), ("tiny", 1)]
+)
+def test_float32_stays_float32(place, choose, program, number):
+    used = choose(program)
+    hidden, output, options = PROBLEMS[number]
     case = {"dtype": "float32", "weighted": True, "batch_size": 16, "shuffle": True}
     expected, said = trained("reference", hidden, output, options, **case)
     net, history = trained("cuda", hidden, output, options, device=place, **case)
+    if place == "cpu" and program == "fused":
+        assert used == [{Epilogue.RELU_AUX_BIAS, Epilogue.DRELU_BGRAD, Epilogue.BGRAD_B}]
     assert net.parameters.dtype == np.float32
     # float32 roundings of 6e-8, some tens of them over 20 steps of a well-conditioned problem.
     np.testing.assert_allclose(to_host(net.parameters), expected.parameters, rtol=1e-4, atol=1e-5)
@@ -132,22 +186,40 @@ def test_rows_and_columns_beyond_a_block_equal_the_reference(place, choose, prog
     np.testing.assert_allclose(nets[1], nets[0], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
-def test_shorter_operands_give_nearly_the_numbers_of_float32(place, precision):
+@pytest.mark.parametrize(
+    ("precision", "bits", "activation"),
+    [("tf32", 11, "relu"), ("tf32", 11, "gelu"), ("bfloat16", 8, "relu")],
+)
+def test_shorter_operands_give_nearly_the_numbers_of_float32(
+    place, choose, precision, bits, activation
+):
+    choose("fused")
     data = wide_data(10)
-    losses = {}
+    steps, losses = {}, {}
     for engine, device, chosen in (("reference", "cpu", "float32"), ("cuda", place, precision)):
-        net = nb.Network([40, 70, 33, 10], hidden=["relu", "tanh"], output="softmax", device=device)
-        history = nb.train(
-            net, *data, optimizer=nb.Adam(0.01), epochs=3, batch_size=64, engine=engine,
-            precision=chosen,
-        )  # fmt: skip
-        losses[chosen] = history.loss
+        net = nb.Network(
+            [40, 70, 33, 10], hidden=[activation, "tanh"], output="softmax", device=device
+        )
+        options = {"optimizer": nb.SGD(0.5), "engine": engine, "precision": chosen}
+        before = list(map(to_host, [*net.weights, *net.biases]))
+        nb.train(net, *data, epochs=1, batch_size=None, **options)
+        after = map(to_host, [*net.weights, *net.biases])
+        steps[chosen] = [new - old for new, old in zip(after, before, strict=True)]
+        losses[chosen] = nb.train(net, *data, epochs=3, batch_size=64, **options).loss
         assert net.parameters.dtype == np.float32
-    # bfloat16 rounds to 1 in 256; errors of single products cancel in the mean.
-    np.testing.assert_allclose(losses[precision], losses["float32"], rtol=0.02)
-    if precision == "bfloat16":
-        assert losses[precision] != losses["float32"]
+    # At most six products lie behind a gradient, its own included. Each has two operands, which are
+    # off by 2^-bits of themselves on average, if bits are cut off; where sums cancel, errors do.
+    bounds = np.full(6, 12 * 2.0**-bits)
+    if activation == "relu":
+        # A share of some 2^-bits of its units is so near to 0 that it comes out on the other side.
+        bounds[[0, 3]] = 2 * 2.0 ** (-bits / 2)
+    for step, expected, bound in zip(steps[precision], steps["float32"], bounds, strict=True):
+        error = np.linalg.norm(step - expected) / np.linalg.norm(expected)
+        assert error <= bound
+        # Without a GPU tf32 is float32.
+        assert error > 0 or precision == "tf32"
+    # In the mean over rows the errors cancel, too.
+    np.testing.assert_allclose(losses[precision], losses["float32"], rtol=2.0**-bits)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -184,7 +256,8 @@ def test_divergence_is_found_and_the_last_finite_parameters_come_back(place, cho
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_early_stopping_restores_the_best_epoch(place, precision):
+def test_early_stopping_restores_the_best_epoch(place, choose, precision):
+    choose("fused")
     net = nb.Network([6, 7, 5, 1], hidden=["relu", "tanh"], seed=1, device=place)
     history = nb.train(
         net, X, Y["sigmoid"], optimizer=nb.SGD(0.5), epochs=40, batch_size=16, engine="cuda",
@@ -241,7 +314,11 @@ def test_the_engine_is_for_cuda_and_precisions_are_for_it():
 
 @pytest.mark.parametrize("engine", ["reference", "cuda"])
 @pytest.mark.parametrize(("weighted", "shuffle"), [(False, True), (True, False)])
-def test_features_that_do_not_fit_are_streamed(place, monkeypatch, engine, weighted, shuffle):
+def test_features_that_do_not_fit_are_streamed(
+    request, place, monkeypatch, engine, weighted, shuffle
+):
+    if engine == "cuda":
+        request.getfixturevalue("choose")("fused")
     hidden, output, options = PROBLEMS[0]
     case = {"dtype": "float64", "weighted": weighted, "batch_size": 16, "shuffle": shuffle}
     expected, said = trained("reference", hidden, output, options, **case)
@@ -270,12 +347,12 @@ def stub(monkeypatch):
     return lambda load: monkeypatch.setattr(cublaslt, "load_library", load)
 
 
-def trained_on_zeros(engine, **options):
-    """Return a network whose pre-activations are 0 at first, in some rows or all."""
+def trained_on_zeros(engine, device="cpu"):
+    """Return a network's parameters; its pre-activations are 0 at first, in some rows or all."""
     zeros = np.where(np.arange(len(X))[:, None] % 3 == 0, 0.0, X)
-    net = nb.Network([6, 8, 8, 1], hidden="relu", dtype="float64", seed=2)
-    nb.train(net, zeros, Y["sigmoid"], epochs=2, batch_size=16, engine=engine, **options)
-    return net.parameters
+    net = nb.Network([6, 8, 8, 1], hidden="relu", dtype="float64", seed=2, device=device)
+    nb.train(net, zeros, Y["sigmoid"], epochs=2, batch_size=16, engine=engine)
+    return to_host(net.parameters)
 
 
 @pytest.mark.parametrize(
@@ -292,23 +369,214 @@ def test_relu_is_the_libraries_where_it_is_the_cores(stub, caplog, library, epil
     with caplog.at_level(logging.INFO, "nnbackend"):
         np.testing.assert_allclose(trained_on_zeros("cuda"), expected, rtol=1e-12, atol=1e-14)
     assert ("differs at 0 or NaN" in caplog.text) == bool(library)
-    engine = engine_of("relu", "sigmoid", sizes=[8, 16, 12, 1])
-    launches = engine._program._launches["step"]
-    used = {entry.epilogue.value for entry in launches if isinstance(entry, Product)}
-    assert used - {"none", "bgrad_b"} == set(epilogues)
+    used = epilogues_of(engine_of("relu", "sigmoid", sizes=[8, 16, 12, 1]))
+    assert used - {Epilogue.BGRAD_B} == set(map(Epilogue, epilogues))
 
 
-def test_without_cublaslt_products_are_cupys_and_nothing_is_captured(stub, caplog):
+@on_the_real_executor
+def test_without_cublaslt_products_are_cupys_and_nothing_is_captured(
+    place, choose, monkeypatch, caplog
+):
     def load():
         raise cublaslt.CublasLtError("cuBLASLt is not installed")
 
-    stub(load)
+    monkeypatch.setattr(cublaslt, "load_library", load)
+    choose("fused")
     expected = trained_on_zeros("reference")
-    np.testing.assert_allclose(trained_on_zeros("cuda"), expected, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(trained_on_zeros("cuda", place), expected, rtol=1e-10, atol=1e-12)
     assert "every product is launched on its own" in caplog.text
-    net = nb.Network([6, 1])
+    net = nb.Network([6, 1], device=place)
     with pytest.raises(nb.MissingDependencyError, match=r"precision='tf32' needs cuBLASLt.*pip"):
         nb.train(net, X, Y["sigmoid"], engine="cuda", precision="tf32")
+
+
+@on_the_real_executor
+@pytest.mark.parametrize("program", ["fused", "tiny"])
+def test_the_memory_is_free_when_training_returns(place, choose, monkeypatch, program):
+    executors = []
+
+    def make(*arguments):
+        executor = CudaExecutor(*arguments)
+        executors.append(weakref.ref(executor))
+        return executor
+
+    monkeypatch.setattr(cuda, "CudaExecutor", make)
+    choose(program)
+    hidden, output, options = PROBLEMS[0]
+    case = {"dtype": "float64", "weighted": False, "batch_size": 16, "shuffle": True}
+    gc.disable()
+    try:
+        trained("cuda", hidden, output, options, device=place, **case)
+        assert [executor() for executor in executors] == [None]
+    finally:
+        gc.enable()
+
+
+def used_in_streams(make, device, *, streams):
+    """Train for some epochs, each time with what a caller does between them; return parameters.
+
+    The features begin within an array, and where that is not aligned.
+    """
+    xp, rng = device.xp, np.random.default_rng(0)
+    hidden, output, options = PROBLEMS[4]
+    net = nb.Network([6, 7, 5, 3], hidden=hidden, output=output, dtype="float64", seed=1)
+    data = engines.Data(
+        X if streams else xp.asarray(np.vstack([X[:1], X]))[1:],
+        xp.asarray(Y[output]),
+        xp.asarray(WEIGHT),
+        streams=streams,
+    )
+    optimizer = nb.AdamW(0.01)
+    problem = engines.Problem(net.objective(options["loss"]), optimizer, 16, clip_value=0.01)
+    engine = make(problem, device, xp.asarray(net.parameters), data, rng)
+    n_epochs, losses = 1 if streams else 3, []
+    for _ in range(3):
+        orders = [rng.permutation(N) for _ in range(n_epochs)]
+        found, is_finite = engine.run_epochs(orders, [[0.01] * 4] * n_epochs)
+        assert bool(is_finite)
+        losses += [float(found[-1]), float(engine.data_loss(data))]
+        engine.restore(0.9 * engine.snapshot())
+        step, arrays = engine.optimizer_state
+        engine.set_optimizer_state(OptimizerState(step, tuple(0.9 * array for array in arrays)))
+    parameters = list(map(float, engine.parameters))
+    engine.restore_finite()
+    assert all(map(np.isfinite, map(float, engine.parameters)))
+    return np.asarray([*losses, *parameters])
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Return a device whose arrays, like the executor's, are those of the stand-in of CuPy."""
+    cupy = cupy_stub.make_cupy()
+    monkeypatch.setattr(cuda_runtime, "import_cupy", lambda: cupy)
+    monkeypatch.setattr(cublaslt, "load_library", cupy_stub.Library)
+    monkeypatch.setattr(cuda, "_LAUNCH_CYCLES", 0)
+    return SimpleNamespace(xp=cupy, place=cupy.asarray, index=0)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_nothing_in_a_stream_overtakes_what_it_needs(machine, monkeypatch, streams):
+    expected = used_in_streams(ReferenceEngine, get_device("cpu"), streams=streams)
+    found = used_in_streams(cuda.cuda_engine, machine, streams=streams)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+    monkeypatch.setattr(cupy_stub.Stream, "wait_event", lambda *_: None)
+    with pytest.raises(AssertionError, match="does not wait for the last write"):
+        used_in_streams(cuda.cuda_engine, machine, streams=streams)
+
+
+def test_the_host_waits_before_it_writes_to_what_is_copied(machine, monkeypatch):
+    monkeypatch.setattr(cupy_stub.Event, "synchronize", lambda _: None)
+    with pytest.raises(AssertionError, match="wrote to what a copy may still read"):
+        used_in_streams(cuda.cuda_engine, machine, streams=True)
+
+
+class Summing(nb.SGD):
+    """Divides by a sum over all parameters, of which padding is not one."""
+
+    def update(self, xp, parameters, gradient, state, coefficients):
+        total = xp.sum(xp.exp(gradient), axis=-1, keepdims=True)
+        return parameters - coefficients[0] * gradient / total, state
+
+
+class Signs(nb.SGD):
+    """Makes NaN of a gradient of 0, which padding has."""
+
+    def update(self, xp, parameters, gradient, state, coefficients):
+        return parameters - coefficients[0] * gradient / xp.abs(gradient), state
+
+
+class PerBatch(nb.losses.SquaredError):
+    """Divides by the rows of a batch, of which the last one has fewer."""
+
+    def elements(self, xp, Z, Y):
+        element, derivative = super().elements(xp, Z, Y)
+        return element / Z.shape[-2], derivative / Z.shape[-2]
+
+
+NORMALIZED = nb.register_activation(
+    "test_normalized",
+    lambda xp, Z: Z / (1.0 + xp.sum(xp.abs(Z), axis=-1, keepdims=True)),
+    lambda xp, Z, _A: 1.0 / (1.0 + xp.sum(xp.abs(Z), axis=-1, keepdims=True)),
+)
+SHARED = nb.register_activation(
+    "test_shared",
+    lambda _xp, Z: Z / Z.shape[-1],
+    lambda xp, Z, _A: xp.ones_like(Z) / Z.shape[-1],
+)
+
+
+@pytest.mark.parametrize(
+    "executor", ["emulated", pytest.param("gpu", marks=CUDA_MARKS)], indirect=True
+)
+@pytest.mark.parametrize(
+    ("hidden", "options"),
+    [
+        ("tanh", {"optimizer": Summing(0.1)}),
+        ("tanh", {"optimizer": Signs(0.01)}),
+        ("tanh", {"optimizer": nb.SGD(0.1), "loss": PerBatch()}),
+        (NORMALIZED, {"optimizer": nb.SGD(0.1)}),
+        (SHARED, {"optimizer": nb.SGD(0.1)}),
+    ],
+    ids=["sum in optimizer", "0/0 in optimizer", "batch in loss", "sum in layer", "width in layer"],
+)
+def test_formulas_beyond_an_element_run_on_the_reference_and_say_so(place, caplog, hidden, options):
+    case = {"dtype": "float64", "weighted": True, "batch_size": 16, "shuffle": True}
+    expected, said = trained("reference", [hidden], "identity", options, **case)
+    with caplog.at_level(logging.WARNING, "nnbackend"):
+        net, history = trained("cuda", [hidden], "identity", options, device=place, **case)
+    assert caplog.text.count("runs on the slower reference engine") == 1
+    np.testing.assert_allclose(to_host(net.parameters), expected.parameters, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(history.loss, said.loss, rtol=1e-10)
+
+
+class Constant(nb.SGD):
+    """Its coefficients are the same at every step."""
+
+    def coefficients(self, learning_rate, step):
+        del learning_rate, step
+        return 0.1, 0.5
+
+    def update(self, xp, parameters, gradient, state, coefficients):
+        del xp
+        rate, decay = coefficients
+        return parameters - rate * (gradient + decay * parameters), state
+
+
+class Bare(nb.SGD):
+    """It has no coefficients."""
+
+    def coefficients(self, learning_rate, step):
+        del learning_rate, step
+        return ()
+
+    def update(self, xp, parameters, gradient, state, coefficients):
+        del xp
+        assert coefficients == ()
+        return parameters - 0.1 * gradient, state
+
+
+def assert_equal_parameters(engine, optimizer, device="cpu"):
+    case = {"dtype": "float64", "weighted": False, "batch_size": 16, "shuffle": True}
+    options = {"optimizer": optimizer}
+    expected, _ = trained("reference", [], "identity", options, **case)
+    net, _ = trained(engine, [], "identity", options, device=device, **case)
+    np.testing.assert_allclose(to_host(net.parameters), expected.parameters, rtol=1e-10, atol=1e-12)
+
+
+@on_the_real_executor
+@pytest.mark.parametrize("program", ["fused", "tiny"])
+@pytest.mark.parametrize("optimizer", [Constant(), Bare()], ids=["constant", "bare"])
+def test_coefficients_need_not_change_or_be_there(place, choose, program, optimizer):
+    choose(program)
+    assert_equal_parameters("cuda", optimizer, place)
+
+
+@needs_numba
+@pytest.mark.parametrize("optimizer", [Constant(), Bare()], ids=["constant", "bare"])
+def test_coefficients_need_not_change_or_be_there_on_the_cpu(optimizer, monkeypatch):
+    # Compiling less.
+    monkeypatch.setattr("nnbackend.engines.cpu._COMPILED_FLOPS", 0.0)
+    assert_equal_parameters("cpu", optimizer)
 
 
 def engine_of(hidden, output, *, sizes, n_samples=256, batch_size=64, optimizer=None):
@@ -409,3 +677,24 @@ def test_what_products_run_without_their_epilogue_is_said(monkeypatch, caplog):
         "pull_back_0",
         "update",
     ]
+
+
+@pytest.mark.parametrize("program", ["fused", "tiny"])
+def test_penalties_per_sample_and_a_training_that_goes_on(place, choose, program):
+    choose(program)
+    options = {
+        "optimizer": nb.Adam(0.01), "batch_size": 16, "l2": 2.0, "penalty_per_sample": True,
+        "shuffle": False, "clip_norm": 0.5,
+    }  # fmt: skip
+    nets = []
+    for engine, device, parts in (("reference", "cpu", [5]), ("cuda", place, [2, 3])):
+        net = nb.Network([6, 7, 1], hidden="tanh", dtype="float64", seed=1, device=device)
+        state = None
+        for epochs in parts:
+            history = nb.train(
+                net, X, Y["sigmoid"], epochs=epochs, engine=engine, optimizer_state=state,
+                sample_weight=1.0 + np.arange(len(X)) % 3, **options,
+            )  # fmt: skip
+            state = history.optimizer_state
+        nets.append(to_host(net.parameters))
+    np.testing.assert_allclose(nets[1], nets[0], rtol=1e-10, atol=1e-12)

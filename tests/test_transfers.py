@@ -7,7 +7,7 @@ from devices import needs_cuda
 
 import nnbackend as nb
 from nnbackend.device import get_device
-from nnbackend.engines import Data, Problem, get_engine
+from nnbackend.engines import Data, Problem, cuda, get_engine
 from nnbackend.engines.reference import ReferenceEngine
 
 N, BATCH = 48, 16
@@ -49,14 +49,28 @@ def test_the_reference_engine_reads_nothing_inside_an_epoch():
         jax.eval_shape(lambda *given: epoch(*given)[2] and 1, *arguments)
 
 
+# name: the engine, and the kind of its program.
+RUNNERS = {
+    "reference": ("reference", None),
+    "tiny": ("cuda", cuda._Tiny),
+    "graphs": ("cuda", cuda._Steps),
+}
+
+
 @needs_cuda
-@pytest.mark.parametrize("engine", ["reference", "cuda"])
-def test_no_copy_to_the_host_inside_an_epoch(engine):
+@pytest.mark.parametrize(("engine", "program"), RUNNERS.values(), ids=RUNNERS)
+def test_no_copy_to_the_host_inside_an_epoch(monkeypatch, engine, program):
     torch = require("torch")  # its profiler sees all that the process asks of the GPU
+    if not torch.cuda.is_available():
+        pytest.skip("torch was built without CUDA, or for another one")
+    monkeypatch.setattr(cuda, "_LAUNCH_CYCLES", 1e9 if program is cuda._Tiny else 0)
     device = get_device("cuda")
     net = nb.Network([6, 5, 1], device="cuda")
     data = Data(device.place(X.astype(np.float32)), device.place(Y.astype(np.float32)), None)
     runner = get_engine(engine, "float32", device)(problem(net), device, net.parameters, data, RNG)
+    if program is not None:
+        assert type(runner) is cuda.CudaEngine
+        assert type(runner._program) is program
     rates = [[0.1] * (N // BATCH)]
     runner.run_epochs([RNG.permutation(N)], rates)  # compiles
     device.synchronize()

@@ -434,7 +434,7 @@ KERNEL update(
     int rows, int is_weighted, const double* batch_weight, double* sums, double* partial,
     unsigned* arrived
 ) {
-    const int64 step = counters[STEP] - 1;
+    [[maybe_unused]] const int64 step = counters[STEP] - 1;
 @COEFFICIENTS@
 @SCALE@
 @NUMBERS@
@@ -777,8 +777,8 @@ def _penalty_scale(problem: Problem) -> str:
     if not (problem.objective.is_penalized and problem.objective.penalty_per_sample):
         return ""
     return (
-        "    const double total = is_weighted ? *batch_weight : (double)rows;\n"
-        "    const real penalty_scale = (real)(1.0 / (total > 0 ? total : 1.0));"
+        "    const double weights = is_weighted ? *batch_weight : (double)rows;\n"
+        "    const real penalty_scale = (real)(1.0 / (weights > 0 ? weights : 1.0));"
     )
 
 
