@@ -291,7 +291,8 @@ class MLPRegressor(Estimator, _Regressor):  # type: ignore[misc]
     --------
     >>> import nnbackend as nb
     >>> X, y = [[0.0], [1.0], [2.0], [3.0]], [0.0, 1.0, 2.0, 3.0]
-    >>> nb.MLPRegressor((4,), solver="lbfgs", random_state=1).fit(X, y).predict([[1.5]]).round(1)
+    >>> mlp = nb.MLPRegressor(hidden_layer_sizes=(4,), solver="lbfgs", random_state=0)
+    >>> mlp.fit(X, y).predict([[1.5]]).round(1)
     array([1.5])
     """
 
