@@ -24,7 +24,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils._array_api import move_to
 
 from nnbackend.core import losses
-from nnbackend.core.activations import Activation
+from nnbackend.core.activations import Activation, activation
 from nnbackend.core.losses import Loss
 from nnbackend.core.optimizers import Coefficients, Optimizer, OptimizerState, State
 from nnbackend.core.schedules import Clock, Schedule
@@ -235,7 +235,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
         sizes = [len(self.coefs_[0]), *(len(b) for b in self.intercepts_)]
         net = Network(
             sizes,
-            hidden=self.activation if len(sizes) > 2 else (),
+            hidden=self._hidden(len(sizes) - 2),
             output=self.out_activation_,
             initializer="zeros",
             dropout=self.dropout if len(sizes) > 2 else 0.0,
@@ -244,6 +244,45 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
         )
         net.set_parameters(self.coefs_, self.intercepts_)
         return net
+
+    def _hidden(self, n_layers: int) -> list[Activation]:
+        """Return the activation of each hidden layer."""
+        given = self.activation
+        if isinstance(given, str | Activation):
+            given = [given] * n_layers
+        if len(given) != n_layers:
+            raise InputError(
+                f"activation: expected a name, or one for each of the {n_layers} hidden layers, "
+                f"got {len(given)}"
+            )
+        return [activation("activation", entry) for entry in given]
+
+    def _refuse_a_schedule(self) -> None:
+        if isinstance(getattr(self.optimizer, "learning_rate", None), Schedule):
+            raise InputError(
+                "optimizer: expected a constant learning rate with partial_fit, each call of which "
+                "is a training of one epoch, got a schedule"
+            )
+
+    def _begin_validation_curve(self) -> None:
+        if self._given() is None:
+            self.__dict__.pop("validation_loss_curve_", None)
+        elif not (self.warm_start and hasattr(self, "validation_loss_curve_")):
+            self.validation_loss_curve_: list[float] = []
+
+    def _refuse_for_lbfgs(self) -> None:
+        """Raise where a parameter is set that L-BFGS has no use for."""
+        unused = {
+            "optimizer": self.optimizer is not None,
+            "dropout": bool(np.any(self.dropout)),
+            "clip_norm": self.clip_norm is not None,
+            "callbacks": self.callbacks is not None,
+            "precision": self.precision != "float32",
+            "X_val": self._given() is not None,
+        }
+        for name, is_set in unused.items():
+            if is_set:
+                raise InputError(f"{name}: not for solver='lbfgs', which has no epochs; use 'adam'")
 
     def _take_parameters(self, net: Network) -> None:
         self.__dict__.update(self._fitted_so_far(net))
@@ -276,6 +315,8 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
         incremental = more[-1]
         sample_weight = self._weighted(y, sample_weight, incremental=incremental)
         training, validation = self._split(X, y, sample_weight, incremental)
+        if incremental:
+            self._refuse_a_schedule()
         if not incremental or not hasattr(self, "_optimizer"):
             self._optimizer = _Standing(float(self.learning_rate_init))
         rate = _Rate(self._optimizer.learning_rate)
@@ -293,8 +334,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
         net = self._network()
         watch = _Watch(self, rate, n_samples, validation, self._tasks(X, y, self.max_iter))
         self.n_iter_ = 0
-        if self._given() is not None:
-            self.validation_loss_curve_: list[float] = []
+        self._begin_validation_curve()
         try:
             history = train(
                 net,
@@ -339,6 +379,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             )
 
     def _fit_lbfgs(self, X: Any, y: Any, sample_weight: Any, *_more: Any) -> None:
+        self._refuse_for_lbfgs()
         sample_weight = self._weighted(y, sample_weight, incremental=False)
         net = self._network()
         device, dtype = get_device(net.device), net.parameters.dtype
@@ -594,7 +635,11 @@ class _Watch:
 def _callbacks(given: Any) -> Sequence[Callable[[TrainingState], object]]:
     if given is None:
         return ()
-    return (given,) if callable(given) else tuple(given)
+    hooks = (given,) if callable(given) else tuple(given)
+    for hook in hooks:
+        if not callable(hook):
+            raise InputError(f"callbacks: expected callables, got {hook!r}")
+    return hooks
 
 
 def _on_host(state: OptimizerState | None, net: Network) -> OptimizerState | None:

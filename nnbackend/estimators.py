@@ -17,6 +17,7 @@ from sklearn.neural_network import MLPRegressor as _Regressor
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 
+from nnbackend.checks import real
 from nnbackend.core import losses
 from nnbackend.core.losses import Loss
 from nnbackend.device import get_device
@@ -38,7 +39,8 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
     """scikit-learn's ``MLPClassifier``, trained by nnbackend, on the CPU or a GPU.
 
     Every parameter, attribute and method of ``sklearn.neural_network.MLPClassifier`` is there, and
-    with the same ``random_state`` the coefficients are the same up to rounding. These are added:
+    with the same ``random_state`` the coefficients are the same up to rounding. These are added;
+    ``solver="lbfgs"`` refuses those that belong to steps and epochs.
 
     Parameters
     ----------
@@ -49,9 +51,10 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
         ``learning_rate``, ``learning_rate_init``, momenta and ``epsilon`` are its own then.
     label_smoothing : float, default 0.0
         Of softmax cross-entropy, for three and more classes.
-    class_weight : dict or "balanced", optional
+    class_weight : dict, list of dict or "balanced", optional
         Weights of the classes, which multiply the sample weights; "balanced": inversely
-        proportional to their frequencies.
+        proportional to their frequencies. With several labels at once, a list with a dict
+        ``{0: weight, 1: weight}`` for each.
     dropout : float or sequence of float, default 0.0
         Rates of the hidden layers.
     clip_norm : float, optional
@@ -86,7 +89,7 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **_Classifier._parameter_constraints,  # noqa: SLF001 - as subclasses do there
         **Estimator.own_constraints,
-        "class_weight": [dict, str, None],
+        "class_weight": [dict, list, str, None],
         "label_smoothing": [float, int],
     }
 
@@ -178,8 +181,10 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
         sample_weight : array-like (n_samples,), optional
             Weights >= 0.
         X_val, y_val : array-likes, optional
-            Validation data, whose loss is recorded in ``validation_loss_curve_``, and which decides
-            early stopping in place of a part of the training data.
+            Validation data, whose mean loss, without weights, dropout and penalties, is recorded in
+            ``validation_loss_curve_``. With ``early_stopping=True`` it decides in place of a part
+            of the training data. A Pipeline does not transform it by itself: route it with
+            ``set_fit_request`` and the Pipeline's ``transform_input=["X_val"]``.
 
         Returns
         -------
@@ -239,6 +244,7 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
         """Return sample weights times the weights of their classes."""
         if self.class_weight is None:
             return sample_weight
+        self._check_class_weight()
         if incremental and self.class_weight == "balanced":
             raise InputError(
                 "class_weight: 'balanced' is not for partial_fit, which sees a part of the data; "
@@ -259,7 +265,27 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
         own = np.where(np.isfinite(weights), weights, 0.0)[index]
         return own if sample_weight is None else own * sample_weight
 
+    def _check_class_weight(self) -> None:
+        given = self.class_weight
+        is_multilabel = self.out_activation_ == "logistic" and self.n_outputs_ > 1
+        tables = given if isinstance(given, list) else [given]
+        if isinstance(given, str) and given == "balanced":
+            return
+        if not all(isinstance(table, dict) for table in tables) or (
+            isinstance(given, list) != is_multilabel
+        ):
+            form = "a list of dicts {0: weight, 1: weight}" if is_multilabel else "a dict"
+            raise InputError(f"class_weight: expected {form}, 'balanced' or None, got {given!r}")
+        for table in tables:
+            for name, weight in table.items():
+                real(f"class_weight[{name!r}]", weight, minimum=0.0)
+
     def _loss(self) -> Loss:
+        if self.label_smoothing and self.out_activation_ != "softmax":
+            raise InputError(
+                f"label_smoothing: expected 0 with two classes or several labels, got "
+                f"{self.label_smoothing!r}: it is for the softmax of three and more classes"
+            )
         if self.out_activation_ == "softmax":
             return losses.SoftmaxCrossEntropy(label_smoothing=self.label_smoothing)
         return losses.BinaryCrossEntropy()
@@ -268,6 +294,13 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
         return y.argmax(axis=1) if self.out_activation_ == "softmax" else y
 
     def _encoded(self, y: Any) -> _Array:
+        if self._label_binarizer.y_type_ != "multilabel-indicator":
+            unknown = np.setdiff1d(np.unique(np.asarray(y)), self.classes_)
+            if len(unknown):
+                raise InputError(
+                    f"y_val: expected labels of the training data, {self.classes_.tolist()}, got "
+                    f"{unknown.tolist()}, too"
+                )
         encoded: _Array = self._label_binarizer.transform(y)
         return encoded
 

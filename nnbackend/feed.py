@@ -43,10 +43,12 @@ class Feed:
         is_array = device_of(batches) is not None or hasattr(batches, "__array__")
         if is_array or not hasattr(batches, "__iter__"):
             raise InputError(
-                "y: expected targets, got None; without them X is an iterable of batches (X, y), "
-                f"got {type(batches).__name__}"
+                "y: expected an array, got None; pass it, or for X an iterable of batches (X, y): "
+                f"it is {type(batches).__name__}"
             )
-        if not hasattr(batches, "__len__") or len(batches) == 0:
+        if hasattr(batches, "__len__") and len(batches) == 0:
+            raise InputError("X: expected at least one batch, got none")
+        if not hasattr(batches, "__len__"):
             raise InputError(
                 "X: expected batches that have a length and can be read again for every epoch, "
                 f"such as a DataLoader or a list, got {type(batches).__name__}; a generator ends "
@@ -61,10 +63,16 @@ class Feed:
     def __iter__(self) -> Iterator[Data]:
         n_samples, number = 0, -1
         for number, batch in enumerate(self._batches):
-            if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+            is_tuple = isinstance(batch, tuple | list)
+            if not is_tuple or len(batch) not in (2, 3):
+                size = f" of {len(batch)}" if is_tuple else ""
                 raise InputError(
                     f"X[{number}]: expected a batch (X, y) or (X, y, sample_weight), got "
-                    f"{type(batch).__name__}"
+                    f"{type(batch).__name__}{size}; if X is data, pass y"
+                )
+            if number == len(self):
+                raise InputError(
+                    f"X: expected {number} batches in every epoch, as its length says, got more"
                 )
             X, y, weight = (*batch, None)[:3]
             names = (f"X[{number}][0]", f"X[{number}][1]", f"X[{number}][2]")

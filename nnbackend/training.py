@@ -257,7 +257,8 @@ def train(
     Raises
     ------
     InputError
-        If an argument is not as said; the network is unchanged then.
+        If an argument is not as said; the network is unchanged then. Of batches that are brought, a
+        later one may be wrong: the steps before it are kept.
     DeviceMemoryError
         If the memory of a GPU does not suffice; the message says what was needed.
     DivergenceError
@@ -294,7 +295,12 @@ def train(
     memory = Memory(net, objective, chosen, batch_size)
     with device.activate(), memory.explained():
         data: Data | Feed
-        if y is None and sample_weight is None:
+        if y is None:
+            if sample_weight is not None:
+                raise InputError(
+                    "sample_weight: expected None without y, got weights; a batch that X yields "
+                    "has its own: (X, y, sample_weight)"
+                )
             data, size = Feed(net, X, objective.loss), 1
         else:
             data = memory.prepare(X, y, objective.loss, sample_weight)

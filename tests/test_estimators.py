@@ -206,7 +206,12 @@ def test_divergence_is_an_error_that_says_why():
 def test_scikit_learns_checks(estimator, check):
     if "cupy" in repr(check) and not HAS_GPU:
         pytest.skip("CuPy finds no GPU")
-    check(estimator)
+    # The tests of core restrict it to what core may use; scikit-learn uses more.
+    flags = require("array_api_strict").ArrayAPIStrictFlags
+    with flags(
+        boolean_indexing=True, data_dependent_shapes=True, enabled_extensions=("linalg", "fft")
+    ):
+        check(estimator)
 
 
 @pytest.mark.parametrize("library", ["torch", "jax", "cupy"])
@@ -303,6 +308,51 @@ def test_more_losses_and_label_smoothing():
     sharp = nb.MLPClassifier(random_state=0).fit(X, Y["classes"])
     smooth = nb.MLPClassifier(label_smoothing=0.3, random_state=0).fit(X, Y["classes"])
     assert smooth.predict_proba(X).max() < sharp.predict_proba(X).max()
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "fit", "message"),
+    [
+        ("two", {"class_weight": {"no": np.inf, "yes": 1}}, {}, r"class_weight\['no'\]: .*got inf"),
+        ("two", {"class_weight": "balance"}, {}, "class_weight: expected a dict, 'balanced' or"),
+        ("multilabel", {"class_weight": {0: 1.0}}, {}, "class_weight: expected a list of dicts"),
+        ("two", {"label_smoothing": 0.1}, {}, "label_smoothing: expected 0 with two classes"),
+        ("two", {"activation": "rellu"}, {}, "activation: unknown name 'rellu'"),
+        ("two", {"activation": ["relu"] * 3}, {}, "activation: expected a name, or one for each"),
+        ("two", {"callbacks": [print, 3]}, {}, "callbacks: expected callables, got 3"),
+        ("two", {}, {"X_val": X, "y_val": ["maybe"] * N}, r"y_val: expected labels .*\['maybe'\]"),
+        ("two", {"solver": "lbfgs", "dropout": 0.1}, {}, "dropout: not for solver='lbfgs'"),
+        ("two", {"solver": "lbfgs"}, {"X_val": X, "y_val": Y["two"]}, "X_val: not for solver"),
+    ],
+)
+def test_what_would_do_nothing_or_nonsense_is_refused(target, options, fit, message):
+    with pytest.raises(nb.InputError, match=message):
+        nb.MLPClassifier((4,), max_iter=2, **options).fit(X, Y[target], **fit)
+
+
+def test_labels_have_weights_of_their_own():
+    y = Y["multilabel"]
+    tables = [{0: 1.0, 1: 3.0}, {0: 2.0, 1: 1.0}, {0: 1.0, 1: 1.0}]
+    weight = np.where(y[:, 0] == 1, 3.0, 1.0) * np.where(y[:, 1] == 1, 1.0, 2.0)
+    options = {"max_iter": 3, "random_state": 0}
+    weighted = nb.MLPClassifier((4,), class_weight=tables, **options).fit(X, y)
+    expected = nb.MLPClassifier((4,), **options).fit(X, y, sample_weight=weight)
+    np.testing.assert_allclose(weighted.coefs_[0], expected.coefs_[0], rtol=1e-12)
+
+
+def test_a_schedule_is_not_for_partial_fit():
+    model = nb.MLPClassifier((4,), optimizer=nb.SGD(nb.schedules.Cosine(0.1)))
+    with pytest.raises(nb.InputError, match="optimizer: expected a constant learning rate"):
+        model.partial_fit(X, Y["two"], classes=["no", "yes"])
+
+
+def test_the_validation_curve_is_that_of_the_last_fit():
+    model = nb.MLPClassifier((4,), max_iter=3, warm_start=True)
+    for _ in range(2):
+        model.fit(X, Y["two"], X_val=X, y_val=Y["two"])
+    assert len(model.validation_loss_curve_) == len(model.loss_curve_) == 6
+    model.fit(X, Y["two"])
+    assert not hasattr(model, "validation_loss_curve_")
 
 
 def test_a_device_that_is_not_there_is_an_error():

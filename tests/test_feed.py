@@ -59,21 +59,35 @@ class Miscounted(list):
         return super().__len__() + 1
 
 
+class Undercounted(list):
+    """Says that it has one batch less than it has."""
+
+    def __len__(self):
+        return super().__len__() - 1
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (X, "y: expected targets, got None; without them X is an iterable of batches"),
-        (3, "y: expected targets, got None"),
+        (X, "y: expected an array, got None; pass it, or for X an iterable of batches"),
+        (3, "y: expected an array, got None"),
         ((batch for batch in batches()), "X: expected batches that have a length .*got generator"),
-        ([], "X: expected batches that have a length"),
+        ([], "X: expected at least one batch, got none"),
         ([X[:16]], r"X\[0\]: expected a batch \(X, y\) or .*got ndarray"),
         ([*batches()[:1], (X[:3, :2], Y[:3])], r"X\[1\]\[0\]: expected 4 features"),
+        ([batches()[0][:1]], r"X\[0\]: expected a batch .*got tuple of 1; if X is data, pass y"),
         (Miscounted(batches()), "X: expected 6 batches in every epoch, as its length says, got 5"),
+        (Undercounted(batches()), "X: expected 4 batches in every epoch, .*got more"),
     ],
 )
 def test_what_is_no_iterable_of_batches_is_refused(given, message):
     with pytest.raises(nb.InputError, match=message):
         nb.train(network(), given, **OPTIONS)
+
+
+def test_weights_beside_batches_are_refused():
+    with pytest.raises(nb.InputError, match="sample_weight: expected None without y"):
+        nb.train(network(), batches(), sample_weight=np.ones(70), **OPTIONS)
 
 
 def test_other_engines_take_arrays():
