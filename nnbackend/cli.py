@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -207,7 +208,11 @@ def _add_evaluate(commands: Any) -> None:
 def _add_export(commands: Any) -> None:
     parser = commands.add_parser("export", help="write a saved model as an ONNX file")
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("out", metavar="OUT", help="the ONNX file, such as model.onnx")
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        help="the ONNX file, such as model.onnx; what exists is replaced if it ends in .onnx",
+    )
     _add_json(parser)
     parser.set_defaults(run=_export)
 
@@ -618,7 +623,12 @@ def _export(options: argparse.Namespace) -> None:
     from nnbackend.onnx_export import export_onnx
     from nnbackend.persistence import load
 
-    net = load(_model_file(options.model))
+    model = _model_file(options.model)
+    net = load(model)
+    if os.path.exists(options.out) and os.path.samefile(options.out, model):
+        raise InputError(
+            f"OUT: expected a file other than the model, got {options.out!r}, which is the model"
+        )
     try:
         export_onnx(net, options.out)
     except InputError as error:

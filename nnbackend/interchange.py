@@ -19,7 +19,7 @@ from nnbackend.inputs import place
 from nnbackend.network import DTYPES, Network
 from nnbackend.standardization import Standardization
 
-__all__ = ["from_sklearn", "from_torch", "to_sklearn", "to_torch"]
+__all__ = ["as_network", "from_sklearn", "from_torch", "to_sklearn", "to_torch"]
 
 _SKLEARN_ACTIVATIONS = {
     "identity": "identity",
@@ -43,12 +43,25 @@ _TORCH_ACTIVATIONS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
 }
 
 
+def as_network(net: Any) -> Network:
+    """Return a network as it is, and an estimator as ``from_sklearn`` does.
+
+    For an argument ``net`` that may be either, which the messages speak of.
+    """
+    if isinstance(net, Network):
+        return net
+    if not hasattr(net, "get_params"):
+        raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
+    return _from_sklearn("net", net, "cpu")
+
+
 def from_sklearn(estimator: Any, *, device: str | Device = "cpu") -> Network:
     """Return the network that a fitted estimator of scikit-learn is.
 
     Outputs are equal to rounding. A classifier's classes become ``class_names``, as text, and
-    ``predict`` returns their indices; classes 0, 1, 2, ... need no names. The state of the
-    estimator's optimizer is not part of a network.
+    ``predict`` returns their indices; classes 0, 1, 2, ... need no names. Whether classes were
+    numbers or text is not kept: ``to_sklearn`` makes numbers of text such as "1", "2", "3". The
+    state of the estimator's optimizer is not part of a network.
 
     Parameters
     ----------
@@ -85,7 +98,12 @@ def from_sklearn(estimator: Any, *, device: str | Device = "cpu") -> Network:
     >>> bool((net.predict(X) == estimator.predict(X)).all())
     True
     """
-    scaler, mlp = _sklearn_parts(estimator)
+    return _from_sklearn("estimator", estimator, device)
+
+
+def _from_sklearn(argument: str, estimator: Any, device: str | Device) -> Network:
+    """Return what ``from_sklearn`` does; ``argument`` is the estimator's name in messages."""
+    scaler, mlp = _sklearn_parts(argument, estimator)
     net = _network(
         [(f"coefs_[{i}]", W) for i, W in enumerate(mlp.coefs_)],
         [(f"intercepts_[{i}]", b) for i, b in enumerate(mlp.intercepts_)],
@@ -108,7 +126,8 @@ def from_sklearn(estimator: Any, *, device: str | Device = "cpu") -> Network:
         return net
     if len(classes) < 2:
         raise InputError(
-            f"estimator: expected a classifier with at least two classes, got one, {classes[0]!r}"
+            f"{argument}: expected a classifier with at least two classes, got one, "
+            f"{classes.tolist()[0]!r}"
         )
     if classes.dtype.kind not in "iu" or not np.array_equal(classes, np.arange(len(classes))):
         net.class_names = tuple(map(str, classes.tolist()))
@@ -129,9 +148,11 @@ def to_sklearn(net: Network) -> Any:
     part in prediction, and scikit-learn has none.
 
     ``class_names`` become the classes, sorted as scikit-learn has them, and with them the columns
-    of ``predict_proba``; whole numbers, and True and False, become numbers and bools again.
-    Without names the classes are 0, 1, 2, ...; labels of a multilabel network always are. Two
-    softmax outputs become the one logistic output of their difference.
+    of ``predict_proba``. Where all of them are written as whole numbers they become numbers, and
+    True and False bools, even if they were text before ``from_sklearn``: compare predictions with
+    such labels by ``estimator.predict(X).astype(str)``. Without names the classes are 0, 1, 2, ...;
+    labels of a multilabel network always are. Two softmax outputs become the one logistic output of
+    their difference.
 
     Parameters
     ----------
@@ -423,7 +444,7 @@ def _rounded(
     )
 
 
-def _sklearn_parts(estimator: Any) -> tuple[Any, Any]:
+def _sklearn_parts(argument: str, estimator: Any) -> tuple[Any, Any]:
     """Return the StandardScaler, or None, and the network of a fitted estimator."""
     networks = _import("sklearn.neural_network", "scikit-learn")
     pipeline = _import("sklearn.pipeline", "scikit-learn").Pipeline
@@ -439,14 +460,14 @@ def _sklearn_parts(estimator: Any) -> tuple[Any, Any]:
         if is_pipeline:
             what += f" of {', '.join(type(step).__name__ for step in (*before, last))}"
         raise InputError(
-            "estimator: expected a fitted MLPClassifier or MLPRegressor of scikit-learn, or a "
-            f"Pipeline of StandardScaler and one of them, got {what}"
+            f"{argument}: expected a fitted MLPClassifier or MLPRegressor, or a Pipeline of "
+            f"StandardScaler and one of them, got {what}"
         )
     scaler = before[0] if before else None
     if not hasattr(last, "coefs_") or (scaler is not None and not hasattr(scaler, "scale_")):
         raise InputError(
-            f"estimator: expected a fitted {type(estimator).__name__}, got one that is not; call "
-            "fit first"
+            f"{argument}: expected a fitted {type(estimator).__name__}, got one that is not "
+            "fitted; call fit first"
         )
     return scaler, last
 

@@ -18,6 +18,7 @@ from nnbackend.errors import InputError, MissingDependencyError
 from nnbackend.network import Network
 from nnbackend.persistence import (
     checked_names,
+    checked_path,
     checked_tensors,
     name_counts,
     write_atomically,
@@ -45,14 +46,14 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
         The network, on any device. Also what ``save`` takes of scikit-learn's kind; a label is the
         index of the class then.
     path : path-like
-        The file; its folder has to exist. An existing file is replaced.
+        The file; its folder has to exist. An existing file is replaced if it ends in ``.onnx``.
 
     Raises
     ------
     InputError
         If the network cannot be exported: a parameter is not finite, an activation of your own
         cannot be traced (it branches on values, or leaves its namespace), or the parameters take
-        2 GiB; or if the file cannot be written.
+        2 GiB; if the file cannot be written; or if it exists and does not end in ``.onnx``.
     MissingDependencyError
         If a package of the extra ``onnx`` is not installed.
 
@@ -74,13 +75,18 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     >>> session.run(["probabilities"], {"X": [[0.0, 0.0]]})  # doctest: +SKIP
     [array([[0.5, 0.5]], dtype=float32)]
     """
-    if not isinstance(net, Network) and hasattr(net, "get_params"):
-        from nnbackend.interchange import from_sklearn
-
-        net = from_sklearn(net)
     if not isinstance(net, Network):
-        raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
-    write_atomically(path, _model(net).SerializeToString())
+        from nnbackend.interchange import as_network
+
+        net = as_network(net)
+    target = checked_path(path)
+    is_taken = os.path.exists(target) and not os.path.isdir(target)
+    if is_taken and not target.lower().endswith(".onnx"):
+        raise InputError(
+            f"path: expected a new file, or one to replace that ends in .onnx, got {target!r}, "
+            "which exists"
+        )
+    write_atomically(target, _model(net).SerializeToString())
 
 
 def _model(net: Network) -> Any:

@@ -19,6 +19,7 @@ from nnbackend.standardization import Standardization
 
 __all__ = [
     "checked_names",
+    "checked_path",
     "checked_tensors",
     "load",
     "name_counts",
@@ -67,12 +68,10 @@ def save(net: Any, path: str | os.PathLike[str]) -> None:
 
 def to_bytes(net: Any) -> bytes:
     """Return the content of the file that ``save`` writes."""
-    if not isinstance(net, Network) and hasattr(net, "get_params"):
-        from nnbackend.interchange import from_sklearn
-
-        net = from_sklearn(net)
     if not isinstance(net, Network):
-        raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
+        from nnbackend.interchange import as_network
+
+        net = as_network(net)
     for entry in net.structure.hidden:
         if ACTIVATIONS.get(entry.name) != entry:  # unpickled, it is equal
             raise InputError(
@@ -118,7 +117,7 @@ def load(path: str | os.PathLike[str], device: str | Device = "cpu") -> Network:
         If the device is not there.
     """
     target = get_device(device)
-    path = _path(path)
+    path = checked_path(path)
     safetensors = _safetensors()
     try:
         # safe_open maps a path of bytes or a folder in its own words; a plain open says it in ours.
@@ -143,9 +142,12 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     Raises
     ------
     InputError
-        If the folder is missing or not writable, or the disk is full; no partial file is left.
+        If the folder is missing or not writable, the disk is full, or a folder is in the file's
+        place; no partial file is left.
     """
-    target = _path(path)
+    target = checked_path(path)
+    if os.path.isdir(target):
+        raise InputError(f"path: expected the path of a file, got {target!r}, which is a folder")
     folder = os.path.dirname(target)
     temporary = os.path.join(folder, f".{os.urandom(8).hex()}.tmp")
     try:
@@ -166,7 +168,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         ) from error
 
 
-def _path(path: Any) -> str:
+def checked_path(path: Any) -> str:
     """Return a path as a string; a number would be taken for an open file's descriptor."""
     try:
         text = os.fsdecode(path)

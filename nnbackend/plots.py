@@ -121,6 +121,7 @@ def rate_curve(
     losses: Sequence[float],
     smoothed: Sequence[float],
     suggestion: float | None,
+    title: str,
     file_format: str = "png",
 ) -> bytes:
     """Return a PNG or SVG of the losses of a learning-rate range test.
@@ -133,6 +134,8 @@ def rate_curve(
         The loss after the step at each rate, and its average over neighbours.
     suggestion : float or None
         The rate that is marked.
+    title : str
+        The heading.
     file_format : {"png", "svg"}, default "png"
         The format of the file.
     """
@@ -155,7 +158,7 @@ def rate_curve(
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("loss")
-    axes.set_title("Learning-rate range test", fontsize=11)
+    axes.set_title(title, fontsize=11)
     axes.grid(visible=True, which="major", alpha=0.25)
     axes.legend(frameon=False)
     return render(figure, file_format)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -38,10 +38,23 @@ class RateFinder:
         The rates that were tried, rising; fewer than were asked for if the loss exploded.
     losses : list of float
         The loss after the step at each rate.
+    optimizer : Optimizer
+        Whose rate was looked for.
+    batch_size : int or None
+        Examples per step; None: all.
     """
 
     rates: list[float]
     losses: list[float]
+    optimizer: Optimizer
+    batch_size: int | None
+
+    def __repr__(self) -> str:
+        suggestion = "None" if self.suggestion is None else f"{self.suggestion:.3g}"
+        return (
+            f"RateFinder({len(self.rates)} steps, rates {self.rates[0]:.3g} to "
+            f"{self.rates[-1]:.3g}, suggestion={suggestion})"
+        )
 
     @cached_property
     def smoothed_losses(self) -> list[float]:
@@ -52,13 +65,14 @@ class RateFinder:
 
     @property
     def suggestion(self) -> float | None:
-        """A tenth of the rate with the lowest smoothed loss; None where the loss fell nowhere.
+        """A tenth of the rate with the lowest smoothed loss; None where that is below all rates.
 
         At that rate itself training is at the edge of getting worse. Where it is the highest that
-        was tried, higher ones may be as good.
+        was tried, higher ones may be as good. Where there is no suggestion, the loss fell nowhere
+        or too close to the lowest rate: test again with a lower ``lowest``.
         """
-        lowest = int(np.argmin(self.smoothed_losses))
-        return self.rates[lowest] / 10 if lowest else None
+        suggestion = self.rates[int(np.argmin(self.smoothed_losses))] / 10
+        return suggestion if suggestion >= self.rates[0] else None
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the losses over the rates, with the suggestion.
@@ -66,29 +80,50 @@ class RateFinder:
         Parameters
         ----------
         path : path-like
-            A PNG file, or an SVG file if it ends in ``.svg``; its folder has to exist.
+            The file, which ends in ``.png`` or ``.svg``; its folder has to exist.
 
         Raises
         ------
         InputError
-            If the file cannot be written.
+            If the file has another ending, or cannot be written.
         MissingDependencyError
             If matplotlib is not installed.
         """
-        from nnbackend.persistence import write_atomically
+        from nnbackend.persistence import checked_path, write_atomically
         from nnbackend.plots import rate_curve
 
-        file_format = "svg" if str(path).lower().endswith(".svg") else "png"
+        target = checked_path(path)
+        file_format = os.path.splitext(target)[1].lower().removeprefix(".")
+        if file_format not in ("png", "svg"):
+            raise InputError(f"path: expected a file that ends in .png or .svg, got {target!r}")
         content = rate_curve(
-            self.rates, self.losses, self.smoothed_losses, self.suggestion, file_format
+            self.rates,
+            self.losses,
+            self.smoothed_losses,
+            self.suggestion,
+            self._title,
+            file_format,
         )
-        write_atomically(path, content)
+        write_atomically(target, content)
+
+    @property
+    def _title(self) -> str:
+        """The picture's heading; of the optimizer's options, those that are not the defaults."""
+        given: Any = self.optimizer
+        options = [
+            f"{option.name}={getattr(given, option.name)!r}"
+            for option in fields(given)
+            if option.name != "learning_rate" and getattr(given, option.name) != option.default
+        ]
+        name = type(given).__name__ + (f"({', '.join(options)})" if options else "")
+        batches = "full batches" if self.batch_size is None else f"batches of {self.batch_size:,}"
+        return f"Learning-rate range test\n{name}, {batches}"
 
 
 def find_learning_rate(
     net: Network,
     X: Any,
-    y: Any,
+    y: Any = None,
     *,
     optimizer: str | Optimizer | None = None,
     loss: str | Loss | None = None,
@@ -112,15 +147,16 @@ def find_learning_rate(
     net : Network
         It is not changed.
     X, y : array-likes
-        As for ``train``.
+        As for ``train``; an iterable of batches in place of both is not taken.
     optimizer : str or Optimizer, optional
         Whose rate is looked for, as for ``train``; its own rate does not matter.
     loss : str or Loss, optional
         As for ``train``.
     batch_size : int or None, default 128
-        Examples per step, as in the training to come. None: all.
+        Examples per step, as in the training to come. None: all, and each of the ``steps`` costs
+        as much as a whole epoch.
     lowest, highest : float, default 1e-6 and 10.0
-        The range of the rates.
+        The range of the rates, and of what is suggested.
     steps : int, default 100
         How many rates are tried.
     seed : int or None, default 0
@@ -131,7 +167,9 @@ def find_learning_rate(
     Returns
     -------
     RateFinder
-        With ``rates``, ``losses``, ``smoothed_losses``, a ``suggestion`` and ``plot(path)``.
+        With ``rates``, ``losses``, ``smoothed_losses``, a ``suggestion`` and ``plot(path)``. The
+        suggestion is None where the loss did not fall, or a tenth of the rate where it was lowest
+        is below ``lowest``: lower ``lowest`` then.
 
     Raises
     ------
@@ -158,9 +196,13 @@ def find_learning_rate(
     """
     if not isinstance(net, Network):
         raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
+    if y is None:
+        raise InputError(
+            "y: expected targets, got None; the range test draws batches of its own: pass arrays X "
+            "and y rather than an iterable of batches"
+        )
     chosen: Any = Adam() if optimizer is None else get_optimizer(optimizer)
-    lowest = real("lowest", lowest, above=0.0)
-    highest = real("highest", highest, above=lowest)
+    lowest, highest = _range(lowest, highest)
     steps = positive_integer("steps", steps, minimum=2)
     if batch_size is not None:
         batch_size = positive_integer("batch_size", batch_size)
@@ -205,7 +247,15 @@ def find_learning_rate(
         losses += history.validation_loss
         if losses[-1] > losses[0] + max(abs(losses[0]), losses[0] - min(losses)):
             break
-    return RateFinder(rates, losses)
+    return RateFinder(rates, losses, chosen, batch_size)
+
+
+def _range(lowest: float, highest: float) -> tuple[float, float]:
+    """Return the checked range of the rates."""
+    lowest, highest = real("lowest", lowest, above=0.0), real("highest", highest, above=0.0)
+    if highest <= lowest:
+        raise InputError(f"highest: expected a number > lowest, {lowest:g}, got {highest:g}")
+    return lowest, highest
 
 
 class _Rows:

@@ -43,7 +43,7 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What ``Network.summary`` returns; ``str`` and ``print`` make a table of it.
+    """What ``Network.summary`` returns; ``repr`` and ``str`` are a table of it.
 
     rich prints it as a table of its own, and a notebook shows it as HTML.
 
@@ -110,7 +110,7 @@ class Summary:
         standardized = " and ".join(self.standardized) or "nothing"
         return f"{self.dtype} on {self.device}, {_size(self.n_bytes)}; standardizes {standardized}"
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [_HEADINGS, *self._rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         aligned = [

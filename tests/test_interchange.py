@@ -316,14 +316,35 @@ def test_what_the_estimator_learns_leaves_the_network_alone():
         (LinearRegression(), "got LinearRegression"),
         (make_pipeline(MinMaxScaler(), MLPClassifier()), "of MinMaxScaler, MLPClassifier"),
         (make_pipeline(StandardScaler(), StandardScaler(), MLPClassifier()), "StandardScaler, St"),
-        (MLPClassifier(), "expected a fitted MLPClassifier, got one that is not; call fit first"),
+        (MLPClassifier(), "MLPClassifier, got one that is not fitted; call fit first"),
         (make_pipeline(StandardScaler(), MLPRegressor()), "expected a fitted Pipeline"),
         (None, "got NoneType"),
     ],
 )
 def test_what_is_no_fitted_network_is_refused(estimator, message):
-    with pytest.raises(nb.InputError, match=re.escape(message)):
+    with pytest.raises(nb.InputError, match=f"^estimator: .*{re.escape(message)}"):
         nb.from_sklearn(estimator)
+
+
+@pytest.mark.parametrize("function", [nb.save, nb.export_onnx])
+def test_save_and_export_speak_of_their_own_argument(function, tmp_path):
+    for estimator, message in (
+        (nb.MLPClassifier(), "expected a fitted MLPClassifier, got one that is not fitted"),
+        (MLPRegressor(), "expected a fitted MLPRegressor, got one that is not fitted"),
+        (make_pipeline(StandardScaler(), MLPRegressor()), "expected a fitted Pipeline, got one"),
+        (LinearRegression(), "expected a fitted MLPClassifier or .* got LinearRegression"),
+    ):
+        with pytest.raises(nb.InputError, match=f"^net: {message}"):
+            function(estimator, tmp_path / "model")
+
+
+def test_text_that_is_written_as_whole_numbers_comes_back_as_numbers():
+    y = np.asarray(["0", "1", "2"])[TARGETS["multiclass"][1]]
+    estimator = fitted(MLPClassifier((6,), max_iter=10), X, y)
+    back = nb.to_sklearn(nb.from_sklearn(estimator))
+    assert back.classes_.tolist() == [0, 1, 2]
+    # As its docstring says.
+    np.testing.assert_array_equal(back.predict(X).astype(str), estimator.predict(X))
 
 
 def test_a_classifier_of_one_class_is_refused():

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -343,6 +344,30 @@ def test_a_path_that_cannot_be_written_is_refused(path, tmp_path, monkeypatch):
 
 
 @needs_onnx
+def test_a_folder_is_named_as_one(tmp_path):
+    for name in ("run", "model.onnx"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(InputError, match=r"^path: expected the path of a file.* is a folder$"):
+            nb.export_onnx(network("exp", 1), tmp_path / name)
+        assert list((tmp_path / name).iterdir()) == []
+
+
+@needs_onnx
+def test_only_onnx_files_are_replaced(tmp_path):
+    for name in ("model.safetensors", "notes", "data.csv", "model.onnx.txt"):
+        path = tmp_path / name
+        path.write_text("kept")
+        with pytest.raises(InputError, match=r"^path: expected a new file, or one to replace"):
+            nb.export_onnx(network("exp", 1), path)
+        assert path.read_text() == "kept"
+    for name in ("model.onnx", "model.ONNX"):
+        path = tmp_path / name
+        path.write_text("replaced")
+        nb.export_onnx(network("exp", 1), path)
+        assert path.stat().st_size > 100
+
+
+@needs_onnx
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
     net = network("sigmoid", 1)
     net.biases[1][2] = np.nan
@@ -433,6 +458,10 @@ def test_the_command_exports_a_saved_model(output, tmp_path, monkeypatch, capsys
     [
         (["nowhere", "model.onnx"], "MODEL: expected a readable model file"),
         (["model.safetensors", "nowhere/model.onnx"], "OUT: cannot write"),
+        (
+            ["model.safetensors", "."],
+            "OUT: expected the path of a file, got '.', which is a folder",
+        ),
     ],
 )
 def test_the_command_says_which_path_is_wrong(arguments, message, tmp_path, monkeypatch, capsys):
@@ -442,3 +471,33 @@ def test_the_command_says_which_path_is_wrong(arguments, message, tmp_path, monk
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"nnbackend export: {message}")
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("model", "out", "message"),
+    [
+        ("run", "run/model.safetensors", "which is the model"),
+        ("run/model.safetensors", "./run/model.safetensors", "which is the model"),
+        ("linked.onnx", "linked.onnx", "which is the model"),
+        ("run", "linked.onnx", "which is the model"),
+        ("run", "run/history.json", "expected a new file, or one to replace that ends in .onnx"),
+        ("run/model.safetensors", "run/history.json", "which exists"),
+    ],
+)
+def test_the_command_replaces_nothing_of_a_run(model, out, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    nb.save(network("sigmoid", 1), "run/model.safetensors")
+    Path("run/history.json").write_text("{}")
+    os.link("run/model.safetensors", "linked.onnx")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    assert cli.main(["export", model, out]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("nnbackend export: OUT: expected ")
+    assert message in err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    # An earlier export is no part of the run.
+    for _ in range(2):
+        assert cli.main(["export", "run", "run/model.onnx"]) == 0

@@ -1,13 +1,14 @@
 """The range test leaves the network alone, follows training, and suggests rates that work."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris
 
 import nnbackend as nb
-from nnbackend import rate_finder
+from nnbackend import plots, rate_finder
 
 
 @pytest.fixture(scope="module")
@@ -129,15 +130,36 @@ def test_a_negative_loss_explodes_upwards():
     assert 1e-4 < found.suggestion < 1.0
 
 
+def finder(rates, losses):
+    return nb.RateFinder(rates, losses, nb.Adam(), 128)
+
+
 def test_where_the_loss_never_falls_nothing_is_suggested():
-    found = nb.RateFinder([0.1, 1.0, 10.0, 100.0], [1.0, 2.0, 3.0, 4.0])
+    assert finder([0.1, 1.0, 10.0, 100.0], [1.0, 2.0, 3.0, 4.0]).suggestion is None
+    assert finder([0.1], [1.0]).suggestion is None
+
+
+def test_no_rate_below_the_tested_ones_is_suggested():
+    assert finder([1.0, 2.0, 5.0, 9.9], [4.0, 3.0, 2.0, 1.0]).suggestion is None
+    assert finder([1.0, 2.0, 5.0, 10.0], [4.0, 3.0, 2.0, 1.0]).suggestion == 1.0
+    X, y = load_iris(return_X_y=True)
+    net = nb.Network([4, 8, 3], output="softmax").standardize(X)
+    found = nb.find_learning_rate(net, X, y, optimizer="sgd", lowest=0.5, highest=5)
+    assert found.losses[0] > min(found.losses)
     assert found.suggestion is None
-    assert nb.RateFinder([0.1], [1.0]).suggestion is None
+
+
+def test_the_repr_is_one_line(digits):
+    X, y, net = digits
+    found = nb.find_learning_rate(net, X, y, lowest=1e-5, highest=1e-2, steps=20)
+    assert repr(found) == f"RateFinder(20 steps, rates 1e-05 to 0.01, suggestion={0.001})"
+    nothing = finder([0.1, 1.0], [1.0, 2.0])
+    assert repr(nothing) == "RateFinder(2 steps, rates 0.1 to 1, suggestion=None)"
 
 
 def test_smoothing_averages_neighbours_and_the_suggestion_is_a_tenth_of_the_lowest():
     rates = [10.0**k for k in range(-6, 1)]
-    found = nb.RateFinder(rates, [7.0, 6.0, 5.0, 3.0, 1.0, 2.0, 9.0])
+    found = finder(rates, [7.0, 6.0, 5.0, 3.0, 1.0, 2.0, 9.0])
     np.testing.assert_allclose(
         found.smoothed_losses, [6.0, 5.25, 22 / 5, 17 / 5, 20 / 5, 15 / 4, 12 / 3]
     )
@@ -194,25 +216,66 @@ def test_an_interrupt_is_one(digits, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "signature"), [("curve.png", b"\x89PNG"), ("curve.SVG", b"<?xml"), ("c", b"\x89PNG")]
+    ("name", "signature"), [("curve.png", b"\x89PNG"), ("curve.SVG", b"<?xml")]
 )
 def test_the_curve_is_drawn(digits, tmp_path, name, signature):
     X, y, net = digits
-    nb.find_learning_rate(net, X, y, steps=30).plot(tmp_path / name)
+    found = nb.find_learning_rate(net, X, y, steps=30)
+    found.plot(tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(signature)
+    found.plot(os.fsencode(tmp_path / name))
     assert (tmp_path / name).read_bytes().startswith(signature)
 
 
 def test_a_curve_that_never_falls_is_drawn(tmp_path):
-    nb.RateFinder([0.1, 1.0], [1.0, 2.0]).plot(tmp_path / "curve.png")
+    found = finder([0.1, 1.0], [1.0, 2.0])
+    found.plot(tmp_path / "curve.png")
     with pytest.raises(nb.InputError, match="path: cannot write"):
-        nb.RateFinder([0.1, 1.0], [1.0, 2.0]).plot(tmp_path / "missing" / "curve.png")
+        found.plot(tmp_path / "missing" / "curve.png")
+
+
+@pytest.mark.parametrize("name", ["curve.foo", "curve", "curve.pdf", ".png"])
+def test_a_picture_of_another_format_is_refused(tmp_path, name):
+    with pytest.raises(nb.InputError, match=r"^path: expected a file that ends in \.png or \.svg"):
+        finder([0.1, 1.0], [1.0, 2.0]).plot(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "batch_size", "title"),
+    [
+        (None, 128, "Adam, batches of 128"),
+        ("adamw", None, "AdamW, full batches"),
+        (nb.SGD(0.5, momentum=0.9, nesterov=True), 4096, "SGD(momentum=0.9, nesterov=True), "),
+    ],
+)
+def test_the_title_names_optimizer_and_batch_size(
+    digits, tmp_path, monkeypatch, optimizer, batch_size, title
+):
+    X, y, net = digits
+    found = nb.find_learning_rate(
+        net, X, y, optimizer=optimizer, batch_size=batch_size, lowest=1e-5, steps=2
+    )
+    drawn = []
+
+    def listening(figure, file_format):
+        drawn.append((figure.axes[0].get_title(), file_format))
+        return b""
+
+    monkeypatch.setattr(plots, "render", listening)
+    found.plot(tmp_path / "curve.svg")
+    ((heading, file_format),) = drawn
+    assert file_format == "svg"
+    assert heading.startswith(f"Learning-rate range test\n{title}")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"lowest": 0.0}, "lowest: expected a finite number > 0"),
-        ({"highest": 1e-7}, "highest: expected a finite number > 1e-06"),
+        ({"highest": 0.0}, "highest: expected a finite number > 0"),
+        ({"lowest": 1, "highest": 0.1}, "highest: expected a number > lowest, 1, got 0.1"),
+        ({"highest": 1e-6}, "highest: expected a number > lowest, 1e-06, got 1e-06"),
         ({"steps": 1}, "steps: expected an integer >= 2"),
         ({"batch_size": 0}, "batch_size: expected an integer >= 1"),
         ({"seed": -1}, "seed: expected an integer >= 0"),
@@ -231,6 +294,8 @@ def test_wrong_data_is_refused_in_the_callers_words(digits):
     X, y, net = digits
     with pytest.raises(nb.InputError, match="X: expected"):
         nb.find_learning_rate(net, X[:, :3], y)
+    with pytest.raises(nb.InputError, match=r"^y: expected targets, got None; .* pass arrays X"):
+        nb.find_learning_rate(net, [(X, y)])
     with pytest.raises(nb.InputError, match="y: expected 1797 labels"):
         nb.find_learning_rate(net, X, y[:5])
     with pytest.raises(nb.InputError, match=r"net: expected a nnbackend.Network, got str"):

@@ -30,7 +30,8 @@ def test_the_summary_says_what_the_network_is(net):
 
 
 def test_the_table_is_plain_text(net):
-    assert str(net.summary()).splitlines() == [
+    assert str(net.summary()) == repr(net.summary())
+    assert repr(net.summary()).splitlines() == [
         "layer     shape     activation  dropout  parameters",
         "---------------------------------------------------",
         "hidden 1  30 -> 16  relu           0.25         496",
