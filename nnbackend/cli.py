@@ -581,6 +581,11 @@ def _predict(options: argparse.Namespace) -> None:
     else:
         from nnbackend.persistence import write_atomically
 
+        for name, path in (("MODEL", _model_file(options.model)), ("DATA", options.data)):
+            if os.path.exists(options.out) and os.path.samefile(options.out, path):
+                raise InputError(
+                    f"--out: expected a file other than {name}, got {options.out!r}, which it is"
+                )
         try:
             write_atomically(options.out, text.encode())
         except InputError as error:

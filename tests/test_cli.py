@@ -122,6 +122,12 @@ def test_predict_gives_class_names_and_probabilities_that_sum_to_one(run):
     assert Path("p.csv").read_text() == out
     _, as_json, _ = run("predict", model, data, "--json")
     assert json.loads(as_json)["prediction"] == [row["prediction"] for row in rows]
+    for name, path in (("MODEL", model), ("DATA", data)):
+        before = Path(path).read_bytes()
+        code, _, error = run("predict", model, data, "--out", path)
+        assert code == 2
+        assert f"--out: expected a file other than {name}" in error
+        assert Path(path).read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["data.csv", "data.npy", "data.npz", "data.parquet"])
