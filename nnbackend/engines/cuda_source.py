@@ -754,7 +754,7 @@ def update_outputs(problem: Problem, index: str, is_weight: str) -> Outputs:
     plain = recorded("the optimizer", lambda: update_elements(problem, p, symbol("g"), index))
     if any(is_rowwise(element) for _, element in plain):
         raise UnrecordedError("the optimizer: it reduces over all parameters")
-    if not keeps_zero(problem.optimizer):
+    if not recorded("the optimizer", lambda: keeps_zero(problem.optimizer)):
         raise UnrecordedError("the optimizer: it changes parameters of 0 with a gradient of 0")
     return [*update_elements(problem, p, gradient, index), *penalty]
 

@@ -10,6 +10,7 @@ import numpy as np
 from nnbackend.core.activations import Activation
 from nnbackend.core.losses import SoftmaxCrossEntropy
 from nnbackend.core.optimizers import Optimizer
+from nnbackend.device import Device
 from nnbackend.engines.expression import RECORDER, Symbol, symbol
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def keeps_zero(optimizer: Optimizer) -> bool:
     zero = np.zeros(1)
     state = tuple(zero for _ in optimizer.state_names)
     with np.errstate(all="ignore"):
-        new, new_state = optimizer.update(np, zero, zero, state, optimizer.coefficients(1.0, 2))
+        new, new_state = optimizer.update(
+            Device("cpu").xp, zero, zero, state, optimizer.coefficients(1.0, 2)
+        )
     return all(not np.any(value) for value in (new, *new_state))
 
 
