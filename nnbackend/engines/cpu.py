@@ -133,9 +133,7 @@ class CpuEngine:
         self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]
     ) -> tuple[Array, Array]:
         """Run epochs, one per list of rates, until one ends in a loss or parameter not finite."""
-        flat = np.asarray(rates, np.float64).reshape(-1)
-        steps = np.arange(self._step + 1, self._step + 1 + flat.size)
-        table = coefficient_table(self._problem.optimizer, flat, steps)
+        table = coefficient_table(self._problem.optimizer, rates, self._step)
         coefficients = table.astype(self._dtype)
         order = np.empty((0, 0), np.int64)
         if orders is not None:
@@ -147,7 +145,7 @@ class CpuEngine:
             if self._steps is not None and self._steps.is_updating:
                 self.restore(self._finite)
             raise
-        self._step += flat.size
+        self._step += len(table)
         return losses[:done], np.asarray(is_finite)
 
     def _run(

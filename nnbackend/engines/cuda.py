@@ -168,9 +168,7 @@ class CudaEngine:
         self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]
     ) -> tuple[Array, Array]:
         """Run epochs, one per list of rates, until one ends in a loss or parameter not finite."""
-        flat = np.asarray(rates, np.float64).reshape(-1)
-        steps = np.arange(self._step + 1, self._step + 1 + flat.size)
-        coefficients = coefficient_table(self._problem.optimizer, flat, steps)
+        coefficients = coefficient_table(self._problem.optimizer, rates, self._step)
         executor, n_epochs = self._executor, len(rates)
         with executor.ordered():
             executor.upload("coefficients", coefficients.reshape(-1))
@@ -179,7 +177,7 @@ class CudaEngine:
             self._program.run(executor, n_epochs, orders)
             losses = self._xp.asarray(executor.buffers["losses"][:n_epochs], copy=True)
             status = self._xp.asarray(executor.buffers["status"], copy=True)
-        self._step += flat.size
+        self._step += len(coefficients)
         if n_epochs > 1:
             losses = losses[: int(status[_EPOCHS])]
         return losses, status[_IS_BAD] == 0

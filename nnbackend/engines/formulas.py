@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,10 +60,13 @@ def keeps_zero(optimizer: Optimizer) -> bool:
     return all(not np.any(value) for value in (new, *new_state))
 
 
-def coefficient_table(optimizer: Optimizer, rates: Any, steps: Any) -> np.ndarray[Any, Any]:
-    """Return the coefficients of steps (n_steps, n_coefficients) from their rates and numbers."""
-    columns = optimizer.coefficients(rates, steps)
-    table = np.empty((rates.size, len(columns)))
+def coefficient_table(
+    optimizer: Optimizer, rates: Sequence[Sequence[float]], steps_taken: int
+) -> np.ndarray[Any, Any]:
+    """Return the coefficients (n_steps, n_coefficients) of the steps of epochs to come."""
+    flat = np.asarray(rates, np.float64).reshape(-1)
+    columns = optimizer.coefficients(flat, np.arange(steps_taken + 1, steps_taken + 1 + flat.size))
+    table = np.empty((flat.size, len(columns)))
     for index, column in enumerate(columns):
         table[:, index] = column
     return table
