@@ -26,7 +26,7 @@ from sklearn.utils._array_api import move_to
 from nnbackend.core import losses
 from nnbackend.core.activations import Activation, activation
 from nnbackend.core.losses import Loss
-from nnbackend.core.optimizers import Coefficients, Optimizer, OptimizerState, State
+from nnbackend.core.optimizers import Adam, Coefficients, Optimizer, OptimizerState, State
 from nnbackend.core.schedules import Clock, Schedule
 from nnbackend.core.types import Array, Namespace
 from nnbackend.device import device_of, get_device, in_library_of
@@ -91,35 +91,12 @@ class _SGD(Optimizer):
         return parameters + change, (velocity,)
 
 
-@dataclass(frozen=True)
-class _Adam(Optimizer):
+class _Adam(Adam):
     """scikit-learn's: as in section 2 of the paper, epsilon is added to the uncorrected root."""
 
-    name: ClassVar[str] = "adam"
-    learning_rate: float | Schedule
-    beta1: float
-    beta2: float
-    epsilon: float
-
-    @property
-    def state_names(self) -> tuple[str, ...]:
-        return ("mean", "mean_square")
-
     def coefficients(self, learning_rate: Any, step: Any) -> Coefficients:
-        return (learning_rate * (1.0 - self.beta2**step) ** 0.5 / (1.0 - self.beta1**step),)
-
-    def update(
-        self,
-        xp: Namespace,
-        parameters: Array,
-        gradient: Array,
-        state: State,
-        coefficients: Coefficients,
-    ) -> tuple[Array, State]:
-        mean = self.beta1 * state[0] + (1.0 - self.beta1) * gradient
-        mean_square = self.beta2 * state[1] + (1.0 - self.beta2) * gradient * gradient
-        change = coefficients[0] * mean / (xp.sqrt(mean_square) + self.epsilon)
-        return parameters - change, (mean, mean_square)
+        length = learning_rate * (1.0 - self.beta2**step) ** 0.5 / (1.0 - self.beta1**step)
+        return length, 1.0, learning_rate
 
 
 @dataclass(frozen=True)
@@ -365,11 +342,11 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             if history.stopped == "interrupted":
                 warnings.warn("Training interrupted by user.", stacklevel=2)
         self._optimizer.learning_rate = rate.value
-        watch.end(net)
         if self.early_stopping:
             self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
         else:
             self._take_parameters(net)
+        watch.end()
         if self.n_iter_ == self.max_iter and not watch.is_converged and not incremental:
             warnings.warn(
                 f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the "
@@ -413,7 +390,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
         net.parameters[...] = device.place(result.x.astype(str(dtype)))
         self._take_parameters(net)
         if tasks is not None:
-            tasks.end(self, self._fitted_so_far(net))
+            tasks.end(self)
 
     def _forward_pass_fast(self, X: Any, check_input: bool = True) -> Any:
         if check_input:
@@ -554,7 +531,8 @@ class _Tasks:
             )
         )
 
-    def end(self, model: Any, fitted: dict[str, Any]) -> None:
+    def end(self, model: Any) -> None:
+        fitted = {"coefs_": model.coefs_, "intercepts_": model.intercepts_}
         self._fit.call_on_fit_task_end(
             estimator=model, reconstruction_attributes=fitted, **self._data
         )
@@ -606,10 +584,10 @@ class _Watch:
         if not state.stop_requested and state.epoch < state.epochs:
             self._tasks.begin_epoch(model)
 
-    def end(self, net: Network) -> None:
+    def end(self) -> None:
         """Tell scikit-learn's callbacks of the end."""
         if self._tasks is not None:
-            self._tasks.end(self._model, self._model._fitted_so_far(net))  # noqa: SLF001
+            self._tasks.end(self._model)
 
     def _stop_or_slow_down(self, state: TrainingState) -> None:
         """End the training, or take a fifth of the rate where it is adaptive."""
