@@ -46,14 +46,16 @@ class Feed:
                 "y: expected an array, got None; pass it, or for X an iterable of batches (X, y): "
                 f"it is {type(batches).__name__}"
             )
-        if hasattr(batches, "__len__") and len(batches) == 0:
-            raise InputError("X: expected at least one batch, got none")
-        if not hasattr(batches, "__len__"):
+        try:
+            is_empty = len(batches) == 0
+        except TypeError as error:  # a DataLoader of an iterable data set has a __len__ that raises
             raise InputError(
                 "X: expected batches that have a length and can be read again for every epoch, "
                 f"such as a DataLoader or a list, got {type(batches).__name__}; a generator ends "
                 "after one pass: give a class its __iter__ and a __len__"
-            )
+            ) from error
+        if is_empty:
+            raise InputError("X: expected at least one batch, got none")
         self._net, self._batches, self._loss = net, batches, loss
         self.n_samples = 0
 

@@ -40,6 +40,16 @@ def test_a_torch_data_loader_trains(torch):
     np.testing.assert_array_equal(net.parameters, expected.parameters)
 
 
+def test_a_data_loader_of_unknown_length_is_refused(torch):
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(batches())
+
+    loader = torch.utils.data.DataLoader(Endless(), batch_size=None)
+    with pytest.raises(nb.InputError, match=r"X: expected batches that have a length.*DataLoader"):
+        nb.train(network(), loader, **OPTIONS)
+
+
 def test_weights_come_with_the_batches():
     weight = RNG.random(70)
     weighted = [
