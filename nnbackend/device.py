@@ -27,6 +27,7 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -149,6 +150,40 @@ class Device:
             return None
         with self.activate():
             return int(import_cupy().get_default_memory_pool().total_bytes())
+
+    def nccl_all_reduce(
+        self, size: int, rank: int, share: Callable[[Callable[[], bytes]], bytes | None]
+    ) -> Callable[[Array], None]:
+        """Return what sums an array of ``size`` processes' GPUs in place, on the current stream.
+
+        Collective; ``share`` returns on all processes what rank 0 makes.
+        """
+        nccl = import_cupy().cuda.nccl
+        if not nccl.available:
+            raise DeviceError(
+                f"device {self.name!r}: CuPy finds no NCCL, which sums over several GPUs; install "
+                "it with: pip install nvidia-nccl-cu13 (or -cu12 for CUDA 12)"
+            )
+        # CuPy has the identifier as signed bytes.
+        unique_id = share(lambda: np.array(nccl.get_unique_id(), np.int8).tobytes())
+        numbers = np.frombuffer(unique_id or b"", np.int8).tolist()
+        with self.activate():
+            try:
+                communicator = nccl.NcclCommunicator(size, tuple(numbers), rank)
+            except nccl.NcclError as error:
+                raise DeviceError(
+                    f"device {self.name!r}: NCCL does not connect the processes ({error}); each "
+                    "needs a GPU of its own"
+                ) from error
+        types = {"float32": nccl.NCCL_FLOAT32, "float64": nccl.NCCL_FLOAT64}
+
+        def all_reduce(x: Array) -> None:
+            pointer, stream = x.data.ptr, import_cupy().cuda.get_current_stream().ptr
+            communicator.allReduce(
+                pointer, pointer, x.size, types[x.dtype.name], nccl.NCCL_SUM, stream
+            )
+
+        return all_reduce
 
     def out_of_memory_errors(self) -> tuple[type[Exception], ...]:
         """Return what is raised when the device's memory does not suffice."""

@@ -8,8 +8,10 @@ if TYPE_CHECKING:
     from nnbackend.training import History
 
 __all__ = [
+    "CheckpointError",
     "DeviceError",
     "DeviceMemoryError",
+    "DistributedError",
     "DivergenceError",
     "GradientMismatchError",
     "InputError",
@@ -31,12 +33,43 @@ class ModelFileError(InputError):
     """A model file is missing, damaged, or not one of nnbackend's."""
 
 
+class CheckpointError(NNBackendError, RuntimeError):
+    """A checkpoint cannot be written, or a training cannot go on from those that there are.
+
+    Attributes
+    ----------
+    history : History or None
+        Of a training that ended with this error, the finished epochs: the network holds what it
+        learnt in them.
+    """
+
+    history: History | None = None
+
+
 class DeviceError(NNBackendError, RuntimeError):
     """A device was asked for that this machine, or this Python environment, does not have."""
 
 
 class DeviceMemoryError(DeviceError, MemoryError):
     """A device's memory does not suffice: the message says what was needed, and what there is."""
+
+
+class DistributedError(NNBackendError, RuntimeError):
+    """A data-parallel training ended because of another process, or because the data differ.
+
+    Attributes
+    ----------
+    rank : int or None
+        The process that was the cause, where there is a single one.
+    """
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+    def __reduce__(self) -> tuple[type, tuple[str, int | None]]:
+        """Let the error cross process borders with its rank."""
+        return type(self), (str(self), self.rank)
 
 
 class MissingDependencyError(NNBackendError, ImportError):
