@@ -21,6 +21,7 @@ from array_api_compat import device as array_device
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import train_test_split
+from sklearn.utils import check_consistent_length
 from sklearn.utils._array_api import move_to
 
 from nnbackend.core import losses
@@ -32,6 +33,7 @@ from nnbackend.core.types import Array, Namespace
 from nnbackend.device import device_of, get_device, in_library_of
 from nnbackend.errors import DivergenceError, InputError
 from nnbackend.network import Network
+from nnbackend.sources import Source, as_source
 from nnbackend.training import TrainingState, train
 
 try:
@@ -195,6 +197,22 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             return method(native, *map(_on_cpu, more), **{k: _on_cpu(v) for k, v in named.items()})
         finally:
             self.__dict__.pop("_place", None)
+
+    def _blocks(self, X: Any, y: Any, sample_weight: Any, n_outputs: int) -> Iterator[Targets]:
+        """Yield the examples of ``partial_fit``: in blocks where they are larger than a buffer."""
+        is_source = isinstance(X, Source)
+        source = as_source(X, y, sample_weight) if is_source else as_source(X)
+        if source is None or (y is None and not is_source):
+            yield X, y, sample_weight
+            return
+        if not is_source:
+            check_consistent_length(X, y, sample_weight)
+        # Copies of the features in float64, labels as numbers and as columns, orders of the rows.
+        working_bytes = 24 * source.n_features + 16 * n_outputs + 64
+        batch_size = self._rows_per_batch(source.n_samples)
+        for where, rows in source.blocks(working_bytes, batch_size):
+            weight = None if sample_weight is None else sample_weight[where]
+            yield rows if is_source else (rows.X, y[where], weight)
 
     @contextlib.contextmanager
     def _validating_on(self, X_val: Any, y_val: Any) -> Iterator[None]:

@@ -197,14 +197,18 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
     @available_if(lambda model: model._check_solver())  # type: ignore[untyped-decorator]  # noqa: SLF001
     @with_callbacks  # type: ignore[untyped-decorator]
     def partial_fit(
-        self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None
+        self, X: Any, y: Any = None, sample_weight: Any = None, classes: Any = None
     ) -> MLPClassifier:
         """Take one epoch of steps on some examples.
+
+        A source, or a memory-mapped, Zarr or h5py array larger than 2**28 bytes, is read once, in
+        order: each block of rows that fits into its buffer is shuffled and trained on as by a call
+        of its own, with an entry in ``loss_curve_``.
 
         Parameters
         ----------
         X, y, sample_weight
-            As for ``fit``.
+            As for ``fit``; or for X a source of ``nb.sources``, which has the others.
         classes : array-like (n_classes,), optional
             All classes; needed at the first call.
 
@@ -212,8 +216,10 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
         -------
         MLPClassifier
         """
-        more = {"sample_weight": sample_weight, "classes": classes}
-        self._call(super().partial_fit, "partial_fit", X, y, **more)
+        n_outputs = len(getattr(self, "classes_", ()) if classes is None else classes)
+        for rows, labels, weight in self._blocks(X, y, sample_weight, n_outputs):
+            more = {"sample_weight": weight, "classes": classes}
+            self._call(super().partial_fit, "partial_fit", rows, labels, **more)
         return self
 
     def predict_proba(self, X: Any) -> Any:
@@ -422,14 +428,15 @@ class MLPRegressor(Estimator, _Regressor):  # type: ignore[misc]
 
     @available_if(lambda model: model._check_solver())  # type: ignore[untyped-decorator]  # noqa: SLF001
     @with_callbacks  # type: ignore[untyped-decorator]
-    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> MLPRegressor:
-        """Take one epoch of steps on some examples; as for ``fit``.
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> MLPRegressor:
+        """Take one epoch of steps on some examples; see ``MLPClassifier.partial_fit``.
 
         Returns
         -------
         MLPRegressor
         """
-        self._call(super().partial_fit, "partial_fit", X, y, sample_weight=sample_weight)
+        for rows, targets, weight in self._blocks(X, y, sample_weight, 1):
+            self._call(super().partial_fit, "partial_fit", rows, targets, sample_weight=weight)
         return self
 
     @staticmethod

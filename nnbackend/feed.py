@@ -1,23 +1,129 @@
-"""Batches that the caller brings: a torch DataLoader, or any other iterable of them."""
+"""Where the batches of an epoch come from: arrays, or an iterable that the caller brings.
+
+Each is asked for the parts of an epoch, in which an engine runs some steps on the examples of one
+``Data``. An epoch that was broken off is taken up again at any step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import hashlib
+import math
+from collections.abc import Callable, Generator, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from nnbackend.core.types import Array
-from nnbackend.device import Device, device_of
-from nnbackend.engines import Data, Problem
-from nnbackend.engines.reference import ReferenceEngine
+from nnbackend.device import device_of
+from nnbackend.engines import Data
 from nnbackend.errors import InputError
 
 if TYPE_CHECKING:
     from nnbackend.core.losses import Loss
     from nnbackend.network import Network
 
-__all__ = ["Feed", "FeedEngine"]
+__all__ = ["Examples", "Feed", "Part", "Resident", "data_digest"]
+
+# Bytes that are hashed at once.
+_HASHED_BYTES = 2**24
+
+
+class Part(NamedTuple):
+    """Some successive steps of an epoch.
+
+    Attributes
+    ----------
+    data : Data
+        Examples.
+    order : NumPy array (n,) of int or None
+        Which of them to take, a batch after the other; None: all, as they are.
+    n_steps : int
+        Steps.
+    """
+
+    data: Data
+    order: Any
+    n_steps: int
+
+    def steps(self, start: int, stop: int, batch_size: int) -> Part:
+        """Return some of the steps."""
+        if (start, stop) == (0, self.n_steps):
+            return self
+        first, last = start * batch_size, stop * batch_size
+        if self.order is not None:
+            return Part(self.data, self.order[first:last], stop - start)
+        last = min(last, self.data.n_samples)
+        return Part(self.data.rows(first, last), None, stop - start)
+
+
+class Examples(Protocol):
+    """What training asks of its data."""
+
+    @property
+    def n_samples(self) -> int:
+        """Examples of an epoch."""
+
+    def __len__(self) -> int:
+        """Return the number of steps of an epoch."""
+
+    def parts(self, rng: np.random.Generator, first_step: int = 0) -> Generator[Part, None, None]:
+        """Yield an epoch from some step on; ``rng`` draws as for the whole epoch, at once."""
+
+    def digest(self, to_numpy: Callable[[Any], Any]) -> str:
+        """Return what tells these examples from others; ``to_numpy`` reads the device's arrays."""
+
+
+class Resident:
+    """Examples in the device's memory, all of them.
+
+    Parameters
+    ----------
+    data : Data
+        The examples.
+    batch_size : int
+        Examples per step.
+    shuffle : bool or callable
+        As for ``train``.
+    """
+
+    def __init__(self, data: Data, batch_size: int, shuffle: bool | Callable[[], Any]) -> None:
+        self.data, self._batch_size, self._shuffle = data, batch_size, shuffle
+
+    @property
+    def n_samples(self) -> int:
+        """The number of examples."""
+        return self.data.n_samples
+
+    def __len__(self) -> int:
+        return math.ceil(self.n_samples / self._batch_size)
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """Return the order of an epoch; None where the rows stay as they are."""
+        # That of a full batch's rows changes nothing.
+        if callable(self._shuffle):
+            order = self._called()
+            return None if len(self) == 1 else order
+        return rng.permutation(self.n_samples) if self._shuffle and len(self) > 1 else None
+
+    def _called(self) -> Any:
+        order = np.asarray(self._shuffle())  # type: ignore[operator]
+        n = self.n_samples
+        # A permutation: anything else would leave rows out, or read beyond the data.
+        if order.shape != (n,) or not np.array_equal(np.sort(order), np.arange(n)):
+            raise InputError(
+                f"shuffle: expected the callable to return the numbers 0 to {n - 1} in some order, "
+                f"got an array of shape {order.shape}"
+            )
+        return order
+
+    def digest(self, to_numpy: Callable[[Any], Any]) -> str:
+        """Return the SHA-256 of all examples."""
+        return data_digest(self.data, to_numpy)
+
+    def parts(self, rng: np.random.Generator, first_step: int = 0) -> Generator[Part, None, None]:
+        """Yield one part: the epoch from some step on."""
+        whole = Part(self.data, self.draw(rng), len(self))
+        yield whole.steps(first_step, len(self), self._batch_size)
 
 
 class Feed:
@@ -36,7 +142,7 @@ class Feed:
     Attributes
     ----------
     n_samples : int
-        Examples in the last pass.
+        Examples in the last whole pass.
     """
 
     def __init__(self, net: Network, batches: Any, loss: Loss) -> None:
@@ -62,9 +168,16 @@ class Feed:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[Data]:
-        n_samples, number = 0, -1
-        for number, batch in enumerate(self._batches):
+    def digest(self, to_numpy: Callable[[Any], Any]) -> str:
+        """Return the number of batches: what they are is seen when they come."""
+        del to_numpy
+        return f"{len(self)} batches"
+
+    def parts(self, rng: np.random.Generator, first_step: int = 0) -> Generator[Part, None, None]:
+        """Yield a part for each batch, in whatever order they come."""
+        del rng
+        n_samples, number = 0, first_step - 1
+        for number, batch in enumerate(islice(self._batches, first_step, None), first_step):
             is_tuple = isinstance(batch, tuple | list)
             if not is_tuple or len(batch) not in (2, 3):
                 size = f" of {len(batch)}" if is_tuple else ""
@@ -80,39 +193,32 @@ class Feed:
             names = (f"X[{number}][0]", f"X[{number}][1]", f"X[{number}][2]")
             data = Data(*self._net.prepare(X, y, self._loss, weight, names))
             n_samples += data.n_samples
-            yield data
+            yield Part(data, None, 1)
         if number + 1 != len(self):
             raise InputError(
                 f"X: expected {len(self)} batches in every epoch, as its length says, got "
                 f"{number + 1}"
             )
-        self.n_samples = n_samples
+        if first_step == 0:
+            self.n_samples = n_samples
 
 
-class FeedEngine(ReferenceEngine):
-    """The reference engine on batches that are brought, in whatever order they come.
+def data_digest(data: Data, to_numpy: Callable[[Any], Any]) -> str:
+    """Return the SHA-256 of examples: of shapes, dtypes and all numbers."""
+    digest = hashlib.sha256()
+    for x in (data.X, data.y, data.sample_weight):
+        if x is None:
+            digest.update(b"none")
+            continue
+        digest.update(f"{tuple(x.shape)} {x.dtype}".encode())
+        for rows in _blocks(x):
+            digest.update(np.ascontiguousarray(to_numpy(rows)).data)
+    return digest.hexdigest()
 
-    Parameters
-    ----------
-    problem, device, parameters, dropout_rng
-        As for ``ReferenceEngine``.
-    feed : Feed
-        The batches.
-    """
 
-    def __init__(
-        self,
-        problem: Problem,
-        device: Device,
-        parameters: Array,
-        feed: Feed,
-        dropout_rng: np.random.Generator,
-    ) -> None:
-        nothing = device.xp.empty((0, 0), dtype=parameters.dtype)
-        super().__init__(problem, device, parameters, Data(nothing, nothing), dropout_rng)
-        self._feed = feed
-
-    def _batches(self, order: Any) -> Iterator[tuple[Array, Array, Array | None]]:
-        del order
-        for data in self._feed:
-            yield data.X, data.y, data.sample_weight
+def _blocks(x: Any) -> Iterator[Any]:
+    """Yield an array's rows, a few at a time."""
+    row = max(1, math.prod(x.shape[1:]) * x.dtype.itemsize)
+    size = max(1, _HASHED_BYTES // row)
+    for start in range(0, x.shape[0], size):
+        yield x[start : start + size, ...]

@@ -1,0 +1,583 @@
+"""Data larger than memory: where the rows of a training are read from, a block at a time."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nnbackend.checks import nearest, positive_integer
+from nnbackend.device import device_of
+from nnbackend.errors import InputError, MissingDependencyError
+
+__all__ = ["Arrays", "Parquet", "Rows", "Source", "as_source", "digest"]
+
+BUFFER_BYTES = 2**28
+
+# What is read at once where the layout of a file does not say.
+_BLOCK_BYTES = 2**20
+
+# Runs of rows, and rows of each, that stand for all of the data.
+_DIGEST_RUNS = 8
+
+_Array = np.ndarray[Any, Any]
+
+
+class Rows(NamedTuple):
+    """Some rows of a source, in the host's memory.
+
+    Attributes
+    ----------
+    X : array (n_rows, n_features)
+        Real numbers.
+    y : array (n_rows,) or (n_rows, n_outputs), or None
+        Targets; None where there are none.
+    sample_weight : array (n_rows,) or None
+        Weights >= 0.
+    """
+
+    X: _Array
+    y: _Array | None = None
+    sample_weight: _Array | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """What they take, in bytes."""
+        return sum(column.nbytes for column in self if column is not None)
+
+
+class Source(ABC):
+    """Examples that are read in blocks of rows; a class of your own defines the abstract ones.
+
+    Parameters
+    ----------
+    buffer_bytes : int, default 2**28
+        How much memory the rows of one buffer may take, in bytes: as they are read and as the
+        network takes them. Training holds two at most: one in use, the next one being read.
+
+    Raises
+    ------
+    InputError
+        If ``buffer_bytes`` is no positive integer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nnbackend.sources import Rows, Source
+    >>> class Parity(Source):
+    ...     n_samples, n_features = 10**9, 1
+    ...     def read(self, start, stop):
+    ...         numbers = np.arange(start, stop)
+    ...         return Rows(numbers[:, None], numbers % 2)
+    >>> Parity().read(3, 5)
+    Rows(X=array([[3], [4]]), y=array([1, 0]), sample_weight=None)
+    """
+
+    #: Names of the columns of X, where they have such.
+    feature_names: tuple[str, ...] | None = None
+
+    def __init__(self, *, buffer_bytes: int = BUFFER_BYTES) -> None:
+        self.buffer_bytes = positive_integer("buffer_bytes", buffer_bytes)
+
+    @property
+    @abstractmethod
+    def n_samples(self) -> int:
+        """The number of rows."""
+
+    @property
+    @abstractmethod
+    def n_features(self) -> int:
+        """The number of columns of X."""
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> Rows:
+        """Return the rows ``start`` to ``stop - 1``, where 0 <= start < stop <= n_samples.
+
+        It is called in a thread of its own, never twice at a time. A block has the dtypes and the
+        numbers of columns of every other.
+        """
+
+    @property
+    def block_rows(self) -> int:
+        """How many rows are best read at once, as they are stored together.
+
+        By default 1 MiB of them, or a 64th of a buffer if that is less.
+        """
+        n_bytes = min(_BLOCK_BYTES, self.buffer_bytes // 64)
+        return max(1, n_bytes // self.checked(0, 1).nbytes)
+
+    def checked(self, start: int, stop: int) -> Rows:
+        """Return ``read(start, stop)``, or raise an InputError where it is not what was asked."""
+        rows = self.read(start, stop)
+        for name, column in zip(Rows._fields, rows, strict=True):
+            if column is not None and len(column) != stop - start:
+                raise InputError(
+                    f"{name}: expected {stop - start} rows of {type(self).__name__}.read({start}, "
+                    f"{stop}), got {len(column)}"
+                )
+        return rows
+
+    def blocks(
+        self, working_bytes: int, batch_size: int | None = None
+    ) -> Iterator[tuple[slice, Rows]]:
+        """Yield all rows in order, in blocks that take no more than a buffer with what they need.
+
+        Parameters
+        ----------
+        working_bytes : int
+            What the caller needs for a row, beside the row itself.
+        batch_size : int, optional
+            Blocks have a multiple of so many rows, the last one at least as many if there are; by
+            default a multiple of ``block_rows``, where there is room for that.
+
+        Yields
+        ------
+        place : slice
+            Of the block in the source.
+        rows : Rows
+        """
+        # The block before, which the caller may still hold, this one, and that in its file's form.
+        row_bytes = 3 * self.checked(0, 1).nbytes + working_bytes
+        size = max(1, self.buffer_bytes // row_bytes)
+        multiple = batch_size or min(size, self.block_rows)
+        size = max(multiple, size - size % multiple)
+        stop = 0
+        while stop < self.n_samples:
+            start, stop = stop, stop + size
+            if self.n_samples - stop < (batch_size or 1):
+                stop = self.n_samples
+            yield slice(start, stop), self.checked(start, stop)
+
+    def require_names(self, feature_names: tuple[str, ...] | None) -> None:
+        """Raise an InputError if the columns of X are not those, or in another order."""
+        own = self.feature_names
+        if own is not None and feature_names is not None and own != tuple(feature_names):
+            i = next(
+                (i for i, pair in enumerate(zip(own, feature_names, strict=False))
+                 if pair[0] != pair[1]),
+                min(len(own), len(feature_names)),
+            )  # fmt: skip
+            got, expected = ((*names, None)[i] for names in (own, tuple(feature_names)))
+            raise InputError(
+                f"X: expected the columns that the network's feature_names say, got {got!r} in "
+                f"place of {expected!r}; pass features=net.feature_names to the source"
+            )
+
+
+class Arrays(Source):
+    """Rows of arrays in files: numpy.memmap, Zarr arrays, h5py data sets, and NumPy's.
+
+    Parameters
+    ----------
+    X : array-like with shape (n_samples, n_features)
+        Has ``shape`` and ``dtype``, and gives NumPy rows when it is sliced.
+    y : the same, (n_samples,) or (n_samples, n_outputs), optional
+        Targets: numbers, classes from 0.
+    sample_weight : the same, (n_samples,), optional
+        Weights >= 0.
+    buffer_bytes : int, default 2**28
+        As for ``Source``. Of a chunked array whole chunks are decoded, so one has to fit.
+
+    Raises
+    ------
+    InputError
+        If a shape or dtype is not as said, or a chunk is larger than a buffer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nnbackend.sources import Arrays
+    >>> source = Arrays(np.zeros((1000, 3)), np.zeros(1000), buffer_bytes=2**16)
+    >>> source.n_samples, source.n_features, source.read(998, 1000).X.shape
+    (1000, 3, (2, 3))
+    """
+
+    def __init__(
+        self, X: Any, y: Any = None, sample_weight: Any = None, *, buffer_bytes: int = BUFFER_BYTES
+    ) -> None:
+        super().__init__(buffer_bytes=buffer_bytes)
+        n_samples, self._n_features = _shape("X", X, (2,), "(n_samples, n_features)")
+        if n_samples == 0 or self._n_features == 0:
+            raise InputError(
+                f"X: expected at least one example and one feature, got shape {tuple(X.shape)}"
+            )
+        self._n_samples = n_samples
+        expected = f"({n_samples},) or ({n_samples}, n_outputs)"
+        for name, x, ndims in (("y", y, (1, 2)), ("sample_weight", sample_weight, (1,))):
+            if x is not None and _shape(name, x, ndims, expected)[0] != n_samples:
+                raise InputError(
+                    f"{name}: expected {n_samples} rows, one for each example in X, got shape "
+                    f"{tuple(x.shape)}"
+                )
+        self._arrays = (X, y, sample_weight)
+        for name, x in zip(("X", "y", "sample_weight"), self._arrays, strict=True):
+            chunks = getattr(x, "chunks", None) or (0,)
+            size = math.prod(chunks) * np.dtype(getattr(x, "dtype", None)).itemsize
+            if size > self.buffer_bytes:
+                raise InputError(
+                    f"{name}: expected chunks of at most buffer_bytes={self.buffer_bytes}, got "
+                    f"chunks {tuple(chunks)} of {size} bytes, which are decoded whole; raise "
+                    "buffer_bytes, or store the array in smaller chunks"
+                )
+
+    @property
+    def n_samples(self) -> int:
+        """The number of rows."""
+        return self._n_samples
+
+    @property
+    def n_features(self) -> int:
+        """The number of columns of X."""
+        return self._n_features
+
+    @property
+    def block_rows(self) -> int:
+        """The rows of a chunk of X; where it has none, as for ``Source``."""
+        chunks = getattr(self._arrays[0], "chunks", None)
+        return int(chunks[0]) if chunks else super().block_rows
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Return copies of the rows ``start`` to ``stop - 1``."""
+        X, *others = self._arrays
+        y, weight = (None if x is None else _copied(x, start, stop) for x in others)
+        return Rows(_copied(X, start, stop), y, weight)
+
+
+def _shape(name: str, x: Any, ndims: tuple[int, ...], expected: str) -> tuple[int, ...]:
+    """Return the shape of something that can be sliced into NumPy rows of real numbers."""
+    kind = f"{type(x).__module__.partition('.')[0]}.{type(x).__name__}"
+    home = device_of(x)
+    try:
+        shape, dtype = tuple(map(int, x.shape)), np.dtype(x.dtype)
+    except (AttributeError, TypeError) as error:
+        raise InputError(
+            f"{name}: expected an array with a shape and a dtype of NumPy's, such as numpy.memmap, "
+            f"a Zarr array or an h5py data set, got {kind}; convert it, or pass it to train itself"
+        ) from error
+    if hasattr(x, "toarray") or (home is not None and home.kind != "cpu"):
+        raise InputError(
+            f"{name}: expected a dense array in the host's memory or in a file, got {kind}"
+        )
+    if len(shape) not in ndims:
+        raise InputError(f"{name}: expected an array {expected}, got shape {shape}")
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise InputError(
+            f"{name}: expected real numbers of at most 64 bits, got dtype {dtype}; number classes "
+            "from 0, and encode text"
+        )
+    return shape
+
+
+def _copied(x: Any, start: int, stop: int) -> _Array:
+    # A view of mapped memory would be read later, by whoever touches it first.
+    if isinstance(x, np.ndarray):
+        return np.array(x[start:stop])
+    return np.asarray(x[start:stop])
+
+
+class Parquet(Source):
+    """Rows of a Parquet file, or of all those in a folder, row group after row group.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A file, or a folder: its files ``*.parquet`` in the order of their names, with equal
+        schemas.
+    target : str, sequence of str, or None
+        The column of y; several make y a matrix (n_samples, n_outputs).
+    features : sequence of str, optional
+        The columns of X, in this order; by default all others.
+    sample_weight : str, optional
+        The column of weights.
+    buffer_bytes : int, default 2**28
+        As for ``Source``. pyarrow takes some more: for each column a page (mostly of 1 MiB) as it
+        is stored and decoded. A row group larger than a buffer is decoded from its beginning for
+        each of its parts: write smaller ones.
+
+    Raises
+    ------
+    InputError
+        If a file or column is missing, not numeric, or differs from the first file's; on reading,
+        if a value is missing. The message names file and column.
+    MissingDependencyError
+        If pyarrow is not installed.
+
+    Notes
+    -----
+    Nothing but the files' footers is read at first, and no file stays open.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import pyarrow as pa
+    >>> import pyarrow.parquet as pq
+    >>> from nnbackend.sources import Parquet
+    >>> table = pa.table({"width": [1.0, 2.0], "kind": [0, 1], "length": [3.0, 4.0]})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pq.write_table(table, f"{folder}/1.parquet")
+    ...     source = Parquet(folder, target="kind")
+    ...     rows = source.read(0, 2)
+    >>> source.feature_names, rows.y
+    (('width', 'length'), array([0, 1]))
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        target: str | Sequence[str] | None,
+        *,
+        features: Sequence[str] | None = None,
+        sample_weight: str | None = None,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
+        super().__init__(buffer_bytes=buffer_bytes)
+        self._groups: list[tuple[str, int]] = []
+        n_rows: list[int] = []
+        types: dict[str, Any] = {}
+        for file in _parquet_files(path):
+            with _opened(file) as content:
+                found = _types(file, content.schema_arrow)
+                if types and found != types:
+                    different = sorted(name for name, _ in found.items() ^ types.items())
+                    raise InputError(
+                        f"path: expected files with the columns of {self._groups[0][0]!r}, got "
+                        f"other names or types in {file!r}: {different[0]!r}"
+                    )
+                types = found
+                for i in range(content.num_row_groups):
+                    self._groups.append((file, i))
+                    n_rows.append(content.metadata.row_group(i).num_rows)
+        self._starts = np.cumsum([0, *n_rows])
+        if self.n_samples == 0:
+            raise InputError(f"path: expected at least one row, got none in {os.fspath(path)!r}")
+        self._n_targets = None if target is None or isinstance(target, str) else len(target)
+        targets = () if target is None else (target,) if isinstance(target, str) else tuple(target)
+        weights = () if sample_weight is None else (sample_weight,)
+        if features is None:
+            features = [name for name in types if name not in {*targets, *weights}]
+        if isinstance(features, str) or not features:
+            raise InputError(f"features: expected names of at least one column, got {features!r}")
+        self.feature_names = tuple(features)
+        used = [*targets, *weights, *features]
+        if len(set(used)) < len(used):
+            twice = next(name for name in used if used.count(name) > 1)
+            raise InputError(
+                f"features, target, sample_weight: expected distinct columns, got {twice!r} twice"
+            )
+        names_of = {"target": targets, "sample_weight": weights, "features": self.feature_names}
+        parts = {}
+        for argument, names in names_of.items():
+            dtypes = [_dtype(argument, name, types, self._groups[0][0]) for name in names]
+            parts[argument] = (list(names), np.result_type(*dtypes) if dtypes else None)
+        self._parts = [parts[name] for name in ("features", "target", "sample_weight")]
+
+    @property
+    def n_samples(self) -> int:
+        """The number of rows."""
+        return int(self._starts[-1])
+
+    @property
+    def n_features(self) -> int:
+        """The number of columns of X."""
+        return len(self._parts[0][0])
+
+    @property
+    def block_rows(self) -> int:
+        """The rows of a row group, on average."""
+        return -(-self.n_samples // len(self._groups))
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Return the rows ``start`` to ``stop - 1``."""
+        X, y, weight = (
+            np.empty((stop - start, len(names)), dtype) if names else None
+            for names, dtype in self._parts
+        )
+        first, last = np.searchsorted(self._starts, [start, stop - 1], "right") - 1
+        for group in range(first, last + 1):
+            self._fill((X, y, weight), start, stop, group)
+        if y is not None and self._n_targets is None:
+            y = y[:, 0]
+        return Rows(X, y, None if weight is None else weight[:, 0])  # type: ignore[arg-type]
+
+    def _fill(self, arrays: Sequence[_Array | None], start: int, stop: int, group: int) -> None:
+        """Write what a row group has of the rows ``start`` to ``stop - 1`` into their arrays."""
+        file, index = self._groups[group]
+        first, last = int(self._starts[group]), int(self._starts[group + 1])
+        begin, end = max(start, first), min(stop, last)
+        columns = [name for names, _ in self._parts for name in names]
+        batch_rows = max(1, _BLOCK_BYTES // (8 * len(columns)))
+        with _opened(file) as content:
+            row = first
+            for batch in content.iter_batches(batch_rows, [index], columns):
+                low, high = max(begin, row), min(end, row + len(batch))
+                if low < high:
+                    part = batch.slice(low - row, high - low)
+                    for (names, _), array in zip(self._parts, arrays, strict=True):
+                        for j, name in enumerate(names):
+                            values = _complete(file, name, part.column(name))
+                            array[low - start : high - start, j] = values  # type: ignore[index]
+                row += len(batch)
+                if row >= end:
+                    return
+        raise InputError(
+            f"path: expected {last - first} rows in row group {index} of {file!r}, as there were "
+            f"at first, got {row - first}; leave the files as they are while they are in use"
+        )
+
+
+def _parquet_files(path: str | os.PathLike[str]) -> list[str]:
+    name = os.fspath(path)
+    if not os.path.isdir(name):
+        return [name]
+    files = sorted(entry for entry in os.listdir(name) if entry.endswith(".parquet"))
+    if not files:
+        raise InputError(f"path: expected files named *.parquet in the folder {name!r}, got none")
+    return [os.path.join(name, file) for file in files]
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[Any]:
+    """Open a Parquet file for a moment; what pyarrow has against it is said with its name."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise MissingDependencyError(
+            "nb.sources.Parquet needs pyarrow, which is not installed; install it with: pip "
+            "install pyarrow"
+        ) from error
+    try:
+        # A buffer per column, in place of whole columns as they are stored.
+        with pq.ParquetFile(file, buffer_size=2**14) as content:
+            yield content
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"path: cannot read {file!r} ({reason}); is it there, and whole?") from (
+            error
+        )
+
+
+def _types(file: str, schema: Any) -> dict[str, Any]:
+    """Return the type of each column."""
+    types = {field.name: field.type for field in schema}
+    if len(types) < len(schema):
+        twice = next(name for name in types if schema.names.count(name) > 1)
+        raise InputError(f"path: expected distinct column names, got {twice!r} twice in {file!r}")
+    return types
+
+
+def _dtype(argument: str, name: str, types: dict[str, Any], file: str) -> np.dtype[Any]:
+    """Return the NumPy dtype of a column of numbers."""
+    import pyarrow.types as pt
+
+    if name not in types:
+        raise InputError(f"{argument}: no column {name!r} in {file!r}{nearest(str(name), types)}")
+    kind = types[name]
+    if not (pt.is_integer(kind) or pt.is_floating(kind) or pt.is_boolean(kind)):
+        hint = "number classes from 0" if argument == "target" else "encode it, or leave it out"
+        raise InputError(
+            f"{argument}: expected numbers, got {kind} in column {name!r} of {file!r}; {hint}"
+        )
+    dtype: np.dtype[Any] = np.dtype(kind.to_pandas_dtype())
+    return dtype
+
+
+def _complete(file: str, name: str, values: Any) -> _Array:
+    if values.null_count:
+        raise InputError(
+            f"path: expected no missing values, got {values.null_count} in column {name!r} of "
+            f"{file!r}, in {len(values)} rows that were read; remove or impute them"
+        )
+    column: _Array = values.to_numpy(zero_copy_only=False)
+    return column
+
+
+def as_source(X: Any, y: Any = None, sample_weight: Any = None) -> Source | None:
+    """Return what is to be read in blocks as a source; None for anything else.
+
+    Parameters
+    ----------
+    X : anything
+        A ``Source`` is returned as it is; numpy.memmap and its views, Zarr arrays and h5py data
+        sets become ``Arrays`` if they are larger than a buffer (2**28 bytes).
+    y, sample_weight : anything
+        As for ``Arrays``; None with a source, which has its own.
+
+    Returns
+    -------
+    Source or None
+
+    Raises
+    ------
+    InputError
+        If y or sample_weight is given with a source, or not as ``Arrays`` takes them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nnbackend.sources import as_source
+    >>> as_source(np.zeros((10, 2)), np.zeros(10)) is None
+    True
+    """
+    if isinstance(X, Source):
+        for name, given in (("y", y), ("sample_weight", sample_weight)):
+            if given is not None:
+                raise InputError(
+                    f"{name}: expected None with a source, which has its own, got "
+                    f"{type(given).__name__}"
+                )
+        return X
+    if not _is_in_file(X) or math.prod(X.shape) * np.dtype(X.dtype).itemsize <= BUFFER_BYTES:
+        return None
+    y, sample_weight = (
+        x if x is None or hasattr(x, "dtype") else np.asarray(x) for x in (y, sample_weight)
+    )
+    return Arrays(X, y, sample_weight, buffer_bytes=BUFFER_BYTES)
+
+
+def _is_in_file(x: Any) -> bool:
+    if not isinstance(x, np.ndarray):
+        # By name: neither is imported for this.
+        return type(x).__module__.partition(".")[0] in ("zarr", "h5py") and hasattr(x, "dtype")
+    base: Any = x
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    return isinstance(base, mmap.mmap)
+
+
+def digest(source: Source) -> str:
+    """Return a fingerprint of a source: its size, its dtypes and up to 64 rows of it, 8 runs of 8.
+
+    Returns
+    -------
+    str
+        SHA-256, in hexadecimal digits. Equal for equal data; data that differ elsewhere are not
+        told apart.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nnbackend.sources import Arrays, digest
+    >>> digest(Arrays(np.zeros((5, 2))))[:16]
+    'de7d65eb46c8000c'
+    """
+    n_samples = source.n_samples
+    result = sha256(f"{n_samples} {source.n_features}".encode())
+    length = n_samples if n_samples <= _DIGEST_RUNS**2 else _DIGEST_RUNS
+    starts = {i * (n_samples - length) // (_DIGEST_RUNS - 1) for i in range(_DIGEST_RUNS)}
+    for start in sorted(starts):
+        for column in source.checked(start, start + length):
+            if column is None:
+                result.update(b"none")
+                continue
+            result.update(f"{column.dtype.name} {column.shape[1:]}".encode())
+            little = column.astype(column.dtype.newbyteorder("<"))
+            result.update(little.tobytes())
+    return result.hexdigest()
