@@ -436,8 +436,10 @@ def used_in_streams(make, device, *, streams):
         assert bool(is_finite)
         losses += [float(found[-1]), float(engine.data_loss(data))]
         engine.restore(0.9 * engine.snapshot())
-        step, arrays = engine.optimizer_state
-        engine.set_optimizer_state(OptimizerState(step, tuple(0.9 * array for array in arrays)))
+        state = engine.state
+        step, arrays = state.optimizer
+        optimizer = OptimizerState(step, tuple(0.9 * array for array in arrays))
+        engine.set_state(state._replace(optimizer=optimizer))
     parameters = list(map(float, engine.parameters))
     engine.restore_finite()
     assert all(map(np.isfinite, map(float, engine.parameters)))

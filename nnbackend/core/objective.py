@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nnbackend.core import propagation
 from nnbackend.core.losses import Loss
@@ -68,7 +69,7 @@ class Objective:
         if self.is_penalized:
             weights, _ = self.structure.unflatten(xp, parameters)
             extra = penalty(xp, weights, self.l1, self.l2)[0]
-            value = value + extra * self._penalty_scale(xp, X, sample_weight)
+            value = value + extra * self._penalty_scale(xp, _total_weight(xp, X, sample_weight))
         return value
 
     def value_and_gradient(
@@ -100,21 +101,66 @@ class Objective:
         value : array (...)
         gradient : array (..., n_parameters)
         """
+        value, gradient = self.data_value_and_gradient(xp, parameters, X, y, sample_weight, masks)
+        total_weight = _total_weight(xp, X, sample_weight)
+        return self.penalize(xp, parameters, value, gradient, total_weight)
+
+    def data_value_and_gradient(
+        self,
+        xp: Namespace,
+        parameters: Array,
+        X: Array,
+        y: Array,
+        sample_weight: Array | None = None,
+        masks: Sequence[Array | None] | None = None,
+    ) -> tuple[Array, Array]:
+        """Return the mean loss and its gradient, as ``value_and_gradient``, without penalties."""
         weights, biases = self.structure.unflatten(xp, parameters)
         value, dW, db = propagation.loss_and_gradients(
             xp, self.structure, self.loss, weights, biases, X, y, sample_weight, masks
         )
-        if self.is_penalized:
-            extra, penalty_gradients = penalty(xp, weights, self.l1, self.l2)
-            scale = self._penalty_scale(xp, X, sample_weight)
-            value = value + extra * scale
-            dW = [g + p * scale for g, p in zip(dW, penalty_gradients, strict=True)]
         return value, self.structure.flatten(xp, dW, db)
 
-    def _penalty_scale(self, xp: Namespace, X: Array, sample_weight: Array | None) -> Array | float:
+    def penalize(
+        self, xp: Namespace, parameters: Array, value: Array, gradient: Array, total_weight: Any
+    ) -> tuple[Array, Array]:
+        """Return value and gradient with the penalties added.
+
+        Parameters
+        ----------
+        xp : namespace
+            The array API namespace of the arrays.
+        parameters : array (..., n_parameters)
+            The flat parameter vector.
+        value : array (...)
+            The mean loss of a batch.
+        gradient : array (..., n_parameters)
+            Its gradient.
+        total_weight : int, float or array
+            The number of the batch's examples, or the sum of their weights.
+
+        Returns
+        -------
+        value : array (...)
+        gradient : array (..., n_parameters)
+        """
+        if not self.is_penalized:
+            return value, gradient
+        weights, _ = self.structure.unflatten(xp, parameters)
+        extra, penalty_gradients = penalty(xp, weights, self.l1, self.l2)
+        scale = self._penalty_scale(xp, total_weight)
+        dW, db = self.structure.unflatten(xp, gradient)
+        dW = [g + p * scale for g, p in zip(dW, penalty_gradients, strict=True)]
+        return value + extra * scale, self.structure.flatten(xp, dW, db)
+
+    def _penalty_scale(self, xp: Namespace, total_weight: Any) -> Array | float:
         if not self.penalty_per_sample:
             return 1.0
-        if sample_weight is None:
-            return 1.0 / float(X.shape[-2])
-        total = xp.sum(sample_weight)
-        return 1.0 / xp.where(total > 0, total, xp.ones_like(total))
+        if isinstance(total_weight, int | float):
+            return 1.0 / (float(total_weight) or 1.0)
+        return 1.0 / xp.where(total_weight > 0, total_weight, xp.ones_like(total_weight))
+
+
+def _total_weight(xp: Namespace, X: Array, sample_weight: Array | None) -> Any:
+    """Return the number of examples, or the sum of their weights."""
+    return X.shape[-2] if sample_weight is None else xp.sum(sample_weight)

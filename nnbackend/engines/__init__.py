@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,7 +24,19 @@ from nnbackend.device import Device
 from nnbackend.engines.reference import ReferenceEngine
 from nnbackend.errors import InputError, MissingDependencyError
 
-__all__ = ["Data", "Engine", "Problem", "default_engine", "get_engine", "reference_seconds"]
+if TYPE_CHECKING:
+    from nnbackend.distributed import Team
+
+__all__ = [
+    "Data",
+    "Engine",
+    "EngineState",
+    "PartialEngine",
+    "Problem",
+    "default_engine",
+    "get_engine",
+    "reference_seconds",
+]
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -78,6 +90,35 @@ class Data:
         """The number of rows."""
         return int(self.X.shape[0])
 
+    def rows(self, start: int, stop: int) -> Data:
+        """Return some of the rows, as views where the library's slices are views."""
+        X, y, weight = (
+            None if x is None else x[start:stop, ...] for x in (self.X, self.y, self.sample_weight)
+        )
+        return Data(X, y, weight, self.streams)
+
+
+class EngineState(NamedTuple):
+    """Where an engine stands between two steps; arrays that later steps do not change.
+
+    Attributes
+    ----------
+    parameters : array (n_parameters,)
+        The current flat parameter vector.
+    finite : array (n_parameters,)
+        The one that the last epoch without NaN and infinity ended with.
+    optimizer : OptimizerState
+        Where the optimizer stands.
+    totals : tuple of float
+        Of the epoch's steps so far, the sum of the losses, each weighted by its examples, and the
+        sum of these weights; (0, 0) between two epochs.
+    """
+
+    parameters: Array
+    finite: Array
+    optimizer: OptimizerState
+    totals: tuple[float, float] = (0.0, 0.0)
+
 
 class Engine(Protocol):
     """What training asks of an engine."""
@@ -91,11 +132,11 @@ class Engine(Protocol):
         """The current flat parameter vector."""
 
     @property
-    def optimizer_state(self) -> OptimizerState:
-        """Where the optimizer stands: arrays that later steps do not change."""
+    def state(self) -> EngineState:
+        """Where training stands."""
 
-    def set_optimizer_state(self, state: OptimizerState) -> None:
-        """Let the optimizer go on from there; before the first step."""
+    def set_state(self, state: EngineState) -> None:
+        """Let training go on from there; before the first step."""
 
     def run_epochs(
         self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]
@@ -132,8 +173,31 @@ class Engine(Protocol):
         """Return the loss of the current parameters on ``data`` without penalties, 0-d."""
 
 
+@runtime_checkable
+class PartialEngine(Engine, Protocol):
+    """An engine that runs an epoch in parts as well."""
+
+    def run_steps(self, data: Data, order: Any, rates: Sequence[float]) -> None:
+        """Run some steps of an epoch; their losses add up until ``end_epoch``.
+
+        However an epoch is cut, its steps give the same bits.
+
+        Parameters
+        ----------
+        data : Data
+            Examples in the form of those that the engine was made with.
+        order : NumPy array (n,) of int, optional
+            The rows of ``data`` to take, a batch after the other; None: all, as they are.
+        rates : sequence of float
+            The learning rate of each step. With one, all rows are one batch.
+        """
+
+    def end_epoch(self) -> tuple[Array, Array]:
+        """End an epoch that was run in parts, and return what ``run_epochs`` does of one."""
+
+
 # Makes an engine of the arguments of ``ReferenceEngine``.
-EngineFactory = Callable[[Problem, Device, Array, Data, np.random.Generator], Engine]
+EngineFactory = Callable[[Problem, Device, Array, Data, np.random.Generator, "Team | None"], Engine]
 
 
 def _reference(device: Device) -> EngineFactory:

@@ -15,11 +15,13 @@ from nnbackend.core.types import Array
 from nnbackend.engines.formulas import coefficient_table, hidden_kinds, is_in_place, is_label_target
 from nnbackend.engines.kernel_cache import load_kernels
 from nnbackend.engines.program import Kernels
+from nnbackend.engines.share import Share
 from nnbackend.engines.steps import Steps
 
 if TYPE_CHECKING:
     from nnbackend.device import Device
-    from nnbackend.engines import Data, Problem
+    from nnbackend.distributed import Team
+    from nnbackend.engines import Data, EngineState, Problem
 
 __all__ = ["CpuEngine"]
 
@@ -50,8 +52,10 @@ class CpuEngine:
         parameters: Array,
         data: Data,
         dropout_rng: np.random.Generator,
+        team: Team | None = None,
     ) -> None:
         self._problem = problem
+        self._team = team
         self._dtype = np.dtype(str(parameters.dtype))
         self._step = 0
         self._xp = device.xp
@@ -59,16 +63,17 @@ class CpuEngine:
         kernels = _kernels(problem, self._dtype.name, labels=self._labels)
         self._steps: Steps | None = None
         self._program: Callable[..., tuple[int, bool]]
-        if _is_small(problem) and not kernels.unrecorded:
+        if _is_small(problem) and not kernels.unrecorded and team is None:
             self._program = load_kernels(kernels.compiled_source()).run
         else:
             module = load_kernels(kernels.source())
-            self._steps = Steps(problem, device.xp, kernels, module, dropout_rng)
+            self._steps = Steps(problem, device.xp, kernels, module, dropout_rng, team)
             self._program = self._steps.run
         self._hyper = np.asarray(kernels.hyperparameters, self._dtype)
         self._allocate(problem, data, device, parameters)
-        self._data = self._columns(data)
+        self._data = data, self._columns(data)
         self._validation: tuple[Data, Any] | None = None
+        self._totals = np.zeros(2)
 
     def _allocate(self, problem: Problem, data: Data, device: Device, parameters: Array) -> None:
         """Allocate every array that a step needs."""
@@ -98,7 +103,7 @@ class CpuEngine:
             numbers.append(kinds.index((activation, rate > 0.0)))
         self._A, self._H, self._M, self._D = (tuple(x) or (nothing,) for x in (A, H, M, D))
         self._kinds = np.asarray(numbers, np.int64)
-        gathered = 0 if rows == data.n_samples else rows
+        gathered = 0 if rows == data.n_samples and self._team is None else rows
         self._X0 = np.empty((gathered, sizes[0]), dtype)
         self._y0 = np.empty((gathered, *_column(data.y).shape[1:]), data.y.dtype)
         self._w0 = np.ones((rows, 1), dtype)
@@ -117,45 +122,94 @@ class CpuEngine:
         return self._parameters
 
     @property
-    def optimizer_state(self) -> OptimizerState:
-        """Where the optimizer stands, a copy."""
+    def state(self) -> EngineState:
+        """Where training stands, a copy."""
+        from nnbackend.engines import EngineState
+
         names = self._problem.optimizer.state_names
         arrays = tuple(array.copy() for array in self._state[: len(names)])
-        return OptimizerState(self._step, arrays)
+        loss, weight = self._totals.tolist()
+        return EngineState(
+            self._parameters.copy(),
+            self._finite.copy(),
+            OptimizerState(self._step, arrays),
+            (loss, weight),
+        )
 
-    def set_optimizer_state(self, state: OptimizerState) -> None:
-        """Let the optimizer go on from there; before the first step."""
-        self._step = state.step
-        for own, given in zip(self._state, state.arrays, strict=False):
+    def set_state(self, state: EngineState) -> None:
+        """Let training go on from there; before the first step."""
+        self._parameters[:], self._finite[:] = state.parameters, state.finite
+        self._step = state.optimizer.step
+        for own, given in zip(self._state, state.optimizer.arrays, strict=False):
             own[:] = given
+        self._totals[:] = state.totals
 
     def run_epochs(
         self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]
     ) -> tuple[Array, Array]:
         """Run epochs, one per list of rates, until one ends in a loss or parameter not finite."""
-        table = coefficient_table(self._problem.optimizer, rates, self._step)
-        coefficients = table.astype(self._dtype)
-        order = np.empty((0, 0), np.int64)
+        order = None
         if orders is not None:
             order = np.stack([np.asarray(entry, np.int64) for entry in orders])
         losses = np.empty(len(rates))
+        done, is_finite = self._train(self._data[1], order, rates, losses, ends=True)
+        return losses[:done], np.asarray(is_finite)
+
+    def run_steps(self, data: Data, order: Any, rates: Sequence[float]) -> None:
+        """Run some steps of an epoch; their losses add up until ``end_epoch``."""
+        columns = self._data[1] if data is self._data[0] else self._columns(data)
+        losses = np.empty(1)
+        if self._team is None or self._steps is None:
+            rows = None if order is None else np.asarray(order, np.int64)[None, :]
+            self._train(columns, rows, [rates], losses, ends=False)
+            return
+        rows = np.arange(data.n_samples) if order is None else np.asarray(order, np.int64)
+        size = len(rows) if len(rates) == 1 else self._problem.batch_size
+        for number, rate in enumerate(rates):
+            batch = rows[number * size : (number + 1) * size]
+            self._steps.share = part = Share.of(self._team, len(batch))
+            self._train(columns, batch[None, part.rows], [[rate]], losses, ends=False)
+
+    def end_epoch(self) -> tuple[Array, Array]:
+        """End an epoch: return its mean loss (1,), and whether all is finite."""
+        losses = np.empty(1)
+        no_rows = np.empty((1, 0), np.int64)
+        _, is_finite = self._train(self._data[1], no_rows, [[]], losses, ends=True)
+        return losses, np.asarray(is_finite)
+
+    def _train(
+        self,
+        columns: tuple[_Array, _Array, _Array],
+        order: _Array | None,
+        rates: Sequence[Sequence[float]],
+        losses: _Array,
+        *,
+        ends: bool,
+    ) -> tuple[int, bool]:
+        """Run ``driver.run``, and count the steps."""
+        table = coefficient_table(self._problem.optimizer, rates, self._step)
+        coefficients = table.astype(self._dtype)
+        if order is None:
+            order = np.empty((0, 0), np.int64)
         try:
-            done, is_finite = self._run(True, self._data, order, self._w0, coefficients, losses)
+            result = self._run(
+                True, columns, order, self._w0, coefficients, losses, self._totals, ends
+            )
         except BaseException:
             if self._steps is not None and self._steps.is_updating:
                 self.restore(self._finite)
             raise
         self._step += len(table)
-        return losses[:done], np.asarray(is_finite)
+        return result
 
     def _run(
         self, trains: bool, columns: tuple[_Array, _Array, _Array], order: _Array, w0: _Array,
-        coefficients: _Array, losses: _Array,
+        coefficients: _Array, losses: _Array, totals: _Array, ends: bool,
     ) -> tuple[int, bool]:  # fmt: skip
         # A diverging loss is reported by whoever reads it, not warned of here.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             return self._program(
-                trains, *columns, order, self._X0, self._y0, w0, coefficients, losses,
+                trains, *columns, order, self._X0, self._y0, w0, coefficients, losses, totals, ends,
                 self._parameters, self._gradient, self._state, self._finite, self._W, self._b,
                 self._gW, self._gb, self._Z, self._A, self._H, self._M, self._D, self._L,
                 self._kinds, self._hyper, self._block,
@@ -191,7 +245,9 @@ class CpuEngine:
         no_order, no_coefficients = np.empty((0, 0), np.int64), np.empty((0, 0), self._dtype)
         losses = np.empty(1)
         ones = np.ones_like(self._w0)
-        self._run(False, self._validation[1], no_order, ones, no_coefficients, losses)
+        self._run(
+            False, self._validation[1], no_order, ones, no_coefficients, losses, np.zeros(2), True
+        )
         return losses[0, ...]
 
 

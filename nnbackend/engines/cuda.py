@@ -21,7 +21,8 @@ from nnbackend.errors import InputError
 
 if TYPE_CHECKING:
     from nnbackend.device import Device
-    from nnbackend.engines import Data, Engine, Problem
+    from nnbackend.distributed import Team
+    from nnbackend.engines import Data, Engine, EngineState, Problem
 
 __all__ = ["CudaEngine", "cuda_engine"]
 
@@ -44,12 +45,18 @@ def cuda_engine(
     parameters: Array,
     data: Data,
     dropout_rng: np.random.Generator,
+    team: Team | None = None,
 ) -> Engine:
     """Return a ``CudaEngine``, or the reference engine where a formula cannot be recorded.
 
     Such a formula is a user's activation, loss or optimizer that branches on data or uses functions
     that no kernel has.
     """
+    if team is not None:
+        raise InputError(
+            "engine: expected 'reference' on GPUs with a communicator, got 'cuda', whose steps are "
+            "planned for one process"
+        )
     dtype = str(parameters.dtype)
     if problem.precision != "float32" and dtype != "float32":
         raise InputError(
@@ -149,20 +156,28 @@ class CudaEngine:
             return self._program.layout.pack(self._xp, self._executor.buffers["parameters"])
 
     @property
-    def optimizer_state(self) -> OptimizerState:
-        """Where the optimizer stands, a copy."""
+    def state(self) -> EngineState:
+        """Where training stands, a copy."""
+        from nnbackend.engines import EngineState
+
         buffers, pack = self._executor.buffers, self._program.layout.pack
         names = [f"state{i}" for i in range(len(self._problem.optimizer.state_names))]
         with self._executor.ordered():
             arrays = tuple(pack(self._xp, buffers[name]) for name in names)
-        return OptimizerState(self._step, arrays)
+            parameters, finite = (
+                pack(self._xp, buffers[name]) for name in ("parameters", "finite")
+            )
+        return EngineState(parameters, finite, OptimizerState(self._step, arrays))
 
-    def set_optimizer_state(self, state: OptimizerState) -> None:
-        """Let the optimizer go on from there; before the first step."""
-        self._step = state.step
+    def set_state(self, state: EngineState) -> None:
+        """Let training go on from there; before the first step."""
+        self._step = state.optimizer.step
         with self._executor.ordered():
-            for i, array in enumerate(state.arrays):
+            self._write("parameters", state.parameters)
+            self._write("finite", state.finite)
+            for i, array in enumerate(state.optimizer.arrays):
                 self._write(f"state{i}", array)
+            self._program.refresh(self._executor)
 
     def run_epochs(
         self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]

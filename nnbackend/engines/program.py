@@ -166,6 +166,10 @@ class Kernels:
             "def drop(trains, n, M):",
             "    pass",
             "",
+            _INLINE,
+            "def reduce(gradient, loss, weight):",
+            "    return loss, weight",
+            "",
             *self._choice("activate", "Z, b, A, H, M"),
             *self._choice("pull_back", "D, Z, A, M, gb"),
         ]

@@ -11,10 +11,12 @@ from nnbackend.core.optimizers import OptimizerState
 from nnbackend.core.propagation import DEVICE_ELEMENTS
 from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, dropout_mask
 from nnbackend.core.types import Array
+from nnbackend.engines.share import Share
 
 if TYPE_CHECKING:
     from nnbackend.device import Device
-    from nnbackend.engines import Data, Problem
+    from nnbackend.distributed import Team
+    from nnbackend.engines import Data, EngineState, Problem
 
 __all__ = ["ReferenceEngine", "data_loss"]
 
@@ -34,6 +36,8 @@ class ReferenceEngine:
         The training examples.
     dropout_rng : numpy.random.Generator
         Draws the dropout masks, on the host.
+    team : Team, optional
+        The processes that share every step.
     """
 
     max_epochs_per_call = 1
@@ -45,8 +49,10 @@ class ReferenceEngine:
         parameters: Array,
         data: Data,
         dropout_rng: np.random.Generator,
+        team: Team | None = None,
     ) -> None:
         self._problem = problem
+        self._team = team
         self._device = device
         self._xp = device.xp
         self._data = data
@@ -54,6 +60,8 @@ class ReferenceEngine:
         self._parameters = self._finite = self._xp.asarray(parameters, copy=True)
         self._state = problem.optimizer.init(self._xp, self._parameters)
         self._step = 0
+        # None between two epochs.
+        self._totals: tuple[Any, Any] | None = None
 
     @property
     def parameters(self) -> Array:
@@ -61,42 +69,60 @@ class ReferenceEngine:
         return self._parameters
 
     @property
-    def optimizer_state(self) -> OptimizerState:
-        """Where the optimizer stands."""
-        return OptimizerState(self._step, self._state)
+    def state(self) -> EngineState:
+        """Where training stands."""
+        from nnbackend.engines import EngineState
 
-    def set_optimizer_state(self, state: OptimizerState) -> None:
-        """Let the optimizer go on from there; before the first step."""
-        self._step, self._state = state
+        optimizer = OptimizerState(self._step, self._state)
+        loss, weight = map(float, self._totals or (0.0, 0.0))
+        return EngineState(self._parameters, self._finite, optimizer, (loss, weight))
+
+    def set_state(self, state: EngineState) -> None:
+        """Let training go on from there; before the first step."""
+        self._parameters, self._finite = state.parameters, state.finite
+        self._step, self._state = state.optimizer
+        # Added to an array, a float is rounded to its dtype, which these had.
+        self._totals = state.totals if state.totals[1] > 0.0 else None
 
     def run_epochs(
         self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]
     ) -> tuple[Array, Array]:
         """Run epochs, one per list of rates, until one ends in a loss or parameter not finite."""
-        xp = self._xp
         losses: list[Array] = []
         finite: Array = True
         for epoch, epoch_rates in enumerate(rates):
             # With one epoch per call nothing is read back from the device here.
             if losses and not bool(finite):
                 break
-            self._finite = self._parameters
-            losses.append(self._run_epoch(orders[epoch] if orders else None, epoch_rates))
-            finite = xp.all(xp.isfinite(self._parameters)) & xp.isfinite(losses[-1])
-        return xp.stack(losses), finite
+            self.run_steps(self._data, orders[epoch] if orders else None, epoch_rates)
+            loss, finite = self.end_epoch()
+            losses.append(loss)
+        return self._xp.concat(losses), finite
 
-    def _run_epoch(self, order: Any, rates: Sequence[float]) -> Array:
-        weighted_loss: Array = 0.0
-        total_weight: Array = 0.0
+    def run_steps(self, data: Data, order: Any, rates: Sequence[float]) -> None:
+        """Run some steps of an epoch; their losses add up until ``end_epoch``."""
+        if self._totals is None:
+            self._finite = self._parameters
+            self._totals = (0.0, 0.0)
+        weighted_loss, total_weight = self._totals
+        n_samples = data.n_samples if order is None else len(order)
+        size = n_samples if len(rates) == 1 else self._problem.batch_size
         # A diverging loss is reported by whoever reads it, not warned of here.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            # Batches first: they may end with an error of their own.
-            for (X, y, weight), rate in zip(self._batches(order), rates, strict=True):
-                loss = self._take_step(X, y, weight, rate)
-                share = X.shape[0] if weight is None else self._xp.sum(weight)
+            for batch, rate in zip(self._batches(data, order, size), rates, strict=True):
+                loss, share = self._take_step(*batch, rate)
                 weighted_loss = weighted_loss + loss * share
                 total_weight = total_weight + share
-            return self._xp.asarray(weighted_loss / total_weight)
+        self._totals = weighted_loss, total_weight
+
+    def end_epoch(self) -> tuple[Array, Array]:
+        """End an epoch: return its mean loss (1,), and whether all is finite."""
+        xp = self._xp
+        weighted_loss, total_weight = self._totals or (0.0, 0.0)
+        self._totals = None
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            loss = xp.reshape(xp.asarray(weighted_loss / total_weight), (1,))
+        return loss, xp.all(xp.isfinite(self._parameters)) & xp.isfinite(loss[0])
 
     def restore_finite(self) -> None:
         """Go back to the parameters that the last epoch without NaN and infinity ended with."""
@@ -115,18 +141,23 @@ class ReferenceEngine:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             return data_loss(self._problem, self._device, self._parameters, data)
 
-    def _batches(self, order: Any) -> Iterator[tuple[Array, Array, Array | None]]:
-        """Yield the examples of each step."""
-        n_samples, size = self._data.n_samples, self._problem.batch_size
+    def _batches(
+        self, data: Data, order: Any, size: int
+    ) -> Iterator[tuple[Array, Array, Array | None, Share]]:
+        """Yield this process's examples of each step, and which rows of how many they are."""
+        n_samples = data.n_samples if order is None else len(order)
         on_device = None if order is None else self._device.place(order)
         for start in range(0, n_samples, size):
-            yield self._batch(slice(start, min(start + size, n_samples)), order, on_device)
+            n = min(size, n_samples - start)
+            part = Share.alone(n) if self._team is None else Share.of(self._team, n)
+            rows = slice(start + part.rows.start, start + part.rows.stop)
+            yield *self._batch(data, rows, order, on_device), part
 
     def _batch(
-        self, rows: slice, order: Any, on_device: Array | None
+        self, data: Data, rows: slice, order: Any, on_device: Array | None
     ) -> tuple[Array, Array, Array | None]:
-        """Return the examples of a batch; the order is there for the host and for the device."""
-        xp, data = self._xp, self._data
+        """Return examples; the order is there for the host and for the device."""
+        xp = self._xp
 
         def take(x: Array | None) -> Array | None:
             if x is None or on_device is None:
@@ -138,12 +169,20 @@ class ReferenceEngine:
         X = data.X[rows] if order is None else data.X[order[rows]]
         return self._device.place(X), take(data.y), take(data.sample_weight)
 
-    def _take_step(self, X: Array, y: Array, weight: Array | None, rate: float) -> Array:
+    def _take_step(
+        self, X: Array, y: Array, weight: Array | None, part: Share, rate: float
+    ) -> tuple[Array, Array]:
+        """Update on a part of a batch; return the whole batch's objective and weight."""
         xp, problem = self._xp, self._problem
-        masks = self._draw_masks(X.shape[0])
-        loss, gradient = problem.objective.value_and_gradient(
+        masks = self._draw_masks(part)
+        loss, gradient = problem.objective.data_value_and_gradient(
             xp, self._parameters, X, y, weight, masks
         )
+        share: Any = X.shape[0] if weight is None else xp.sum(weight)
+        if self._team is not None:
+            own = 0.0 if part.is_idle else share
+            loss, share = self._team.reduce_step(gradient, loss, own)
+        loss, gradient = problem.objective.penalize(xp, self._parameters, loss, gradient, share)
         if problem.clip_value is not None:
             gradient = clip_by_value(xp, gradient, problem.clip_value)
         if problem.clip_norm is not None:
@@ -153,9 +192,10 @@ class ReferenceEngine:
         self._parameters, self._state = problem.optimizer.update(
             xp, self._parameters, gradient, self._state, coefficients
         )
-        return loss
+        return loss, share
 
-    def _draw_masks(self, n_samples: int) -> list[Array | None] | None:
+    def _draw_masks(self, part: Share) -> list[Array | None] | None:
+        """Draw the masks of a batch, the same in every process, and return those of the part."""
         structure = self._problem.objective.structure
         if not structure.has_dropout:
             return None
@@ -165,8 +205,8 @@ class ReferenceEngine:
                 masks.append(None)
                 continue
             dtype = np.dtype(str(self._parameters.dtype))
-            uniform = self._dropout_rng.random((n_samples, width), dtype=dtype.type)
-            masks.append(dropout_mask(self._xp, self._device.place(uniform), rate))
+            uniform = self._dropout_rng.random((part.n, width), dtype=dtype.type)
+            masks.append(dropout_mask(self._xp, self._device.place(uniform[part.rows]), rate))
         return masks
 
 

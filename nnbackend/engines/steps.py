@@ -14,9 +14,11 @@ from nnbackend.core.regularization import dropout_mask
 from nnbackend.engines import driver
 from nnbackend.engines.formulas import hidden_kinds
 from nnbackend.engines.program import Kernels
+from nnbackend.engines.share import Share
 
 if TYPE_CHECKING:
     from nnbackend.core.types import Namespace
+    from nnbackend.distributed import Team
     from nnbackend.engines import Problem
 
 __all__ = ["Steps"]
@@ -41,9 +43,13 @@ class Steps:
         Compiled from it.
     dropout_rng : numpy.random.Generator
         Draws the dropout masks.
+    team : Team, optional
+        The processes that share every step.
 
     Attributes
     ----------
+    share : Share or None
+        With a team, this process's part of the batch of the step to come.
     is_updating : bool
         Whether the parameters are between two steps: some are updated, and some are not.
     """
@@ -55,8 +61,11 @@ class Steps:
         kernels: Kernels,
         module: Any,
         dropout_rng: np.random.Generator,
+        team: Team | None = None,
     ) -> None:
         self._problem = problem
+        self._team = team
+        self.share: Share | None = None
         self._labels = kernels.labels
         self._xp = xp
         self._dropout_rng = dropout_rng
@@ -114,8 +123,16 @@ class Steps:
             if rate and not trains:
                 mask[:n] = 1.0
             elif rate:
-                uniform = self._dropout_rng.random((n, mask.shape[1]), dtype=mask.dtype.type)
-                mask[:n] = dropout_mask(self._xp, uniform, rate)
+                part = self.share or Share.alone(n)
+                size = part.n, mask.shape[1]
+                uniform = self._dropout_rng.random(size, dtype=mask.dtype.type)
+                mask[:n] = dropout_mask(self._xp, uniform[part.rows], rate)
+
+    def reduce(self, gradient: _Array, loss: float, weight: float) -> tuple[float, float]:
+        """Make gradient and loss those of the whole batch, and return its weight."""
+        if self._team is None or self.share is None:
+            return loss, weight
+        return self._team.reduce_step(gradient, loss, 0.0 if self.share.is_idle else weight)
 
     def activate(self, kind: int, *arrays: _Array) -> None:
         """Add the bias, activate, and drop."""
