@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nnbackend import sources
     from nnbackend.core import losses, schedules
     from nnbackend.core.activations import Activation, register_activation
     from nnbackend.core.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
     from nnbackend.device import devices
     from nnbackend.errors import (
+        CheckpointError,
         DeviceError,
         DeviceMemoryError,
+        DistributedError,
         DivergenceError,
         GradientMismatchError,
         InputError,
@@ -37,8 +40,10 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "CheckpointError",
     "DeviceError",
     "DeviceMemoryError",
+    "DistributedError",
     "DivergenceError",
     "EarlyStopping",
     "GradientMismatchError",
@@ -68,6 +73,7 @@ __all__ = [
     "register_activation",
     "save",
     "schedules",
+    "sources",
     "to_sklearn",
     "to_torch",
     "train",
@@ -79,8 +85,10 @@ _HOMES = {
     "nnbackend.core.optimizers": ("SGD", "Adagrad", "Adam", "AdamW", "RMSprop"),
     "nnbackend.device": ("devices",),
     "nnbackend.errors": (
+        "CheckpointError",
         "DeviceError",
         "DeviceMemoryError",
+        "DistributedError",
         "DivergenceError",
         "GradientMismatchError",
         "InputError",
@@ -99,7 +107,11 @@ _HOMES = {
     "nnbackend.training": ("EarlyStopping", "History", "TrainingState", "train"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = {"losses": "nnbackend.core.losses", "schedules": "nnbackend.core.schedules"}
+_MODULES = {
+    "losses": "nnbackend.core.losses",
+    "schedules": "nnbackend.core.schedules",
+    "sources": "nnbackend.sources",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from nnbackend.benchmark_report import Result as BenchmarkResult
     from nnbackend.datasets import Dataset
     from nnbackend.experiment import Experiment, Result
+    from nnbackend.network import Network
+    from nnbackend.run_folder import RunFolder
     from nnbackend.training import Callback, TrainingState
 
 __all__ = ["main"]
@@ -60,6 +64,10 @@ SCHEDULES: dict[str, Any] = {
     name: schedules.SCHEDULES[name]
     for name in ("constant", "cosine", "inverse_scaling", "one_cycle", "reduce_on_plateau")
 }
+
+_UNITS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
+# Options of ``train`` that are not about what is trained.
+_OWN_OPTIONS = {"run", "command", "out", "json", "resume", "checkpoint_every", "data"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -178,6 +186,16 @@ def _add_train(commands: Any) -> None:
     training.add_argument("--validation", type=float, metavar="SHARE", help="default 0.2")
     training.add_argument("--held-out", type=float, metavar="SHARE", help="default 0.2")
     parser.add_argument("--out", metavar="FOLDER", help="run folder (default: runs/NAME-DATE-TIME)")
+    parser.add_argument(
+        "--checkpoint-every",
+        metavar="N",
+        help="epochs, such as 10 or 0.5, or a time, such as 30s, 10min, 1h (1min)",
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with a run that was broken off, or, with more --epochs, one that is complete",
+    )
     _add_json(parser)
     parser.set_defaults(run=_train)
 
@@ -276,38 +294,127 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from nnbackend.experiment import make_run_folder
+    from nnbackend.distributed import world_of_launcher
 
-    dataset, preset = _chosen_data(options)
-    experiment = _experiment(options, preset)
-    net = experiment.network(dataset)
-    folder, is_new = make_run_folder(options.out, dataset.name)
+    communicator = world_of_launcher()
+    how: dict[str, Any] = {
+        "checkpoint_every": _interval(options.checkpoint_every),
+        "resume": options.resume is not None,
+        "communicator": communicator,
+    }
+    experiment, dataset, net, folder = _begin(options, communicator)
+    if folder is None:
+        # Of several processes, the first one speaks and writes.
+        experiment.run(dataset, net, checkpoint=os.devnull, **how)
+        return
     try:
         if not options.json:
             print(f"{_describe(dataset)}\n{net}: {net.n_parameters:,} parameters", flush=True)
-        with _first_interrupt_only(), _progress(experiment, options.json) as callbacks:
-            result = experiment.run(dataset, net, callbacks)
-            files = result.write(folder)
+        with _first_interrupt_only() as ignore_others:
+            with _progress(experiment, options.json) as callbacks:
+                result = experiment.run(
+                    dataset, net, callbacks, checkpoint=folder.checkpoints, **how
+                )
+            ignore_others()
+            files = result.write(folder.path)
     except BaseException:
-        _remove_if_empty(folder, is_new=is_new, is_default=options.out is None)
+        if not folder.remove_if_useless():
+            advice = f"what was learnt is kept: go on with: nnbackend train --resume {folder.path}"
+            print(advice, file=sys.stderr, flush=True)
         raise
     if options.json:
-        print(json.dumps({"run": str(folder), "files": files, **result.to_dict()}))
+        print(json.dumps({"run": str(folder.path), "files": files, **result.to_dict()}))
     else:
-        _print_result(result, folder, files)
+        _print_result(result, folder.path, files)
     if result.error is not None:
         raise result.error
     if result.history.stopped == "interrupted":
         raise KeyboardInterrupt
 
 
-def _remove_if_empty(folder: Path, *, is_new: bool, is_default: bool) -> None:
-    """Leave no empty run folder behind, if it was made for this run."""
-    if is_new:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-            if is_default:
-                folder.parent.rmdir()
+def _begin(
+    options: argparse.Namespace, communicator: Any
+) -> tuple[Experiment, Dataset, Network, RunFolder | None]:
+    """Return what is trained on what, and, in the one process that writes, the run's folder."""
+    from nnbackend.distributed import together
+    from nnbackend.run_folder import RunFolder
+
+    with together(communicator) as team:
+        begun = None if options.resume is None else RunFolder.begun(options.resume)
+        if begun is not None:
+            options = _resumed(options, begun)
+        dataset, preset = _chosen_data(options)
+        experiment = _experiment(options, preset)
+        if team is not None and experiment.device == "cuda":
+            experiment = replace(experiment, device=f"cuda:{team.local_rank}")
+        net = experiment.network(dataset)
+        folder = None
+        if team is None or team.rank == 0:
+            folder = begun or RunFolder.made(options.out, dataset.name)
+            folder.write_command(_arguments(options))
+        if team is not None:
+            team.agree({"command": " ".join(_arguments(options))})
+            if team.rank == 0:
+                # A launcher that reports a process's end names its number alone.
+                for rank, process in enumerate(team.processes):
+                    print(f"rank {rank} is {process}", file=sys.stderr, flush=True)
+    return experiment, dataset, net, folder
+
+
+def _interval(text: str | None) -> float | timedelta:
+    """Return how often a checkpoint is due: epochs, or a time with its unit."""
+    if text is None:
+        return timedelta(minutes=1)
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = text[len(number) :].strip()
+    with contextlib.suppress(ValueError, OverflowError):
+        count = real("--checkpoint-every", float(number), above=0.0)
+        if unit in ("", "epochs", "epoch"):
+            return count
+        if unit in _UNITS:
+            return timedelta(seconds=count * _UNITS[unit])
+    raise InputError(
+        f"--checkpoint-every: expected epochs, such as 10 or 0.5, or a time, such as 30s, 10min or "
+        f"1h, got {text!r}"
+    )
+
+
+def _arguments(options: argparse.Namespace) -> list[str]:
+    """Return the arguments that give these options of ``train``, wherever they are given."""
+    given = []
+    for name, default in vars(_parser().parse_args(["train"])).items():
+        value = getattr(options, name)
+        if value == default or name in _OWN_OPTIONS:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        given += [f"{option}={entry}" for entry in (value if isinstance(value, list) else [value])]
+    if options.data is not None:
+        given += ["--", os.path.abspath(options.data)]
+    return given
+
+
+def _resumed(options: argparse.Namespace, folder: RunFolder) -> argparse.Namespace:
+    """Return the options that a run was begun with, and how far it is to go."""
+    allowed = {"run", "command", "json", "resume", "epochs", "checkpoint_every"}
+    for name, default in vars(_parser().parse_args(["train"])).items():
+        if getattr(options, name) != default and name not in allowed:
+            option = "DATA" if name == "data" else f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{option}: expected nothing but --epochs along with --resume, which goes on with "
+                "what the run began with"
+            )
+    arguments = folder.read_command()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            begun = _parser().parse_args(["train", *arguments])
+    except SystemExit as error:
+        raise InputError(
+            f"--resume: expected the folder of a run, got {options.resume!r}, whose options cannot "
+            "be read; begin anew"
+        ) from error
+    if options.epochs is not None:
+        begun.epochs = options.epochs
+    return begun
 
 
 def _chosen_data(options: argparse.Namespace) -> tuple[Dataset, dict[str, Any]]:
@@ -418,23 +525,26 @@ def _describe(dataset: Dataset) -> str:
 
 
 @contextlib.contextmanager
-def _first_interrupt_only() -> Iterator[None]:
-    """Let the first Ctrl-C end the training, and ignore others while its outcome is written."""
+def _first_interrupt_only() -> Iterator[Callable[[], None]]:
+    """Let the first Ctrl-C end the training; yield what ignores others from then on."""
     import signal
     import threading
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
 
-    def handle(_signal: int, _frame: Any) -> None:
+    def ignore_others() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def handle(_signal: int, _frame: Any) -> None:
+        ignore_others()
         print("interrupted: writing what was learnt so far", file=sys.stderr, flush=True)
         raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGINT, handle)
     try:
-        yield
+        yield ignore_others
     finally:
         signal.signal(signal.SIGINT, previous)
 
@@ -522,18 +632,13 @@ def _print_lines(lines: list[tuple[str, str]]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def _model_file(path: str) -> str:
-    """Return the model file that a path names: itself, or the one in a run folder."""
-    inside = Path(path) / "model.safetensors"
-    return str(inside) if inside.is_file() else path
-
-
 def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     """Return the loaded model, the table, and the features that the model wants of it."""
     from nnbackend.persistence import load
+    from nnbackend.run_folder import model_file
     from nnbackend.tables import read_table
 
-    net = load(_model_file(options.model), device=options.device)
+    net = load(model_file(options.model), device=options.device)
     table = read_table(options.data)
     known = net.feature_names or ()
     missing = [name for name in known if name not in table.columns]
@@ -558,6 +663,8 @@ def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    from nnbackend.run_folder import model_file
+
     net, _, X = _model_features(options)
     predicted = net.predict(X)
     if predicted.ndim == 1:
@@ -581,7 +688,7 @@ def _predict(options: argparse.Namespace) -> None:
     else:
         from nnbackend.persistence import write_atomically
 
-        for name, path in (("MODEL", _model_file(options.model)), ("DATA", options.data)):
+        for name, path in (("MODEL", model_file(options.model)), ("DATA", options.data)):
             if os.path.exists(options.out) and os.path.samefile(options.out, path):
                 raise InputError(
                     f"--out: expected a file other than {name}, got {options.out!r}, which it is"
@@ -627,8 +734,9 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from nnbackend.onnx_export import export_onnx
     from nnbackend.persistence import load
+    from nnbackend.run_folder import model_file
 
-    model = _model_file(options.model)
+    model = model_file(options.model)
     net = load(model)
     if os.path.exists(options.out) and os.path.samefile(options.out, model):
         raise InputError(
@@ -651,8 +759,8 @@ def _bench(options: argparse.Namespace) -> None:
     from nnbackend.benchmark import run_benchmark
     from nnbackend.benchmark_picture import draw
     from nnbackend.benchmark_report import markdown, print_result
-    from nnbackend.experiment import make_run_folder
     from nnbackend.persistence import write_atomically
+    from nnbackend.run_folder import make_run_folder, remove_if_empty
 
     workloads = _workloads(options)
     quick = {"rounds": 3, "seconds": 0.2} if options.quick else {}
@@ -682,7 +790,7 @@ def _bench(options: argparse.Namespace) -> None:
         for name, content in files.items():
             write_atomically(folder / name, content)
     except BaseException:
-        _remove_if_empty(folder, is_new=is_new, is_default=options.out is None)
+        remove_if_empty(folder, is_new=is_new, is_default=options.out is None)
         raise
     if options.json:
         print(json.dumps({"run": str(folder), "files": list(files), **report.to_dict()}))
@@ -729,10 +837,12 @@ def _status(*, shown: bool) -> Iterator[Callable[[str], None]]:
 
 
 def _info(options: argparse.Namespace) -> None:
+    from nnbackend.run_folder import model_file
+
     if options.model is not None:
         from nnbackend.persistence import load
 
-        net = load(_model_file(options.model))
+        net = load(model_file(options.model))
         facts = {
             "layer sizes": net.layer_sizes,
             "hidden": list(net.hidden),

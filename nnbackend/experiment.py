@@ -7,7 +7,7 @@ import json
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from nnbackend.network import Network
 from nnbackend.persistence import to_bytes, write_atomically
 from nnbackend.training import Callback, EarlyStopping, History, train
 
-__all__ = ["Experiment", "Result", "Split", "evaluate", "make_run_folder", "split"]
+__all__ = ["Experiment", "Result", "Split", "class_indices", "evaluate", "split"]
 
 
 @dataclass(frozen=True)
@@ -179,10 +179,21 @@ class Experiment:
         net.feature_names, net.class_names = dataset.feature_names, dataset.class_names
         return net
 
-    def run(self, dataset: Dataset, net: Network, callbacks: Iterable[Callback] = ()) -> Result:
+    def run(
+        self,
+        dataset: Dataset,
+        net: Network,
+        callbacks: Iterable[Callback] = (),
+        *,
+        checkpoint: str | None = None,
+        checkpoint_every: float | timedelta = timedelta(minutes=1),
+        resume: bool = False,
+        communicator: Any = None,
+    ) -> Result:
         """Train ``net`` on a part of the data set and measure it on the held-out part.
 
-        A training that diverges gives a result, too, with the error in it.
+        A training that diverges gives a result, too, with the error in it. The keywords are those
+        of ``train``.
         """
         rows = split(dataset, self.validation, self.held_out, self.seed)
         X, y = dataset.X[rows.training], dataset.y[rows.training]
@@ -216,6 +227,10 @@ class Experiment:
                 clip_norm=self.clip_norm,
                 engine=self.engine,
                 precision=self.precision,
+                checkpoint=checkpoint,
+                checkpoint_every=checkpoint_every,
+                resume=resume,
+                communicator=communicator,
             )
         except DivergenceError as caught:
             history, error = caught.history, caught
@@ -379,48 +394,3 @@ def class_indices(net: Network, column: str, values: np.ndarray[Any, Any]) -> np
             f"know{nearest(unknown[0], names)}"
         )
     return np.asarray([index[name] for name in given])
-
-
-def make_run_folder(path: str | None, name: str) -> tuple[Path, bool]:
-    """Create the folder of a run: ``path``, new or empty, or a new ``runs/NAME-DATE-TIME``.
-
-    Returns
-    -------
-    folder : Path
-    is_new : bool
-        Whether it did not exist before.
-
-    Raises
-    ------
-    InputError
-        If it cannot be created or written, or is not empty.
-    """
-    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    try:
-        if path is not None:
-            folder = Path(path)
-            is_new = not folder.exists()
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise InputError(
-                    f"--out: expected a new or an empty folder, got {path!r}, which holds files; "
-                    "choose another"
-                )
-        else:
-            is_new = True
-            base, count = Path("runs") / f"{name}-{stamp}", 1
-            folder = base
-            while True:
-                with contextlib.suppress(FileExistsError):
-                    folder.mkdir(parents=True)
-                    break
-                count += 1
-                folder = base.with_name(f"{base.name}-{count}")
-        write_atomically(folder / ".writable", b"")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise InputError(
-            f"--out: cannot create the run folder {path or str(Path('runs'))!r} "
-            f"({error.strerror or error}); choose another with --out"
-        ) from error
-    return folder, is_new

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -26,7 +29,8 @@ from nnbackend.inputs import (
     place,
     to_array,
 )
-from nnbackend.standardization import Standardization
+from nnbackend.sources import Source, as_source
+from nnbackend.standardization import Moments, Standardization
 
 if TYPE_CHECKING:
     from nnbackend.summary import Summary
@@ -146,6 +150,9 @@ class Network:
         self._device = device
         self._dtype = dtype
         self._parameters = device.place(parameters, DTYPES[dtype], copy=True)
+        self._trainer = threading.Lock()
+        # Odd while the parameters are being written.
+        self._n_writes = 0
         self._weights, self._biases = structure.unflatten(device.xp, self._parameters)
         self.standardization: Standardization | None = None
         self.target_standardization: Standardization | None = None
@@ -359,10 +366,12 @@ class Network:
 
         Parameters
         ----------
-        X : array-like (n_samples, n_features)
-            The data whose column means and standard deviations are taken.
+        X : array-like (n_samples, n_features) or Source
+            The data whose column means and standard deviations are taken. A source of
+            ``nb.sources``, and a memory-mapped, Zarr or h5py array larger than 2**28 bytes, is
+            read once, a buffer at a time.
         y : array-like (n_samples,) or (n_samples, n_outputs), optional
-            Real-valued targets.
+            Real-valued targets. With a source: the same source again, for the targets it has.
 
         Returns
         -------
@@ -376,30 +385,51 @@ class Network:
         >>> net.standardization.mean, net.standardization.scale
         (array([  1., 200.]), array([  1., 100.]))
         """
-        X = self._in_order(X, "X")
-        columns = check_features("X", X, self.layer_sizes[0], self._device)
-        target = None
-        if y is not None:
-            if self.output != "identity":
-                raise InputError(
-                    f"y: expected None, since targets are standardized for output='identity' only "
-                    f"and this network has output={self.output!r}"
-                )
-            target = check_targets(
-                "y",
-                y,
-                n_samples=columns.shape[0],
-                n_outputs=self.layer_sizes[-1],
-                loss=loss_function(None, self._structure.output),
-                device=self._device,
-                dtype=np.float64,
+        if y is not None and self.output != "identity":
+            raise InputError(
+                f"y: expected None, since targets are standardized for output='identity' only "
+                f"and this network has output={self.output!r}"
             )
         xp = self._device.xp
-        self.standardization = Standardization.fit(xp, columns)
-        self.target_standardization = None if target is None else Standardization.fit(xp, target)
+        moments: list[Moments] = []
+        for columns in self._columns(X, y):
+            block = [Moments.of(xp, x) for x in columns]
+            if moments:
+                block = [a.merge(xp, b) for a, b in zip(moments, block, strict=True)]
+            moments = block
+        features, *target = (Standardization.of(xp, columns) for columns in moments)
+        self.standardization = features
+        self.target_standardization = target[0] if target else None
         self.learn_feature_names(X)
         self._device.synchronize()  # before another library's stream reuses the memory
         return self
+
+    def _columns(self, X: Any, y: Any) -> Iterator[list[Array]]:
+        """Yield checked features and, unless y is None, targets: of a source block by block."""
+        source = as_source(X, None if isinstance(X, Source) and y is X else y)
+        blocks: Iterable[tuple[slice | None, Any]]
+        if source is None:
+            blocks = [(None, (self._in_order(X, "X"), y))]
+        else:
+            source.require_names(self.feature_names)
+            # Of each number its value in float64, its magnitude, and parts of sums of squares.
+            n_numbers = self.layer_sizes[0] + (0 if y is None else self.layer_sizes[-1])
+            blocks = source.blocks(40 * n_numbers)
+        for where, rows in blocks:
+            index = "" if where is None else f"[{where.start}:{where.stop}]"
+            columns = [check_features(f"X{index}", rows[0], self.layer_sizes[0], self._device)]
+            if y is not None:
+                target = check_targets(
+                    f"y{index}",
+                    rows[1],
+                    n_samples=columns[0].shape[0],
+                    n_outputs=self.layer_sizes[-1],
+                    loss=loss_function(None, self._structure.output),
+                    device=self._device,
+                    dtype=np.float64,
+                )
+                columns.append(target)
+            yield columns
 
     def _in_order(self, X: Any, name: str) -> Any:
         """Return a data frame with its columns in the order of ``feature_names``."""
@@ -486,12 +516,51 @@ class Network:
             return max(256, DEVICE_ELEMENTS // max(self.layer_sizes[1:]))
         return max(256, CACHED_ELEMENTS // max(self.layer_sizes[1:]))
 
+    @contextmanager
+    def being_trained(self) -> Iterator[None]:
+        """Keep other trainings away from the network."""
+        if not self._trainer.acquire(blocking=False):
+            raise InputError(
+                "net: expected a network that is not being trained, got one that another thread, "
+                "or the training that this callback belongs to, is training; train net.copy()"
+            )
+        try:
+            yield
+        finally:
+            self._trainer.release()
+
+    def take_parameters(self, flat: Array) -> None:
+        """Copy a flat vector into the parameters, so that no prediction sees a part of it."""
+        self._n_writes += 1
+        try:
+            self._parameters[...] = flat
+        finally:
+            self._n_writes += 1
+
+    def _of_parameters(self, compute: Callable[[Array], R]) -> R:
+        """Return what is computed of the parameters, all of them before a write or after it."""
+        begun = self._n_writes
+        result = compute(self._parameters)
+        while begun % 2 or begun != self._n_writes:
+            # A training wrote meanwhile; a copy takes no longer than that.
+            time.sleep(0)
+            begun = self._n_writes
+            copied = self._device.xp.asarray(self._parameters, copy=True)
+            if begun % 2 == 0 and begun == self._n_writes:
+                return compute(copied)
+        return result
+
     def _forward(self, X: Any) -> Array:
         prepared = self.prepare_features(X)
         xp = self._device.xp
-        Z = propagation.logits(
-            xp, self._structure, self._weights, self._biases, prepared, self._rows_per_block
-        )
+
+        def logits(parameters: Array) -> Array:
+            weights, biases = self._structure.unflatten(xp, parameters)
+            return propagation.logits(
+                xp, self._structure, weights, biases, prepared, self._rows_per_block
+            )
+
+        Z = self._of_parameters(logits)
         A = self._structure.output.function(xp, Z)
         target = self.target_standardization
         if target is not None:
@@ -630,7 +699,9 @@ class Network:
         objective = self.objective(loss, l1, l2)
         data = self.prepare(X, y, objective.loss, sample_weight)
         xp = self._device.xp
-        value, flat = objective.value_and_gradient(xp, self._parameters, *data)
+        value, flat = self._of_parameters(
+            lambda parameters: objective.value_and_gradient(xp, parameters, *data)
+        )
         weights, biases = self._structure.unflatten(xp, flat)
         gradients = Gradients(
             [self._follow(dW, X) for dW in weights], [self._follow(db, X) for db in biases]
@@ -639,7 +710,9 @@ class Network:
 
 
 def _column_names(X: Any) -> tuple[str, ...] | None:
-    """Return the column names of a data frame (pandas, polars); None for anything else."""
+    """Return the names of a data frame's (pandas, polars) or source's columns, if it has any."""
+    if isinstance(X, Source):
+        return X.feature_names
     # In this order: a polars LazyFrame, which is no array, warns when it is asked for its columns.
     if not hasattr(X, "__array__") or not hasattr(X, "columns"):
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
     "checked_tensors",
     "load",
     "name_counts",
+    "read_training",
     "save",
     "to_bytes",
     "write_atomically",
@@ -30,6 +32,8 @@ __all__ = [
 
 FORMAT = 2
 _KEY = "nnbackend"
+# What the names of a training's arrays begin with.
+_TRAINING = "training."
 _STANDARDIZATIONS = ("standardization", "target_standardization")
 
 
@@ -66,8 +70,16 @@ def save(net: Any, path: str | os.PathLike[str]) -> None:
     write_atomically(path, to_bytes(net))
 
 
-def to_bytes(net: Any) -> bytes:
-    """Return the content of the file that ``save`` writes."""
+def to_bytes(
+    net: Any,
+    training: dict[str, Any] | None = None,
+    arrays: dict[str, Any] | None = None,
+) -> bytes:
+    """Return the content of the file that ``save`` writes.
+
+    A checkpoint holds a description of the ``training`` as well, and flat ``arrays``
+    (n_parameters,) in the network's dtype, by name.
+    """
     if not isinstance(net, Network):
         from nnbackend.interchange import as_network
 
@@ -79,6 +91,7 @@ def to_bytes(net: Any) -> bytes:
                 "stores names only: register it with register_activation"
             )
     names, tensors = checked_names(net), checked_tensors(net)
+    tensors |= {f"{_TRAINING}{name}": array for name, array in (arrays or {}).items()}
     description: dict[str, Any] = {
         "format": FORMAT,
         "versions": {"nnbackend": __version__, "numpy": np.__version__},
@@ -89,6 +102,8 @@ def to_bytes(net: Any) -> bytes:
         "dtype": net.dtype,
         **names,
     }
+    if training is not None:
+        description["training"] = {**training, "arrays": sorted(arrays or {})}
     description["sha256"] = _digest(description, tensors)
     content: bytes = _safetensors().numpy.save(tensors, {_KEY: json.dumps(description)})
     return content
@@ -117,6 +132,30 @@ def load(path: str | os.PathLike[str], device: str | Device = "cpu") -> Network:
         If the device is not there.
     """
     target = get_device(device)
+    with _opened(path) as reader:
+        return reader.network(target)
+
+
+def read_training(
+    path: str | os.PathLike[str],
+) -> tuple[Network, dict[str, Any], dict[str, Any]]:
+    """Read a checkpoint: its network, and what ``to_bytes`` was given of the training.
+
+    Raises
+    ------
+    ModelFileError
+        If it is no whole file of nnbackend's, or a model alone.
+    """
+    with _opened(path) as reader:
+        net = reader.network(get_device("cpu"))
+        training = reader.header.get("training")
+        reader.require(training is not None, "it holds a model, and no state of a training")
+        return net, training, reader.training_arrays
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[_Reader]:
+    """Yield what reads a file, and turn what may go wrong with it into a ModelFileError."""
     path = checked_path(path)
     safetensors = _safetensors()
     try:
@@ -124,14 +163,14 @@ def load(path: str | os.PathLike[str], device: str | Device = "cpu") -> Network:
         with open(path, "rb"):
             pass
         with safetensors.safe_open(path, framework="numpy") as file:
-            return _Reader(path, file).network(target)
+            yield _Reader(path, file)
     except OSError as error:
         raise ModelFileError(
             f"path: expected a readable model file, got {path!r} ({error.strerror or error})"
         ) from error
     except safetensors.SafetensorError as error:
         raise ModelFileError(
-            f"path: {path!r} is not a whole safetensors file ({error}); was it "
+            f"path: {path!r} is not a whole safetensors file ({_short(str(error), 200)}); was it "
             "truncated, or is it of another format?"
         ) from error
 
@@ -168,14 +207,15 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         ) from error
 
 
-def checked_path(path: Any) -> str:
+def checked_path(path: Any, name: str = "path") -> str:
     """Return a path as a string; a number would be taken for an open file's descriptor."""
     try:
         text = os.fsdecode(path)
     except TypeError:
         text = ""
     if not text or "\0" in text:
-        raise InputError(f"path: expected the path of a file, got {path!r}")
+        kind = "file" if name == "path" else "folder"
+        raise InputError(f"{name}: expected the path of a {kind}, got {path!r}")
     return text
 
 
@@ -212,8 +252,17 @@ def _are_names(value: Any, size: int) -> bool:
     return value is None or (
         isinstance(value, list | tuple)
         and len(value) == size
-        and all(isinstance(entry, str) for entry in value)
+        and all(isinstance(entry, str) and _is_unicode(entry) for entry in value)
     )
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written; JSON may spell halves of a pair, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def checked_names(net: Network) -> dict[str, Any]:
@@ -254,6 +303,12 @@ def _digest(description: dict[str, Any], tensors: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def _short(text: str, most: int = 80) -> str:
+    """Return text that comes of a file in one line that is not long."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
 class _Reader:
     """Builds a network from an open safetensors file, after checking every claim it makes."""
 
@@ -262,6 +317,7 @@ class _Reader:
         self.file = file
         metadata = file.metadata() or {}
         self.require(_KEY in metadata, "it was not written by nnbackend")
+        self.training_arrays: dict[str, Any] = {}
         self.header: Any = None
         with contextlib.suppress(ValueError, RecursionError):
             self.header = json.loads(metadata[_KEY])
@@ -269,7 +325,7 @@ class _Reader:
         version = self.header.get("format")
         self.require(
             version == FORMAT,
-            f"its format is {version!r}, and this version of nnbackend reads {FORMAT}",
+            f"its format is {_short(repr(version))}, and this version of nnbackend reads {FORMAT}",
         )
 
     def require(self, holds: bool, problem: str) -> None:
@@ -281,8 +337,15 @@ class _Reader:
         """Return the network that the file describes, on ``device``."""
         structure = self.structure()
         dtype = self.header.get("dtype")
-        self.require(isinstance(dtype, str) and dtype in DTYPES, f"its dtype is {dtype!r}")
+        self.require(
+            isinstance(dtype, str) and dtype in DTYPES, f"its dtype is {_short(repr(dtype))}"
+        )
         arrays, standardized = self.arrays(structure, dtype)
+        self.training_arrays = {
+            name.removeprefix(_TRAINING): array
+            for name, array in arrays.items()
+            if name.startswith(_TRAINING)
+        }
         layers = range(len(structure.weight_shapes))
         weights = [arrays[f"weights.{layer}"] for layer in layers]
         biases = [arrays[f"biases.{layer}"] for layer in layers]
@@ -296,8 +359,11 @@ class _Reader:
             self.require(_are_names(value, size), f"its {key} are not {size} names")
             setattr(net, key, None if value is None else tuple(value))
         # Last: what can be said of a fault more exactly has been said.
+        digest = None
+        with contextlib.suppress(RecursionError):  # of an entry that nothing else looks at
+            digest = _digest(self.header, arrays)
         self.require(
-            self.header.get("sha256") == _digest(self.header, arrays),
+            digest is not None and self.header.get("sha256") == digest,
             "its content was altered: it does not have the checksum that it was saved with",
         )
         return net
@@ -311,7 +377,7 @@ class _Reader:
             isinstance(sizes, list)
             and len(sizes) >= 2
             and all(type(size) is int and size > 0 for size in sizes),
-            f"its layer_sizes are {str(sizes)[:80]}",
+            f"its layer_sizes are {_short(str(sizes))}",
         )
         n_hidden = len(sizes) - 2
         self.require(
@@ -323,7 +389,8 @@ class _Reader:
         for name in hidden:
             self.require(
                 name in ACTIVATIONS,
-                f"its activation {name!r} is not known here; call register_activation first",
+                f"its activation {_short(repr(name))} is not known here; "
+                "call register_activation first",
             )
         self.require(
             isinstance(dropout, list)
@@ -331,7 +398,9 @@ class _Reader:
             and all(type(rate) in (int, float) and 0 <= rate < 1 for rate in dropout),
             f"its dropout rates are not {n_hidden} numbers in [0, 1)",
         )
-        self.require(isinstance(output, str) and output in OUTPUTS, f"its output is {output!r}")
+        self.require(
+            isinstance(output, str) and output in OUTPUTS, f"its output is {_short(repr(output))}"
+        )
         return Structure(
             tuple(sizes),
             tuple(ACTIVATIONS[name] for name in hidden),
@@ -341,25 +410,45 @@ class _Reader:
 
     def arrays(self, structure: Structure, dtype: str) -> tuple[dict[str, Any], list[str]]:
         """Return all arrays, checked before they are read, and which standardizations are there."""
+        names = set(self.file.keys())
+        # Before anything is made of them: a description of a million layers is short.
+        self.require(
+            len(names) >= 2 * len(structure.weight_shapes),
+            f"its {len(names)} arrays are too few for its {len(structure.weight_shapes)} layers",
+        )
         code = {"float32": "F32", "float64": "F64"}[dtype]
         expected: dict[str, tuple[tuple[int, ...], str]] = {}
         for layer, (n_in, n_out) in enumerate(structure.weight_shapes):
             expected[f"weights.{layer}"] = ((n_in, n_out), code)
             expected[f"biases.{layer}"] = ((n_out,), code)
-        names = set(self.file.keys())
         standardized = [name for name in _STANDARDIZATIONS if f"{name}.mean" in names]
         for name in standardized:
             size = structure.layer_sizes[0 if name == "standardization" else -1]
             expected |= {f"{name}.{part}": ((size,), "F64") for part in ("mean", "scale")}
+        for name in self.training_names():
+            expected[f"{_TRAINING}{name}"] = ((structure.n_parameters,), code)
         self.require(
             names == set(expected),
-            f"its arrays differ from those of its structure in {sorted(names ^ set(expected))[:4]}",
+            "its arrays differ from those of its structure in "
+            f"{_short(repr(sorted(names ^ set(expected))[:4]), 200)}",
         )
         self.require(
             "target_standardization" not in standardized or structure.output.name == "identity",
             "only an identity output has a target standardization",
         )
         return {name: self.array(name, *claim) for name, claim in expected.items()}, standardized
+
+    def training_names(self) -> list[str]:
+        """Return the names of a training's arrays; none if this is a model alone."""
+        training = self.header.get("training", {"arrays": []})
+        self.require(
+            isinstance(training, dict)
+            and isinstance(training.get("arrays"), list)
+            and all(isinstance(name, str) for name in training["arrays"]),
+            "its state of a training has no list of arrays",
+        )
+        names: list[str] = training["arrays"]
+        return names
 
     def array(self, name: str, shape: tuple[int, ...], code: str) -> Any:
         """Return one array, whose shape, dtype and values are as they have to be."""

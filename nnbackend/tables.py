@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,17 @@ import numpy as np
 from nnbackend.checks import nearest
 from nnbackend.datasets import Dataset, encode_target
 from nnbackend.errors import InputError, MissingDependencyError
+from nnbackend.numpy_files import read_npy, read_npz
 
 __all__ = ["Table", "read_dataset", "read_table"]
 
 FORMATS = (".csv", ".csv.gz", ".tsv", ".parquet", ".npy", ".npz")
+
+# Parquet writes a run of equal values in a few bytes; in tables of nothing but constants, as
+# pyarrow and others write them, some 2 000 to 64 000 bytes of memory come of one in the file.
+PARQUET_RATIO = 2**16
+# What is read at once, and so the longest line of CSV: 900 000 numbers of 18 characters.
+LINE_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Table:
         """Return the name of the column that ``name`` means, a negative index included."""
         if name in self.columns:
             return name
-        if not self.has_names and name.lstrip("-").isdigit():
+        if not self.has_names and re.fullmatch("-?[0-9]{1,18}", name):
             names = list(self.columns)
             index = int(name)
             if -len(names) <= index < len(names):
@@ -112,16 +121,31 @@ def read_table(path: str) -> Table:
     suffix = next((s for s in sorted(FORMATS, key=len, reverse=True) if path.endswith(s)), None)
     if suffix is None:
         raise InputError(f"DATA: expected a file ending in {', '.join(FORMATS)}, got {path!r}")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise InputError(f"DATA: no such file {path!r}")
-    reader = _read_numpy if suffix in (".npy", ".npz") else _read_arrow
-    try:
-        table = reader(path, suffix)
-    except (OSError, EOFError) as error:
-        raise InputError(f"DATA: cannot read {path!r} ({error}); is it whole?") from error
+    with _readable(path):
+        table = _read_numpy(path, suffix) if suffix.startswith(".np") else _read_arrow(path, suffix)
     if table.n_rows == 0:
         raise InputError(f"DATA: expected at least one row, got none in {path!r}")
     return table
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Turn what may go wrong in reading a file into an InputError."""
+    try:
+        yield
+    except (InputError, MissingDependencyError):
+        raise
+    # Damage surfaces as an error of the Arrow, zip, deflate or text reader: of no common type.
+    except Exception as error:
+        # Arrow's own, too, comes of a size that a damaged file claims.
+        if type(error) is MemoryError:
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"DATA: cannot read {path!r}: {reason}; is it whole, and named as it should?"
+        ) from error
 
 
 def read_dataset(
@@ -153,7 +177,7 @@ def read_dataset(
     features = [name for name in table.columns if name not in left_out]
     table.require_complete([target])
     y, class_names = encode_target(target, table.columns[target], task)
-    name = Path(path).name
+    name = os.path.basename(path)
     for suffix in FORMATS:
         name = name.removesuffix(suffix)
     return Dataset(name, table.features(features), y, tuple(features), target, class_names)
@@ -165,19 +189,13 @@ def _listed(names: Sequence[str], most: int = 8) -> str:
 
 
 def _read_numpy(path: str, suffix: str) -> Table:
-    try:
-        # numpy.load leaves a file that it opened itself open if the archive is damaged.
-        with Path(path).open("rb") as file:
-            content = np.load(file, allow_pickle=False)
-            arrays = {"X": content} if suffix == ".npy" else dict(content)
-    # Damage surfaces as an error of the array, zip or deflate reader: of no common type.
-    except Exception as error:
-        raise _unreadable(path, error) from error
+    with open(path, "rb") as file:
+        arrays = {"X": read_npy(file)} if suffix == ".npy" else read_npz(file)
     matrices = {key: x for key, x in arrays.items() if x.ndim == 2}
     vectors = {key: x for key, x in arrays.items() if x.ndim == 1}
     key = "X" if "X" in matrices else next(iter(matrices), None)
     if key is None or (len(matrices) > 1 and "X" not in matrices):
-        shapes = ", ".join(f"{name} {x.shape}" for name, x in arrays.items())
+        shapes = ", ".join(f"{name!r} {x.shape}" for name, x in arrays.items())
         raise InputError(
             f"DATA: expected one matrix (n_rows, n_columns), in an NPZ file named X, got "
             f"{shapes or 'no array'} in {path!r}"
@@ -185,12 +203,22 @@ def _read_numpy(path: str, suffix: str) -> Table:
     matrix = matrices[key]
     if matrix.dtype.kind not in "biuf":
         raise InputError(f"DATA: expected real numbers, got dtype {matrix.dtype} in {path!r}")
+    # Before columns are made: a matrix of no bytes may claim any number of them.
+    if matrix.size == 0:
+        raise InputError(
+            f"DATA: expected at least one row and column, got shape {matrix.shape} in {path!r}"
+        )
     columns = {str(i): matrix[:, i] for i in range(matrix.shape[1])}
     for name, vector in vectors.items():
         if len(vector) != len(matrix):
             raise InputError(
                 f"DATA: expected {len(matrix)} values in {name!r}, one for each row of {key!r}, "
                 f"got {len(vector)} in {path!r}"
+            )
+        if name in columns:
+            raise InputError(
+                f"DATA: expected names other than the matrix's column numbers, got the vector "
+                f"{name!r} in {path!r}"
             )
     target = "y" if "y" in vectors else None
     return Table(path, {**columns, **vectors}, has_names=False, target=target)
@@ -199,48 +227,120 @@ def _read_numpy(path: str, suffix: str) -> Table:
 def _read_arrow(path: str, suffix: str) -> Table:
     try:
         import pyarrow as pa
-        import pyarrow.csv
-        import pyarrow.parquet
     except ImportError as error:
         raise MissingDependencyError(
             f"reading {suffix} files needs pyarrow; install it with: pip install pyarrow"
         ) from error
-    try:
-        if suffix == ".parquet":
-            content = pyarrow.parquet.read_table(path)
-        else:
-            delimiter = "\t" if suffix == ".tsv" else ","
-            options = pyarrow.csv.ParseOptions(delimiter=delimiter)
-            convert = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
-            content = pyarrow.csv.read_csv(path, parse_options=options, convert_options=convert)
-        names = content.column_names
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"DATA: expected distinct column names, got {_listed(twice)} twice")
-    if suffix != ".parquet" and names and all(map(_is_number, names)):
+    content = _parquet(path) if suffix == ".parquet" else _csv(path, suffix)
+    _require_distinct(content.column_names)
+    columns = {}
+    missing = {}
+    for name, column in zip(content.column_names, content.itercolumns(), strict=True):
+        if column.null_count:
+            missing[name] = column.is_null().to_numpy()
+        is_text = pa.types.is_dictionary(column.type)
+        columns[name] = _words(column) if is_text else column.to_numpy()
+    return Table(path, columns, has_names=True, missing=missing)
+
+
+def _require_distinct(names: Sequence[str]) -> None:
+    if len(set(names)) == len(names):
+        return
+    seen: set[str] = set()
+    twice = {name: None for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
+    raise InputError(f"DATA: expected distinct column names, got {_listed(list(twice))} twice")
+
+
+def _words(column: Any) -> np.ndarray[Any, Any]:
+    """Return a dictionary column as an array of what its codes stand for, None where missing."""
+    parts = [np.empty(0, dtype=object)]
+    for chunk in column.chunks:
+        words = np.asarray([*chunk.dictionary.to_pylist(), None], dtype=object)
+        codes = chunk.indices.cast("int64").fill_null(len(words) - 1)
+        parts.append(words[codes.to_numpy()])
+    return np.concatenate(parts)
+
+
+def _parquet(path: str) -> Any:
+    """Return a Parquet file's content, after comparing what it claims with its size."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    file = pa.OSFile(os.fsencode(path))
+    reader = pyarrow.parquet.ParquetFile(file)
+    schema, metadata = reader.schema_arrow, reader.metadata
+    for entry in schema:
+        if pa.types.is_nested(entry.type):
+            raise InputError(
+                f"DATA: expected plain columns, got {entry.name!r} of type {entry.type} in {path!r}"
+            )
+    claimed = 8 * metadata.num_rows * len(schema)
+    if not 0 <= claimed <= PARQUET_RATIO * file.size():
+        raise InputError(
+            f"DATA: expected a Parquet file of some {claimed // PARQUET_RATIO} bytes or more for "
+            f"the {metadata.num_rows} rows and {len(schema)} columns it claims, got "
+            f"{file.size()} bytes in {path!r}; leave out constant columns, or write it as CSV"
+        )
+    # As a dictionary, a long text is held once, however many rows have it.
+    texts = [entry.name for entry in schema if _is_bytes(entry.type)]
+    return pyarrow.parquet.ParquetFile(file, read_dictionary=texts).read()
+
+
+def _is_bytes(type_: Any) -> bool:
+    import pyarrow as pa
+
+    return type_ in (pa.string(), pa.binary(), pa.large_string(), pa.large_binary())
+
+
+def _csv(path: str, suffix: str) -> Any:
+    """Return a CSV file's content."""
+    import pyarrow as pa
+    import pyarrow.csv
+
+    delimiter = "\t" if suffix == ".tsv" else ","
+
+    def stream() -> Any:
+        file = pa.OSFile(os.fsencode(path))
+        return pa.CompressedInputStream(file, "gzip") if suffix == ".csv.gz" else file
+
+    # Before Arrow makes columns, of some kilobytes each: compressed commas cost next to nothing.
+    names = _header(path, stream(), delimiter)
+    _require_distinct(names)
+    if names and all(map(_is_number, names)):
         raise InputError(
             f"DATA: expected a header line with the columns' names in {path!r}, got the numbers "
             f"{_listed(names, 3)}; add one"
         )
-    if len(names) == 1 and suffix != ".parquet" and any(sign in names[0] for sign in ";\t|"):
+    if len(names) == 1 and any(sign in names[0] for sign in ";\t|"):
         raise InputError(
             f"DATA: expected columns separated by {'tabs' if suffix == '.tsv' else 'commas'} in "
             f"{path!r}, got the one column {names[0][:60]!r}; convert the separator"
         )
-    columns = {}
-    missing = {}
-    for name in names:
-        column = content.column(name)
-        if pa.types.is_nested(column.type):
-            raise InputError(
-                f"DATA: expected plain columns, got {name!r} of type {column.type} in {path!r}"
-            )
-        if column.null_count:
-            missing[name] = column.is_null().to_numpy()
-        columns[name] = column.to_numpy()
-    return Table(path, columns, has_names=True, missing=missing)
+    return pyarrow.csv.read_csv(
+        stream(),
+        read_options=pyarrow.csv.ReadOptions(block_size=LINE_BYTES),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
+        convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
+    )
+
+
+def _header(path: str, stream: Any, delimiter: str) -> list[str]:
+    """Return the fields of the first line that is not empty."""
+    import csv
+
+    line = b""
+    while len(line) < LINE_BYTES and (more := stream.read(2**16)):
+        line = (line + more).lstrip(b"\r\n")
+        if b"\n" in more or b"\r" in more:
+            break
+    line = re.split(rb"[\r\n]", line, maxsplit=1)[0]
+    if len(line) >= LINE_BYTES:
+        raise InputError(
+            f"DATA: expected lines of less than {LINE_BYTES} bytes, got a longer one in {path!r}"
+        )
+    # Arrow says what is wrong with the encoding; a byte order mark it leaves out.
+    text = line.decode("utf-8-sig", errors="replace")
+    return next(csv.reader([text], delimiter=delimiter), [])
 
 
 def _is_number(name: str) -> bool:
@@ -249,8 +349,3 @@ def _is_number(name: str) -> bool:
         return not float(name).is_integer()
     except (ValueError, OverflowError):
         return False
-
-
-def _unreadable(path: str, error: BaseException) -> InputError:
-    reason = " ".join(str(error).split())[:200]
-    return InputError(f"DATA: cannot read {path!r}: {reason}; is it whole, and named as it should?")

@@ -1,157 +1,49 @@
-"""The one training loop: epochs of batches, validation, early stopping, history, callbacks."""
+"""Training: what is asked for is checked, and made into a loop over epochs."""
 
 from __future__ import annotations
 
-import math
+import hashlib
+import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
-from time import perf_counter
-from typing import Any, NoReturn, TypeAlias
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import Any
 
-import numpy as np
-
+from nnbackend.checkpoints import (
+    Checkpoint,
+    CheckpointFolder,
+    Keeper,
+    checked_interval,
+    options_of,
+    read_checkpoint,
+    require_same_options,
+)
 from nnbackend.checks import positive_integer, real
 from nnbackend.core.losses import Loss
 from nnbackend.core.optimizers import Adam, Optimizer, OptimizerState
 from nnbackend.core.optimizers import optimizer as get_optimizer
-from nnbackend.core.schedules import Clock, as_schedule
 from nnbackend.device import Device, get_device
-from nnbackend.engines import Data, Engine, Problem, get_engine, reference_seconds
-from nnbackend.errors import DivergenceError, InputError
-from nnbackend.feed import Feed, FeedEngine
+from nnbackend.distributed import Team, together
+from nnbackend.engines import (
+    Data,
+    Engine,
+    PartialEngine,
+    Problem,
+    get_engine,
+    reference_seconds,
+)
+from nnbackend.errors import CheckpointError, InputError
+from nnbackend.feed import Examples, Feed, Resident, data_digest
+from nnbackend.history import Callback, EarlyStopping, History, TrainingState
+from nnbackend.interruption import Interruption
+from nnbackend.loop import Generators, Loop
 from nnbackend.memory import Memory
 from nnbackend.network import Network
+from nnbackend.persistence import write_atomically
+from nnbackend.sources import as_source
+from nnbackend.stream import Stream
 
 __all__ = ["Callback", "EarlyStopping", "History", "TrainingState", "train"]
-
-# Ctrl-C and the history wait that long at most, or for one epoch.
-SECONDS_PER_CALL = 0.1
-
-
-@dataclass
-class History:
-    """What happened in training: lists with one entry per finished epoch.
-
-    Attributes
-    ----------
-    loss : list of float
-        The mean of the objective (loss and penalties) over the epoch's steps, each taken before
-        its update and weighted by its examples.
-    validation_loss : list of float
-        The loss on the validation data after the epoch, without penalties and dropout; empty where
-        there is none.
-    learning_rate : list of float
-        The rate of the epoch's last step.
-    epoch_seconds : list of float
-        Wall-clock seconds, validation included.
-    best_epoch : int or None
-        With early stopping, the epoch (counted from 1) of the lowest watched loss.
-    stopped : str
-        Why training ended: ``"completed"``, ``"early stopping"``, ``"callback"``,
-        ``"interrupted"`` or ``"diverged"``.
-    n_samples : int
-        Training examples per epoch.
-    peak_device_bytes : int or None
-        GPU memory that CuPy's pool held when training ended. Freed blocks stay in the pool, so it
-        is at least the peak of this training; what ran before may have left more. None on the
-        CPU.
-    optimizer_state : OptimizerState or None
-        Where the optimizer stands after the last step, for a training that goes on from here.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    validation_loss: list[float] = field(default_factory=list)
-    learning_rate: list[float] = field(default_factory=list)
-    epoch_seconds: list[float] = field(default_factory=list)
-    best_epoch: int | None = None
-    stopped: str = "completed"
-    n_samples: int = 0
-    peak_device_bytes: int | None = None
-    optimizer_state: OptimizerState | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def n_epochs(self) -> int:
-        """The number of finished epochs."""
-        return len(self.loss)
-
-    @property
-    def samples_per_second(self) -> float:
-        """Training examples per second over all finished epochs; NaN where there are none."""
-        seconds = sum(self.epoch_seconds)
-        return self.n_samples * self.n_epochs / seconds if seconds > 0 else math.nan
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all but the optimizer's state as a dictionary that JSON can hold."""
-        facts = asdict(replace(self, optimizer_state=None))
-        del facts["optimizer_state"]
-        return facts
-
-
-@dataclass(frozen=True)
-class EarlyStopping:
-    """Stop when the watched loss has not improved for a number of epochs.
-
-    Parameters
-    ----------
-    patience : int, default 10
-        That many epochs without improvement end the training.
-    min_delta : float, default 0.0
-        An improvement lowers the best loss by more than this.
-    monitor : {"validation_loss", "loss"}, default "validation_loss"
-        Which loss is watched.
-    restore_best : bool, default True
-        Give the network the parameters of the best epoch at the end, however training ends. With
-        ``monitor="loss"``, which is taken before each update, they are those the epoch ended with.
-    """
-
-    patience: int = 10
-    min_delta: float = 0.0
-    monitor: str = "validation_loss"
-    restore_best: bool = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "patience", positive_integer("patience", self.patience))
-        object.__setattr__(self, "min_delta", real("min_delta", self.min_delta, minimum=0.0))
-        if not isinstance(self.restore_best, bool):
-            raise InputError(f"restore_best: expected True or False, got {self.restore_best!r}")
-        if self.monitor not in ("validation_loss", "loss"):
-            raise InputError(f"monitor: expected 'validation_loss' or 'loss', got {self.monitor!r}")
-
-
-@dataclass
-class TrainingState:
-    """What a callback sees after every epoch.
-
-    Attributes
-    ----------
-    network : Network
-        The network, with a copy of the parameters that the epoch ended with, to look at: training
-        goes on from its own, and changes made here are lost.
-    history : History
-        All finished epochs, this one included.
-    epoch : int
-        Finished epochs.
-    epochs : int
-        Epochs that were asked for.
-    """
-
-    network: Network
-    history: History
-    epoch: int
-    epochs: int
-    _stop: bool = field(default=False, repr=False)
-
-    def stop(self) -> None:
-        """End the training after this epoch."""
-        self._stop = True
-
-    @property
-    def stop_requested(self) -> bool:
-        """Whether a callback has asked to end the training."""
-        return self._stop
-
-
-Callback: TypeAlias = Callable[[TrainingState], object]
 
 
 def train(
@@ -177,6 +69,11 @@ def train(
     engine: str = "auto",
     precision: str = "float32",
     optimizer_state: OptimizerState | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float | timedelta = timedelta(minutes=1),
+    checkpoints_kept: int = 3,
+    resume: bool = False,
+    communicator: Any = None,
 ) -> History:
     """Train a network in place: forward propagation, loss, backward propagation, update.
 
@@ -190,9 +87,11 @@ def train(
     net : Network
         Trained in place, on its own device.
     X : array-like (n_samples, n_features)
-        One example per row. Without ``y``: an iterable of batches (X, y) or (X, y, sample_weight),
-        such as torch's DataLoader, each pass over which is an epoch; ``batch_size`` and ``shuffle``
-        are its own matter then, and the reference engine trains. Features of very different scales
+        One example per row. A ``numpy.memmap`` or Zarr array too large for memory is read in
+        blocks; see ``nb.sources``. Without ``y``: a source from there, or an iterable of batches
+        (X, y) or (X, y, sample_weight), such as torch's DataLoader, each pass over which is an
+        epoch; ``batch_size`` and ``shuffle`` are its own matter then, and the reference engine
+        trains. Features of very different scales
         train badly: call ``net.standardize(X)`` first, and ``net.standardize(X, y)`` for a
         regression.
     y : array-like
@@ -249,6 +148,27 @@ def train(
     optimizer_state : OptimizerState, optional
         ``history.optimizer_state`` of the training that this one continues, with the same optimizer
         and network: step number, moments and velocity go on from there.
+    checkpoint : path-like, optional
+        A folder, of this training alone, to write checkpoints into: parameters, optimizer, random
+        numbers, position in the epoch and history, in files that ``load`` reads as models, too. One
+        is written whenever it is due, at the end, and when Ctrl-C or SIGTERM comes, which end the
+        training between two steps: SIGTERM then ends the process with exit code 143, or goes to the
+        handler that there was.
+    checkpoint_every : float or timedelta, default one minute
+        Epochs, fractions of them included, or time.
+    checkpoints_kept : int, default 3
+        How many stay, the newest; older ones are deleted.
+    resume : bool, default False
+        Go on from the newest whole checkpoint in the folder; where there is none, begin. Pass what
+        the training began with; only ``epochs`` may change. On the same machine, with the same
+        versions, the result is that of a training that was never broken off, bit for bit. Callbacks
+        hear of the epochs to come.
+    communicator : mpi4py.MPI.Intracomm, optional
+        The processes of a data-parallel training, started with ``mpiexec``. Each calls ``train``
+        with the same network and data, and works on its part of the rows of every batch; gradients
+        are summed over all before the update, so that the result is that of one process up to
+        rounding. Callbacks run, and checkpoints are written, in the process of rank 0 alone. If one
+        fails, each raises an error.
 
     Returns
     -------
@@ -258,7 +178,12 @@ def train(
     ------
     InputError
         If an argument is not as said; the network is unchanged then. Of batches that are brought, a
-        later one may be wrong: the steps before it are kept.
+        later one may be wrong: the steps before it are kept. Also if another thread is training the
+        network.
+    CheckpointError
+        If a checkpoint cannot be written, or training cannot go on from those that there are.
+    DistributedError
+        If another process failed, or was given other data or options.
     DeviceMemoryError
         If the memory of a GPU does not suffice; the message says what was needed.
     DivergenceError
@@ -276,48 +201,216 @@ def train(
     >>> history.loss[-1] < 0.1 < history.loss[0]
     True
     """
-    if not isinstance(net, Network):
-        raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
-    chosen = Adam(1e-3) if optimizer is None else get_optimizer(optimizer)
-    epochs = positive_integer("epochs", epochs)
-    if batch_size is not None:
-        batch_size = positive_integer("batch_size", batch_size)
-    if seed is not None:
-        seed = positive_integer("seed", seed, minimum=0)
-    clip_value, clip_norm = _bound("clip_value", clip_value), _bound("clip_norm", clip_norm)
-    if not (isinstance(shuffle, bool) or callable(shuffle)):
-        raise InputError(f"shuffle: expected True, False or a callable, got {shuffle!r}")
-    if not isinstance(penalty_per_sample, bool):
-        raise InputError(f"penalty_per_sample: expected True or False, got {penalty_per_sample!r}")
-    hooks = _callbacks(callbacks)
-    device = get_device(net.device)
-    objective = net.objective(loss, l1, l2, penalty_per_sample=penalty_per_sample)
-    memory = Memory(net, objective, chosen, batch_size)
-    with device.activate(), memory.explained():
-        data: Data | Feed
-        if y is None:
-            if sample_weight is not None:
-                raise InputError(
-                    "sample_weight: expected None without y, got weights; a batch that X yields "
-                    "has its own: (X, y, sample_weight)"
-                )
-            data, size = Feed(net, X, objective.loss), 1
-        else:
-            data = memory.prepare(X, y, objective.loss, sample_weight)
-            net.learn_feature_names(X)
-            size = min(batch_size or data.n_samples, data.n_samples)
+    interruption = Interruption()
+    with together(communicator) as team, ExitStack() as stack:
+        if not isinstance(net, Network):
+            raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
+        chosen = Adam(1e-3) if optimizer is None else get_optimizer(optimizer)
+        epochs = positive_integer("epochs", epochs)
+        if batch_size is not None:
+            batch_size = positive_integer("batch_size", batch_size)
+        _check_randomness(shuffle, seed, keeps=checkpoint is not None, has_team=team is not None)
+        clip_value, clip_norm = _bound("clip_value", clip_value), _bound("clip_norm", clip_norm)
+        _check_flags(penalty_per_sample=penalty_per_sample, resume=resume)
+        hooks = _callbacks(callbacks, team)
+        every = checked_interval(checkpoint_every)
+        folder = _folder(checkpoint, checkpoints_kept, resume, team)
+        if folder is not None:
+            stack.callback(folder.close)
+        stack.enter_context(net.being_trained())
+        device = get_device(net.device)
+        objective = net.objective(loss, l1, l2, penalty_per_sample=penalty_per_sample)
+        memory = Memory(net, objective, chosen, batch_size)
+        stack.enter_context(device.activate())
+        stack.enter_context(memory.explained())
+        examples, form, size = _examples(
+            net, memory, objective.loss, (X, y, sample_weight), batch_size, shuffle
+        )
         validation = _validation(memory, objective.loss, validation_data)
         _check_early_stopping(early_stopping, validation)
         problem = Problem(objective, chosen, size, clip_value, clip_norm, precision)
-        shuffle_seed, dropout_seed = np.random.SeedSequence(seed).spawn(2)
-        make_engine = _engine_for(data, problem, engine, device, epochs)
-        runner = make_engine(
-            problem, device, net.parameters, data, np.random.default_rng(dropout_seed)
+        make_engine = _engine_for(examples, problem, engine, device, epochs)
+        generators = Generators.of(seed)
+        runner = make_engine(problem, device, net.parameters, form, generators.dropout, team)
+        _set_optimizer_state(runner, optimizer_state, problem, device)
+        loop = Loop(
+            net, runner, problem, examples, validation, early_stopping, hooks, epochs, generators,
+            interruption, team,
+        )  # fmt: skip
+        if checkpoint is not None or team is not None:
+            stack.enter_context(interruption)
+            _check_parts(runner, problem, device)
+            options = _options(net, problem, examples, validation, shuffle, seed, early_stopping)
+            _keep_and_share(loop, folder, every, options, resume=resume)
+        history = loop.run()
+    interruption.forward_termination()
+    return history
+
+
+def _check_flags(**flags: Any) -> None:
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise InputError(f"{name}: expected True or False, got {flag!r}")
+
+
+def _check_randomness(shuffle: Any, seed: Any, *, keeps: bool, has_team: bool) -> None:
+    """Check what decides the order of the examples."""
+    if seed is not None:
+        positive_integer("seed", seed, minimum=0)
+    elif has_team:
+        raise InputError(
+            "seed: expected a number with a communicator, so that all processes draw alike, got "
+            "None"
         )
-        if optimizer_state is not None:
-            runner.set_optimizer_state(_checked_state(optimizer_state, problem, device))
-        loop = _Loop(net, runner, problem, data, validation, early_stopping, hooks, epochs)
-        return loop.run(_order(shuffle, data, loop.steps, np.random.default_rng(shuffle_seed)))
+    if not (isinstance(shuffle, bool) or callable(shuffle)):
+        raise InputError(f"shuffle: expected True, False or a callable, got {shuffle!r}")
+    if callable(shuffle) and (keeps or has_team):
+        other = "checkpoint" if keeps else "communicator"
+        raise InputError(
+            f"shuffle: expected True or False with a {other}, got a callable, whose state "
+            "nnbackend does not know"
+        )
+
+
+def _folder(path: Any, keep: int, resume: bool, team: Team | None) -> CheckpointFolder | None:
+    """Return the folder of the checkpoints, in the one process that writes them."""
+    if path is None:
+        if resume:
+            raise InputError("resume: expected checkpoint, the folder to go on from, got None")
+        return None
+    if team is not None and team.rank > 0:
+        return None
+    folder = CheckpointFolder(path, keep)
+    if not resume and folder.files():
+        folder.close()
+        raise CheckpointError(
+            f"checkpoint: expected a folder without checkpoints, got {folder.path!r}, which holds "
+            "some; pass resume=True to go on from them, or choose another folder"
+        )
+    return folder
+
+
+def _examples(
+    net: Network,
+    memory: Memory,
+    loss: Loss,
+    given: tuple[Any, Any, Any],
+    batch_size: int | None,
+    shuffle: Any,
+) -> tuple[Examples, Data, int]:
+    """Return the examples, a ``Data`` of the form of theirs, and the size of a batch."""
+    X, y, sample_weight = given
+    source = as_source(X, y, sample_weight)
+    if source is not None:
+        if batch_size is None:
+            raise InputError(
+                "batch_size: expected a number with data that is read in blocks, got None"
+            )
+        if callable(shuffle):
+            raise InputError(
+                "shuffle: expected True or False with data that is read in blocks, got a callable"
+            )
+        stream = Stream(net, source, loss, batch_size, shuffle)
+        net.learn_feature_names(source)
+        return stream, stream.form(), min(batch_size, stream.n_samples)
+    if y is None:
+        if sample_weight is not None:
+            raise InputError(
+                "sample_weight: expected None without y, got weights; a batch that X yields "
+                "has its own: (X, y, sample_weight)"
+            )
+        nothing = net.parameters[:0]
+        return Feed(net, X, loss), Data(nothing, nothing), 1
+    data = memory.prepare(X, y, loss, sample_weight)
+    net.learn_feature_names(X)
+    size = min(batch_size or data.n_samples, data.n_samples)
+    return Resident(data, size, shuffle), data, size
+
+
+def _set_optimizer_state(engine: Engine, given: Any, problem: Problem, device: Device) -> None:
+    if given is not None:
+        state = _checked_state(given, problem, device)
+        engine.set_state(engine.state._replace(optimizer=state))
+
+
+def _check_parts(engine: Engine, problem: Problem, device: Device) -> None:
+    """Check that the state of an engine can be kept."""
+    if not isinstance(engine, PartialEngine) and problem.objective.structure.has_dropout:
+        raise InputError(
+            f"checkpoint: expected engine='reference' for a network with dropout on {device}, got "
+            "'cuda', which keeps the state of its random numbers on the GPU"
+        )
+
+
+def _options(
+    net: Network,
+    problem: Problem,
+    examples: Examples,
+    validation: Data | None,
+    shuffle: Any,
+    seed: Any,
+    early_stopping: EarlyStopping | None,
+) -> dict[str, str]:
+    """Return as text what decides the outcome: a training that goes on has the same."""
+    to_numpy = get_device(net.device).to_numpy
+    return options_of(
+        layer_sizes=net.layer_sizes,
+        hidden=net.hidden,
+        output=net.output,
+        dropout=net.dropout,
+        dtype=net.dtype,
+        optimizer=problem.optimizer,
+        loss=problem.objective.loss,
+        l1=problem.objective.l1,
+        l2=problem.objective.l2,
+        penalty_per_sample=problem.objective.penalty_per_sample,
+        batch_size=problem.batch_size,
+        clip_value=problem.clip_value,
+        clip_norm=problem.clip_norm,
+        precision=problem.precision,
+        shuffle=shuffle,
+        seed=seed,
+        early_stopping=early_stopping,
+        data=examples.digest(to_numpy),
+        validation_data=None if validation is None else data_digest(validation, to_numpy),
+    )
+
+
+def _keep_and_share(
+    loop: Loop,
+    folder: CheckpointFolder | None,
+    every: float | timedelta,
+    options: dict[str, str],
+    *,
+    resume: bool,
+) -> None:
+    """Give a loop its checkpoints, have it go on from one, and tell it to all processes."""
+    net, team = loop.net, loop.team
+    found = folder.newest(net) if folder is not None and resume else None
+    if found is not None:
+        require_same_options(found.options, options)
+    if folder is not None:
+        loop.keeper = Keeper(folder, every, options, loop.steps)
+    if team is not None:
+        device = get_device(net.device)
+        digest = hashlib.sha256(device.to_numpy(net.parameters).tobytes()).hexdigest()
+        asked = {**options, **options_of(epochs=loop.epochs, resume=resume)}
+        team.agree({**asked, "initial parameters": digest})
+        content = team.share(lambda: None if found is None else found.to_bytes(net))
+        if content is not None and team.rank > 0:
+            found = _checkpoint_of(content, net)
+        team.allocate(device, net.n_parameters, net.dtype)
+    if found is not None:
+        loop.resume(found)
+
+
+def _checkpoint_of(content: bytes, net: Network) -> Checkpoint:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "checkpoint")
+        write_atomically(path, content)
+        return read_checkpoint(path, net)
 
 
 def _bound(name: str, value: float | None) -> float | None:
@@ -325,43 +418,24 @@ def _bound(name: str, value: float | None) -> float | None:
 
 
 def _engine_for(
-    data: Data | Feed, problem: Problem, engine: str, device: Device, epochs: int
+    examples: Examples, problem: Problem, engine: str, device: Device, epochs: int
 ) -> Callable[..., Engine]:
     """Return what makes the engine."""
-    seconds = reference_seconds(problem, data.n_samples, epochs)
-    named = get_engine(engine, problem.precision, device, seconds)
-    if not isinstance(data, Feed):
-        return named
-    if engine not in ("auto", "reference"):
+    seconds = reference_seconds(problem, examples.n_samples, epochs)
+    if isinstance(examples, Feed) and engine not in ("auto", "reference"):
         raise InputError(
             f"engine: expected 'auto' or 'reference' with an iterable of batches, got {engine!r}; "
             "pass arrays X and y for it"
         )
-    return FeedEngine
-
-
-def _order(
-    shuffle: Any, data: Data | Feed, steps: int, rng: np.random.Generator
-) -> Callable[[], Any] | None:
-    """Return what draws the order of an epoch; None where the rows stay as they are."""
-    # Batches that are brought come in an order of their own; that of one batch's rows is no matter.
-    if isinstance(data, Feed):
-        return None
-    n_samples = data.n_samples
-    if not callable(shuffle):
-        return (lambda: rng.permutation(n_samples)) if shuffle and steps > 1 else None
-
-    def draw() -> Any:
-        order = np.asarray(shuffle())
-        # A permutation: anything else would leave rows out, or read beyond the data.
-        if order.shape != (n_samples,) or not np.array_equal(np.sort(order), np.arange(n_samples)):
-            raise InputError(
-                f"shuffle: expected the callable to return the numbers 0 to {n_samples - 1} in "
-                f"some order, got an array of shape {order.shape}"
-            )
-        return order
-
-    return draw
+    if isinstance(examples, Stream) and engine == "cuda":
+        raise InputError(
+            "engine: expected 'auto' or 'reference' with data that is read in blocks, got 'cuda', "
+            "whose steps are planned for data on the GPU"
+        )
+    named = get_engine(engine, problem.precision, device, seconds)
+    return (
+        get_engine("reference", problem.precision, device) if isinstance(examples, Feed) else named
+    )
 
 
 def _checked_state(state: Any, problem: Problem, device: Device) -> OptimizerState:
@@ -399,7 +473,8 @@ def _validation(memory: Memory, loss: Loss, validation_data: Any) -> Data | None
     return memory.prepare(X, y, loss, weight, names)
 
 
-def _callbacks(callbacks: Any) -> tuple[Callback, ...]:
+def _callbacks(callbacks: Any, team: Team | None) -> tuple[Callback, ...]:
+    """Return the callbacks that are called in this process."""
     given = tuple(callbacks) if isinstance(callbacks, Iterable) else (callbacks,)
     for callback in given:
         if not callable(callback):
@@ -407,7 +482,7 @@ def _callbacks(callbacks: Any) -> tuple[Callback, ...]:
                 f"callbacks: expected a callable or several, called as callback(state), got "
                 f"{callback!r}"
             )
-    return given
+    return given if team is None or team.rank == 0 else ()
 
 
 def _check_early_stopping(early_stopping: Any, validation: Data | None) -> None:
@@ -421,190 +496,4 @@ def _check_early_stopping(early_stopping: Any, validation: Data | None) -> None:
         raise InputError(
             "early_stopping: expected validation_data to watch its loss, got None; pass it, or use "
             "EarlyStopping(monitor='loss')"
-        )
-
-
-class _Loop:
-    """One training: what lives as long as the call to ``train``."""
-
-    def __init__(
-        self,
-        net: Network,
-        engine: Engine,
-        problem: Problem,
-        data: Data | Feed,
-        validation: Data | None,
-        early_stopping: EarlyStopping | None,
-        callbacks: tuple[Callback, ...],
-        epochs: int,
-    ) -> None:
-        self.net = net
-        self.engine = engine
-        self.problem = problem
-        self.validation = validation
-        self.early_stopping = early_stopping
-        self.callbacks = callbacks
-        self.epochs = epochs
-        self.device = get_device(net.device)
-        self.schedule = as_schedule(problem.optimizer.learning_rate)
-        self.schedule_state = self.schedule.start()
-        self.data = data
-        self.steps = (
-            len(data) if isinstance(data, Feed) else -(-data.n_samples // problem.batch_size)
-        )
-        self.last_good: Any = None
-        self.history = History(n_samples=data.n_samples)
-        self.state = TrainingState(net, self.history, 0, epochs)
-        self.best_loss = math.inf
-        self.best: Any = None
-
-    def run(self, draw_order: Callable[[], Any] | None) -> History:
-        """Run the epochs; whatever ends them, the network gets the parameters it is owed."""
-        history, engine = self.history, self.engine
-        self.last_good = self._snapshot_to_validate()
-        n_epochs = 1
-        try:
-            while (epoch := len(history.epoch_seconds)) < self.epochs:
-                start = perf_counter()
-                n_epochs = min(n_epochs, self.epochs - epoch)
-                rates = [self._rates(number) for number in range(epoch, epoch + n_epochs)]
-                orders = self._orders(draw_order, n_epochs)
-                losses, validation_loss, finite = self._epochs(orders, rates)
-                seconds = (perf_counter() - start) / len(losses)
-                good = losses if finite else losses[:-1]
-                self._record(good, validation_loss, rates, seconds)
-                if not finite:
-                    self._diverge(losses[-1], validation_loss, rates[len(good)][-1])
-                self.last_good = self._snapshot_to_validate()
-                if self._should_stop():
-                    break
-                n_epochs = self._epochs_at_once(n_epochs, seconds)
-        except KeyboardInterrupt:
-            history.stopped = "interrupted"
-            # It may have come between two of an epoch's entries; the seconds are the last of them.
-            for entries in (history.loss, history.validation_loss, history.learning_rate):
-                del entries[len(history.epoch_seconds) :]
-            xp = self.device.xp
-            if not bool(xp.all(xp.isfinite(engine.parameters))):
-                self._restore_good()
-        finally:
-            if self.best is not None:
-                engine.restore(self.best)
-            self._write_back()
-            history.peak_device_bytes = self.device.pool_bytes()
-            history.optimizer_state = engine.optimizer_state
-        return history
-
-    def _rates(self, epoch: int) -> list[float]:
-        clock = Clock(epoch * self.steps, self.steps, self.steps * self.epochs)
-        return self.schedule.rates(clock, self.steps, self.schedule_state)
-
-    def _orders(self, draw: Callable[[], Any] | None, n_epochs: int) -> list[Any] | None:
-        orders = None if draw is None else [draw() for _ in range(n_epochs)]
-        # That of a full batch's rows changes nothing.
-        return None if self.steps == 1 else orders
-
-    def _record(
-        self,
-        losses: list[float],
-        validation_loss: float | None,
-        rates: list[list[float]],
-        seconds: float,
-    ) -> None:
-        """Add good epochs to the history; only a single one has a validation loss."""
-        history = self.history
-        history.n_samples = self.data.n_samples
-        for loss, epoch_rates in zip(losses, rates, strict=False):
-            history.loss.append(loss)
-            history.learning_rate.append(epoch_rates[-1])
-            if validation_loss is not None:
-                history.validation_loss.append(validation_loss)
-            watched = loss if validation_loss is None else validation_loss
-            self.schedule_state = self.schedule.observe(self.schedule_state, watched)
-            history.epoch_seconds.append(seconds)
-
-    def _diverge(self, loss: float, validation_loss: float | None, rate: float) -> NoReturn:
-        self._restore_good()
-        self.history.stopped = "diverged"
-        message = self._divergence_message(loss, validation_loss, rate)
-        raise DivergenceError(message, self.history)
-
-    def _restore_good(self) -> None:
-        if self.last_good is None:
-            self.engine.restore_finite()
-        else:
-            self.engine.restore(self.last_good)
-
-    def _snapshot_to_validate(self) -> Any:
-        """Return the parameters, if good ones may turn out to be bad on the validation data."""
-        return None if self.validation is None else self.engine.snapshot()
-
-    def _epochs_at_once(self, n_epochs: int, seconds: float) -> int:
-        """Return how many epochs the next call may run: 0.1 s of them where nobody looks on."""
-        if (
-            self.validation is not None
-            or self.early_stopping is not None
-            or self.callbacks
-            or self.schedule.observes
-        ):
-            return 1
-        wanted = int(SECONDS_PER_CALL / max(seconds, 1e-9))
-        return max(1, min(wanted, 16 * n_epochs, self.engine.max_epochs_per_call))
-
-    def _epochs(
-        self, orders: list[Any] | None, rates: list[list[float]]
-    ) -> tuple[list[float], float | None, bool]:
-        """Run epochs; read their losses and whether all is finite in one transfer."""
-        xp = self.device.xp
-        losses, is_finite = self.engine.run_epochs(orders, rates)
-        scalars = [losses, xp.reshape(xp.astype(xp.asarray(is_finite), losses.dtype), (1,))]
-        if self.validation is not None:
-            loss = xp.astype(xp.asarray(self.engine.data_loss(self.validation)), losses.dtype)
-            scalars.append(xp.reshape(loss, (1,)))
-        values = self.device.to_numpy(xp.concat(scalars)).tolist()
-        validation_loss = values.pop() if self.validation is not None else None
-        finite = bool(values.pop())
-        return values, validation_loss, finite and math.isfinite(validation_loss or 0.0)
-
-    def _should_stop(self) -> bool:
-        history, rule = self.history, self.early_stopping
-        epoch = history.n_epochs
-        if rule is not None:
-            watched = getattr(history, rule.monitor)[-1]
-            if watched < self.best_loss - rule.min_delta:
-                self.best_loss, history.best_epoch = watched, epoch
-                if rule.restore_best:
-                    self.best = self.engine.snapshot()
-        if self.callbacks:
-            self._write_back()
-            self.state.epoch = epoch
-            for callback in self.callbacks:
-                callback(self.state)
-            if self.state.stop_requested:
-                history.stopped = "callback"
-                return True
-        if rule is None or epoch == self.epochs:
-            return False
-        if epoch - (history.best_epoch or 0) >= rule.patience:
-            history.stopped = "early stopping"
-            return True
-        return False
-
-    def _write_back(self) -> None:
-        self.net.parameters[...] = self.engine.parameters
-
-    def _divergence_message(self, loss: float, validation_loss: float | None, rate: float) -> str:
-        epoch = self.history.n_epochs
-        if not math.isfinite(loss):
-            what = f"the loss became {loss}"
-        elif validation_loss is not None and not math.isfinite(validation_loss):
-            what = f"the validation loss became {validation_loss}"
-        else:
-            what = "a parameter became NaN or infinite"
-        kept_epoch = epoch if self.best is None else self.history.best_epoch
-        kept = f"after epoch {kept_epoch}" if kept_epoch else "before training"
-        return (
-            f"{what} in epoch {epoch + 1}; the network keeps its parameters from {kept}: lower the "
-            f"learning rate (it was {rate:g}), clip the gradient (clip_norm=1.0), or standardize "
-            "the features"
         )

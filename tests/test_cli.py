@@ -17,6 +17,7 @@ from nnbackend import cli
 from nnbackend.datasets import load_dataset
 
 FILES = ["curves.png", "held_out.csv", "history.json", "model.safetensors"]
+FOR_GOING_ON = ["checkpoints", "command.json"]
 QUICK = ["--epochs", "2"]
 
 
@@ -46,11 +47,8 @@ def test_train_reaches_the_promised_held_out_accuracy(run, dataset, accuracy):
     assert result["held_out"]["accuracy"] >= accuracy
     folder = Path(result["run"])
     extra = ["decision_boundary.png"] if dataset == "planar" else []
-    assert (
-        sorted(path.name for path in folder.iterdir())
-        == sorted(FILES + extra)
-        == sorted(result["files"])
-    )
+    assert sorted(result["files"]) == sorted(FILES + extra)
+    assert {path.name for path in folder.iterdir()} == {*result["files"], *FOR_GOING_ON}
     for picture in folder.glob("*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "history.json").read_text())["history"] == result["history"]
@@ -293,7 +291,7 @@ def test_divergence_is_told_and_what_was_learnt_is_kept(run):
     assert np.isfinite(nb.load("r/model.safetensors").parameters).all()
 
 
-def test_a_full_disk_leaves_no_part_of_a_run(run, monkeypatch):
+def test_a_full_disk_leaves_no_part_of_an_outcome_and_what_was_learnt(run, monkeypatch):
     import nnbackend.experiment
 
     real = nnbackend.experiment.write_atomically
@@ -304,10 +302,14 @@ def test_a_full_disk_leaves_no_part_of_a_run(run, monkeypatch):
         real(path, content)
 
     monkeypatch.setattr(nnbackend.experiment, "write_atomically", fail_at_the_picture)
-    code, _, err = run("train", *QUICK)
+    code, _, err = run("train", *QUICK, "--out", "r")
     assert code == 2
     assert "No space left" in err
-    assert list(Path().iterdir()) == []
+    assert "go on with: nnbackend train --resume r" in err
+    assert sorted(path.name for path in Path("r").iterdir()) == FOR_GOING_ON
+    monkeypatch.setattr(nnbackend.experiment, "write_atomically", real)
+    assert run("train", "--resume", "r")[0] == 0
+    assert nb.load("r/model.safetensors").n_parameters == 641
 
 
 def test_a_failed_run_leaves_the_folder_that_was_there_before(run):
@@ -317,18 +319,18 @@ def test_a_failed_run_leaves_the_folder_that_was_there_before(run):
 
 
 def test_control_c_keeps_what_was_learnt(run, monkeypatch):
-    import nnbackend.training
+    from nnbackend.loop import Loop
 
-    original = nnbackend.training._Loop._epochs
+    original = Loop._read
     calls = []
 
-    def interrupted(self, order, rates):
+    def interrupted(self, losses, is_finite):
         calls.append(None)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return original(self, order, rates)
+        return original(self, losses, is_finite)
 
-    monkeypatch.setattr(nnbackend.training._Loop, "_epochs", interrupted)
+    monkeypatch.setattr(Loop, "_read", interrupted)
     code, out, _ = run("train", "--out", "r", "--json")
     assert code == 130
     result = json.loads(out)

@@ -1,0 +1,390 @@
+"""Checkpoints: where a training stands, written so that it goes on from there bit for bit.
+
+A checkpoint is a model file that holds the state of the training as well, so that ``load`` reads
+the network out of it. It is written whole or not at all, and checked when it is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from nnbackend.checks import positive_integer, real
+from nnbackend.core.optimizers import OptimizerState
+from nnbackend.engines import EngineState
+from nnbackend.errors import CheckpointError, InputError, ModelFileError
+from nnbackend.history import History
+from nnbackend.network import Network
+from nnbackend.persistence import checked_path, read_training, to_bytes, write_atomically
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointFolder",
+    "Keeper",
+    "checked_interval",
+    "checkpoint_files",
+    "options_of",
+    "read_checkpoint",
+    "require_same_options",
+]
+
+_LOGGER = logging.getLogger("nnbackend")
+_NAME = re.compile(r"checkpoint-(\d{12})\.safetensors")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
+_Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training stands between two steps.
+
+    Attributes
+    ----------
+    options : dict of str to str
+        What the training was asked for, with digests of its data; one that goes on has the same.
+    engine : EngineState
+        Of NumPy arrays.
+    best : array (n_parameters,) or None
+        The parameters that early stopping would restore.
+    position : int
+        Steps of the current epoch that are done.
+    generators : dict of str to dict
+        The states of the generators ``shuffle``, at the beginning of the epoch, and ``dropout``.
+    history : History
+        The finished epochs.
+    """
+
+    options: dict[str, str]
+    engine: EngineState
+    best: Any
+    position: int
+    generators: dict[str, Any]
+    history: History
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it holds no NaN and infinity: one that does is not worth keeping."""
+        arrays = (self.engine.parameters, *self._arrays().values())
+        return all(map(math.isfinite, self.engine.totals)) and all(
+            bool(np.isfinite(array).all()) for array in arrays
+        )
+
+    def _arrays(self) -> dict[str, _Array]:
+        """Return the flat arrays beside the parameters, by name."""
+        state = self.engine.optimizer.arrays
+        arrays = {f"state{number}": array for number, array in enumerate(state)}
+        if self.position:
+            arrays["finite"] = self.engine.finite
+        return arrays if self.best is None else {**arrays, "best": self.best}
+
+    def to_bytes(self, net: Network) -> bytes:
+        """Return the content of a file: the network with these parameters, and the rest."""
+        host = net.to("cpu").copy()
+        host.parameters[...] = self.engine.parameters
+        description = {
+            "options": self.options,
+            "optimizer_step": self.engine.optimizer.step,
+            "totals": list(self.engine.totals),
+            "position": self.position,
+            "generators": self.generators,
+            "history": self.history.to_dict(),
+        }
+        return to_bytes(host, description, self._arrays())
+
+    @classmethod
+    def from_parts(
+        cls, net: Network, description: Mapping[str, Any], arrays: Mapping[str, _Array]
+    ) -> Checkpoint:
+        """Return what ``to_bytes`` was made of.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError
+            If it is not what ``to_bytes`` writes.
+        """
+        options = {str(key): str(value) for key, value in description["options"].items()}
+        position = positive_integer("position", description["position"], minimum=0)
+        step = positive_integer("optimizer_step", description["optimizer_step"], minimum=0)
+        loss, weight = (real("totals", value) for value in description["totals"])
+        generators = description["generators"]
+        for name in ("shuffle", "dropout"):
+            np.random.default_rng(0).bit_generator.state = generators[name]
+        state = tuple(
+            arrays[f"state{i}"] for i in range(sum(n.startswith("state") for n in arrays))
+        )
+        parameters = net.parameters
+        finite = arrays["finite"] if position else parameters
+        engine = EngineState(parameters, finite, OptimizerState(step, state), (loss, weight))
+        history = History.from_dict(description["history"])
+        return cls(options, engine, arrays.get("best"), position, generators, history)
+
+
+class CheckpointFolder:
+    """A folder of checkpoints, of which the newest few are kept.
+
+    It is one training's at a time: another that takes the same folder is refused, where the system
+    can lock files.
+
+    Parameters
+    ----------
+    path : path-like
+        The folder; it is made.
+    keep : int, default 3
+        How many checkpoints stay.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder cannot be made or written, or another training is using it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], keep: int = 3) -> None:
+        self.path = checked_path(path, "checkpoint")
+        self._keep = positive_integer("checkpoints_kept", keep)
+        self._lock: int | None = None
+        try:
+            os.makedirs(self.path, exist_ok=True)
+            self._lock = _locked(self.path)
+            # A folder that cannot be written is found out before the training.
+            write_atomically(os.path.join(self.path, ".writable"), b"")
+            os.unlink(os.path.join(self.path, ".writable"))
+        except InputError as error:
+            self.close()
+            raise self._unwritable(str(error.__cause__ or error)) from error
+        except OSError as error:
+            self.close()
+            raise self._unwritable(error.strerror or str(error)) from error
+        # What a process that was killed while it wrote has left behind.
+        for name in self._names():
+            if _TEMPORARY.fullmatch(name):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(self.path, name))
+
+    def close(self) -> None:
+        """Let others use the folder."""
+        if self._lock is not None:
+            import fcntl
+
+            # A process that was forked meanwhile shares the lock: closing alone would leave it.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            os.close(self._lock)
+            self._lock = None
+
+    def files(self) -> list[str]:
+        """Return the paths of the checkpoints, the newest first."""
+        return checkpoint_files(self.path)
+
+    def newest(self, net: Network) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole; None if there is none at all.
+
+        Parameters
+        ----------
+        net : Network
+            The network to be trained: the checkpoint is of one with the same structure.
+
+        Raises
+        ------
+        CheckpointError
+            If there are checkpoints and none of them is whole.
+
+        Those that are damaged are renamed where an older one is whole.
+        """
+        files = self.files()
+        damaged = []
+        reason = ""
+        for path in files:
+            try:
+                checkpoint = read_checkpoint(path, net)
+            except ModelFileError as error:
+                _LOGGER.warning("nnbackend: passing over a damaged checkpoint: %s", error)
+                damaged.append(path)
+                reason = reason or str(error).removeprefix("path: ")
+                continue
+            for other in damaged:
+                # No longer counted: those to come are kept in its place.
+                with contextlib.suppress(OSError):
+                    os.replace(other, f"{other}.damaged")
+            return checkpoint
+        if files:
+            raise CheckpointError(
+                f"checkpoint: expected a whole checkpoint in {self.path!r}, got {len(files)} that "
+                f"are damaged, the newest because {reason}; delete them to begin anew"
+            )
+        return None
+
+    def write(self, step: int, content: bytes) -> None:
+        """Write a checkpoint, and delete those that are no longer kept.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written; those before it stay.
+        """
+        path = os.path.join(self.path, f"checkpoint-{step:012d}.safetensors")
+        try:
+            write_atomically(path, content)
+        except InputError as error:
+            raise self._unwritable(str(error.__cause__ or error)) from error
+        for old in self.files()[self._keep :]:
+            with contextlib.suppress(OSError):
+                os.unlink(old)
+
+    def _names(self) -> list[str]:
+        return os.listdir(self.path)
+
+    def _unwritable(self, reason: str) -> CheckpointError:
+        files = self.files()
+        kept = f"; the newest is {files[0]!r}" if files else ""
+        return CheckpointError(
+            f"checkpoint: cannot write into {self.path!r} ({reason}){kept}; make room, or choose "
+            "another folder"
+        )
+
+
+def checkpoint_files(folder: str) -> list[str]:
+    """Return the paths of the checkpoints in a folder, the newest first."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    chosen = sorted((name for name in names if _NAME.fullmatch(name)), reverse=True)
+    return [os.path.join(folder, name) for name in chosen]
+
+
+def read_checkpoint(path: str, net: Network) -> Checkpoint:
+    """Read a checkpoint of a network with the structure and dtype of ``net``.
+
+    Raises
+    ------
+    ModelFileError
+        If it is damaged, or not a checkpoint.
+    CheckpointError
+        If it is of another network.
+    """
+    stored, description, arrays = read_training(path)
+    if (stored.structure, stored.dtype) != (net.structure, net.dtype):
+        raise CheckpointError(
+            f"checkpoint: expected one of {net!r}, got {path!r} of {stored!r}; choose another "
+            "folder"
+        )
+    try:
+        return Checkpoint.from_parts(stored, description, arrays)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise ModelFileError(
+            f"path: {path!r} is not a valid checkpoint: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _locked(path: str) -> int | None:
+    """Return the descriptor of a locked folder; None where the system cannot lock."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise CheckpointError(
+            f"checkpoint: expected a folder that no other training is using, got {path!r}; choose "
+            "another, or wait"
+        ) from error
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+class Keeper:
+    """Writes the checkpoints of one training when they are due.
+
+    Parameters
+    ----------
+    folder : CheckpointFolder
+        Where they go.
+    every : float or timedelta
+        Epochs, fractions of them included, or time.
+    options : dict of str to str
+        What the training was asked for.
+    steps_per_epoch : int
+        Steps of an epoch.
+    """
+
+    def __init__(
+        self,
+        folder: CheckpointFolder,
+        every: float | timedelta,
+        options: dict[str, str],
+        steps_per_epoch: int,
+    ) -> None:
+        self._folder, self.options = folder, options
+        self._seconds = self._steps = math.inf
+        if isinstance(every, timedelta):
+            self._seconds = every.total_seconds()
+        else:
+            self._steps = max(1, round(every * steps_per_epoch))
+        self._last_time, self._last_step = monotonic(), 0
+
+    def steps_to_go(self, steps_done: int) -> float:
+        """Return how many steps may be run before a checkpoint is due."""
+        return self._steps - (steps_done % self._steps if math.isfinite(self._steps) else 0)
+
+    def is_due(self, steps_done: int) -> bool:
+        """Whether a checkpoint is due, after so many steps in all."""
+        return (
+            monotonic() - self._last_time >= self._seconds
+            or steps_done // self._steps > self._last_step // self._steps
+        )
+
+    def start(self, steps_done: int) -> None:
+        """Count from here."""
+        self._last_time, self._last_step = monotonic(), steps_done
+
+    def write(self, net: Network, checkpoint: Checkpoint, steps_done: int) -> None:
+        """Write a checkpoint, unless its numbers are not finite: the epoch will say so at its end.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written.
+        """
+        if checkpoint.is_finite:
+            self._folder.write(steps_done, checkpoint.to_bytes(net))
+        self.start(steps_done)
+
+
+def checked_interval(every: Any) -> float | timedelta:
+    """Return ``checkpoint_every``, or raise what is wrong with it."""
+    if isinstance(every, timedelta):
+        if every <= timedelta(0):
+            raise InputError(f"checkpoint_every: expected a time > 0, got {every}")
+        return every
+    return real("checkpoint_every", every, above=0.0)
+
+
+def options_of(**values: Any) -> dict[str, str]:
+    """Return options as text that is the same in every process."""
+    # The default repr of an object of the user's own holds its address.
+    return {name: re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for name, value in values.items()}
+
+
+def require_same_options(found: Mapping[str, str], asked: Mapping[str, str]) -> None:
+    """Raise a CheckpointError that names what a training that goes on does differently."""
+    for name in sorted({*found, *asked}):
+        was, now = (options.get(name, "nothing")[:80] for options in (found, asked))
+        if found.get(name) != asked.get(name):
+            raise CheckpointError(
+                f"checkpoint: expected to go on with the same {name} ({was}), got {now}; only "
+                "epochs may change: pass what the training began with, or choose another folder"
+            )
