@@ -255,7 +255,7 @@ def checkpoint_files(folder: str) -> list[str]:
     """Return the paths of the checkpoints in a folder, the newest first."""
     try:
         names = os.listdir(folder)
-    except OSError:
+    except (OSError, ValueError):  # the latter for a path with a null in it
         return []
     chosen = sorted((name for name in names if _NAME.fullmatch(name)), reverse=True)
     return [os.path.join(folder, name) for name in chosen]

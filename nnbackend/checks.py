@@ -64,7 +64,10 @@ def real(
     expected = " and ".join(["a finite number", *bounds]).replace(" and", "", 1)
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{argument}: expected {expected}, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if (
         not math.isfinite(number)
         or (above is not None and number <= above)

@@ -504,7 +504,8 @@ def _sizes(text: str) -> tuple[int, ...]:
     if text in ("none", ""):
         return ()
     parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+    # More digits than a size can have are not even read.
+    if not all(part.strip().isdecimal() and len(part) < 20 and int(part) > 0 for part in parts):
         raise InputError(f"--hidden: expected units by layer such as 16,8, or 'none', got {text!r}")
     return tuple(int(part) for part in parts)
 
@@ -811,7 +812,7 @@ def _workloads(options: argparse.Namespace) -> list[Workload]:
                 raise InputError(f"--{name}: expected --layers along with it, got none")
         return chosen or list(known.values())
     parts = options.layers.split("-")
-    if not all(part.isdecimal() for part in parts):
+    if not all(part.isdecimal() and len(part) < 20 for part in parts):
         raise InputError(
             f"--layers: expected units by layer such as 64-256-1, got {options.layers!r}"
         )

@@ -168,7 +168,7 @@ def encode_target(
     if len(classes) < 2:
         raise InputError(
             f"--target: expected at least two classes in column {column!r}, got only "
-            f"{classes[0] if len(classes) else 'an empty column'}"
+            f"{repr(classes.tolist()[0]) if len(classes) else 'an empty column'}"
         )
     if len(classes) > 1000 and len(classes) > len(values) // 2:
         raise InputError(

@@ -52,6 +52,8 @@ def split(dataset: Dataset, validation: float, held_out: float, seed: int) -> Sp
     """
     from sklearn.model_selection import train_test_split
 
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed: expected an integer from 0 to {2**32 - 1}, got {seed!r}")
     n_samples = len(dataset.y)
     sizes = [round(n_samples * share) for share in (held_out, validation)]
     wanted = [share > 0 for share in (held_out, validation)]

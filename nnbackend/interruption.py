@@ -54,7 +54,7 @@ class Interruption:
         self.number = signal.SIGTERM if signal.SIGTERM in self._came else number
 
     def _act(self, number: int, frame: FrameType | None) -> None:
-        handler = self._previous[number]
+        handler = self._previous.get(number)
         if callable(handler):
             handler(number, frame)
         else:

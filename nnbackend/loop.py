@@ -163,6 +163,7 @@ class Loop:
                     self._pause()
             self._write_checkpoint()
         except _StoppedError:
+            self._tell_of_the_signal()
             is_break = self.interruption.number == signal.SIGINT
             history.stopped = "interrupted" if is_break else "terminated"
             self._write_checkpoint()
@@ -283,6 +284,13 @@ class Loop:
             raise _StoppedError
         if self.keeper is not None and self.keeper.is_due(self._steps_done):
             self._write_checkpoint()
+
+    def _tell_of_the_signal(self) -> None:
+        """Have all processes of a team end as the one does that a signal came to."""
+        if self.team is not None:
+            is_term = self.interruption.number == signal.SIGTERM
+            is_any = self.team.total([float(is_term)])[0] > 0
+            self.interruption.number = signal.SIGTERM if is_any else signal.SIGINT
 
     def _write_checkpoint(self) -> None:
         """Write where training stands, unless it stands at numbers that are not finite."""

@@ -40,6 +40,8 @@ __all__ = ["Gradients", "Network"]
 DTYPES = {"float32": np.float32, "float64": np.float64}
 
 
+# Eight bytes each.
+_MOST_PARAMETERS = 2**59
 # Rows that are standardized at once where all of them would be too many.
 _ROWS_PER_BLOCK = 2**16
 
@@ -751,7 +753,13 @@ def _structure(layer_sizes: Any, hidden: Any, output_name: Any, dropout: Any) ->
     rates = _per_layer(
         "dropout", dropout, len(sizes) - 2, lambda x: real("dropout", x, minimum=0.0, below=1.0)
     )
-    return Structure(sizes, activations, output("output", output_name), rates)
+    structure = Structure(sizes, activations, output("output", output_name), rates)
+    if structure.n_parameters > _MOST_PARAMETERS:
+        raise InputError(
+            "layer_sizes: expected sizes whose weights a machine can address, got "
+            f"{float(min(structure.n_parameters, 10**300)):.1e} parameters"
+        )
+    return structure
 
 
 def _sequence(value: Any) -> list[Any] | None:

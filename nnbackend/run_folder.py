@@ -104,10 +104,10 @@ def remove_if_empty(folder: Path, *, is_new: bool, is_default: bool) -> None:
 
 def model_file(path: str) -> str:
     """Return the model file that a path names: itself, or a run's model or newest checkpoint."""
-    inside = Path(path) / _MODEL
-    if inside.is_file():
-        return str(inside)
-    checkpoints = checkpoint_files(str(Path(path) / _CHECKPOINTS)) or checkpoint_files(path)
+    inside = os.path.join(path, _MODEL)
+    if os.path.isfile(inside):
+        return inside
+    checkpoints = checkpoint_files(os.path.join(path, _CHECKPOINTS)) or checkpoint_files(path)
     return checkpoints[0] if checkpoints else path
 
 

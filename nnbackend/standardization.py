@@ -100,9 +100,11 @@ class Standardization(NamedTuple):
     def of(cls, xp: Namespace, moments: Moments) -> Standardization:
         """Return the means and standard deviations that moments stand for."""
         deviation = xp.sqrt(moments.variance)
-        # Rounding leaves a constant column a deviation near 0; dividing by it would blow it up.
-        constant = deviation <= 1e-12 * xp.abs(moments.centre)
-        scale = xp.where(constant, xp.ones_like(deviation), deviation * moments.largest)
+        scale = deviation * moments.largest
+        # Rounding leaves a constant column a deviation near 0; dividing by it would blow it up. A
+        # deviation of the smallest numbers there are is 0.
+        constant = (deviation <= 1e-12 * xp.abs(moments.centre)) | (scale == 0)
+        scale = xp.where(constant, xp.ones_like(scale), scale)
         return cls(moments.centre * moments.largest, scale)
 
     def apply(self, x: Array) -> Array:

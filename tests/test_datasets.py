@@ -77,7 +77,7 @@ def test_targets_become_class_indices_or_numbers(values, task, codes, names):
     ("values", "task", "message"),
     [
         (["a", "b"], "regression", "'t' holds text"),
-        (["a", "a"], "auto", "at least two classes.*got only a"),
+        (["a", "a"], "auto", "at least two classes.*got only 'a'"),
         ([1.0, np.nan], "auto", "'t' holds nan in row 1"),
         (np.arange(3000), "classification", "3000 distinct values"),
         (np.asarray([1j]), "auto", "complex128"),

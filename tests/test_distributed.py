@@ -4,58 +4,30 @@ import contextlib
 import logging
 import os
 import re
-import shutil
-import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from backends import require
+from launcher import launch_under_mpi, mpi_library
 
 from nnbackend import device
 from nnbackend.distributed import Team, world_of_launcher
 from nnbackend.errors import DeviceError, DistributedError, InputError, MissingDependencyError
 
 PROGRAMS = os.path.join(os.path.dirname(__file__), "mpi_programs.py")
-# Against hanging only: on an idle machine the longest takes 4 s.
-PATIENCE = 120
 LAUNCHER_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMIX_RANK")
 
 
 @pytest.fixture(scope="module")
 def mpi():
-    require("mpi4py")
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        _missing(f"mpi4py finds no MPI library: {error}")
-    return MPI
+    return mpi_library()
 
 
 @pytest.fixture(scope="module")
-def launch(mpi):
-    beside = os.path.join(os.path.dirname(sys.executable), "mpiexec")
-    mpiexec = beside if os.path.exists(beside) else shutil.which("mpiexec")
-    if mpiexec is None:
-        _missing("there is no mpiexec")
-    command = [mpiexec]
-    if "Open MPI" in mpi.Get_library_version():
-        command += ["--oversubscribe", "--allow-run-as-root"]
-
-    def run(n, *program):
-        return subprocess.run(
-            [*command, "-n", str(n), sys.executable, "-W", "error", PROGRAMS, *map(str, program)],
-            capture_output=True, text=True, check=False, timeout=PATIENCE,
-        )  # fmt: skip
-
-    return run
-
-
-def _missing(reason):
-    if os.environ.get("NNBACKEND_REQUIRE_ORACLES") == "1":
-        pytest.fail(f"NNBACKEND_REQUIRE_ORACLES=1, but {reason}")
-    pytest.skip(reason)
+def launch():
+    return partial(launch_under_mpi, PROGRAMS)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])

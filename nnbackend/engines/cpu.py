@@ -188,7 +188,8 @@ class CpuEngine:
     ) -> tuple[int, bool]:
         """Run ``driver.run``, and count the steps."""
         table = coefficient_table(self._problem.optimizer, rates, self._step)
-        coefficients = table.astype(self._dtype)
+        with np.errstate(over="ignore"):
+            coefficients = table.astype(self._dtype)
         if order is None:
             order = np.empty((0, 0), np.int64)
         try:
