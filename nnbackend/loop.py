@@ -127,7 +127,20 @@ class Loop:
         self.seconds_per_epoch = math.inf
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of the same training, before the first step."""
+        """Go on from a checkpoint of the same training, before the first step.
+
+        Raises
+        ------
+        CheckpointError
+            If it does not belong to such a training after all.
+        """
+        n_arrays = len(self.problem.optimizer.state_names)
+        if checkpoint.position >= self.steps or len(checkpoint.engine.optimizer.arrays) != n_arrays:
+            raise CheckpointError(
+                f"checkpoint: expected less than {self.steps} steps of an epoch and {n_arrays} "
+                f"arrays of {self.problem.optimizer.name}, got {checkpoint.position} and "
+                f"{len(checkpoint.engine.optimizer.arrays)}; choose another folder"
+            )
         place, engine = self.device.place, checkpoint.engine
         finite = place(engine.finite)
         arrays = tuple(map(place, engine.optimizer.arrays))

@@ -28,14 +28,17 @@ from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 import nnbackend as nb
 from nnbackend.checkpoints import Keeper, checkpoint_files
 
-# Steps of some 10 ms, and after every second one a checkpoint of 5 MB, which takes longer.
-LARGE = {"sizes": [64, 512, 512, 1], "n_samples": 512, "batch_size": 64, "epochs": 8}
-SHORT = {**LARGE, "epochs": 3}
 SMALL = {"sizes": [4, 16, 1], "n_samples": 64, "batch_size": 8, "epochs": 4}
+TASKS: dict[str, dict[str, Any]] = {
+    # Steps of some 10 ms, and after every second one a checkpoint of 5 MB, which takes longer.
+    "large": {"sizes": [64, 512, 512, 1], "n_samples": 512, "batch_size": 64, "epochs": 8},
+    "short": {"sizes": [64, 256, 256, 1], "n_samples": 256, "batch_size": 32, "epochs": 6},
+}
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 # Hang guard, in seconds.
 _PATIENCE = 300.0
@@ -50,14 +53,17 @@ def train(task: dict[str, Any], **options: Any) -> tuple[nb.Network, nb.History]
     y = (X[:, :4].sum(axis=1) > 0).astype(int)
     net = nb.Network(sizes, hidden="tanh", dropout=0.1)
     options = {"engine": "reference", "validation_data": (X[:64], y[:64]), **options}
-    history = nb.train(net, X, y, batch_size=task["batch_size"], epochs=task["epochs"], **options)
+    options = {"batch_size": task["batch_size"], "epochs": task["epochs"], **options}
+    # The threads of a BLAS spin: on a machine that does other things, too, steps would take long.
+    with threadpool_limits(1):
+        history = nb.train(net, X, y, **options)
     return net, history
 
 
 # Kills
 
 
-def child(folder: str, out: str, epochs: int) -> None:
+def child(folder: str, out: str, task: str) -> None:
     """Train with checkpoints, going on from those that there are, and write what came out."""
     seconds: list[float] = []
     write = Keeper.write
@@ -69,18 +75,16 @@ def child(folder: str, out: str, epochs: int) -> None:
 
     Keeper.write = timed  # type: ignore[method-assign]
     print("training", flush=True)
-    net, history = train(
-        {**LARGE, "epochs": epochs}, checkpoint=folder, checkpoint_every=0.25, resume=True
-    )
+    net, history = train(TASKS[task], checkpoint=folder, checkpoint_every=0.25, resume=True)
     nb.save(net, f"{out}.safetensors")
     facts = {"loss": history.loss, "validation_loss": history.validation_loss, "seconds": seconds}
     Path(f"{out}.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 @contextlib.contextmanager
-def started(folder: Path, out: Path, epochs: int) -> Iterator[subprocess.Popen[str]]:
+def started(folder: Path, out: Path, task: str) -> Iterator[subprocess.Popen[str]]:
     """Yield a process that has begun to train; it is ended at the end."""
-    command = [sys.executable, __file__, "child", str(folder), str(out), str(epochs)]
+    command = [sys.executable, __file__, "child", str(folder), str(out), task]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             if process.stdout is None or process.stdout.readline() != "training\n":
@@ -158,21 +162,26 @@ def wait_to_kill(process: subprocess.Popen[str], folder: Path, rng: random.Rando
     return process.poll() is not None
 
 
-def undisturbed(task: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+def undisturbed(task: str) -> tuple[bytes, dict[str, Any]]:
     """Return what comes of a training that is left alone, without checkpoints."""
-    net, history = train(task)
+    net, history = train(TASKS[task])
     facts = {"loss": history.loss, "validation_loss": history.validation_loss}
     return net.parameters.tobytes(), facts
 
 
 def one_training(
-    folder: Path, rng: random.Random, most: int, result: Kills, expected: tuple[bytes, Any]
+    task: str,
+    folder: Path,
+    rng: random.Random,
+    most: int,
+    result: Kills,
+    expected: tuple[bytes, Any],
 ) -> None:
     """Kill a training up to ``most`` times until it comes to its end."""
     out, kept = folder / "out", folder / "checkpoints"
-    n_kills, epochs = 0, len(expected[1]["loss"])
+    n_kills = 0
     while True:
-        with started(kept, out, epochs) as process:
+        with started(kept, out, task) as process:
             if n_kills < most and not wait_to_kill(process, kept, rng):
                 before = newest_step(kept)
                 process.kill()
@@ -195,13 +204,14 @@ def one_training(
     result.different += not is_same
 
 
-def kills(count: int, seed: int, *, most: int = 12) -> Kills:
+def kills(count: int, seed: int, *, most: int = 12, task: str = "large") -> Kills:
     """Kill trainings ``count`` times, each at most ``most`` times."""
     rng, result = random.Random(seed), Kills()  # noqa: S311 - no secret
-    expected = undisturbed(LARGE)
+    expected = undisturbed(task)
     while result.kills < count and not result.failed:
         with tempfile.TemporaryDirectory() as folder:
-            one_training(Path(folder), rng, min(most, count - result.kills), result, expected)
+            most_now = min(most, count - result.kills)
+            one_training(task, Path(folder), rng, most_now, result, expected)
     return result
 
 
@@ -264,10 +274,10 @@ def in_process(folder: Path, engine: str) -> None:
 def soak(seconds: float, seed: int = 0, *, n_trainings: int = 10) -> tuple[list[Look], Kills]:
     """Train, kill, go on and predict for some time; return what this process held meanwhile."""
     rng, result, looks, start = random.Random(seed), Kills(), [], monotonic()  # noqa: S311
-    expected = undisturbed(SHORT)
+    expected = undisturbed("short")
     while monotonic() - start < seconds or len(looks) < 3:
         with tempfile.TemporaryDirectory() as folder:
-            one_training(Path(folder), rng, 1, result, expected)
+            one_training("short", Path(folder), rng, 1, result, expected)
             for number in range(n_trainings):
                 in_process(Path(folder) / str(number), ("reference", "cpu")[number % 2])
         looks.append(look(start))
@@ -309,10 +319,10 @@ def main(arguments: list[str] | None = None) -> int:
     parts = commands.add_parser("child", help="what is killed")
     parts.add_argument("folder")
     parts.add_argument("out")
-    parts.add_argument("epochs", type=int)
+    parts.add_argument("task", choices=list(TASKS))
     options = parser.parse_args(arguments)
     if options.command == "child":
-        child(options.folder, options.out, options.epochs)
+        child(options.folder, options.out, options.task)
         return 0
     if options.command == "kills":
         result = kills(options.count, options.seed)

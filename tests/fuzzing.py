@@ -37,6 +37,7 @@ import numpy as np
 
 import nnbackend as nb
 from nnbackend import persistence
+from nnbackend.checkpoints import read_checkpoint
 from nnbackend.cli import main
 from nnbackend.datasets import encode_target
 from nnbackend.errors import InputError, NNBackendError
@@ -177,6 +178,49 @@ def networks() -> list[bytes]:
     regression = nb.Network([2, 3, 2], output="identity", dtype="float64").standardize(X, X)
     linear = nb.Network([2, 1], output="exp")
     return [persistence.to_bytes(net) for net in (little, named, regression, linear)]
+
+
+def checkpointed() -> nb.Network:
+    """Return the network that the checkpoints are of."""
+    return nb.Network([2, 3, 1], hidden="tanh", dropout=0.25, seed=3)
+
+
+def train_on(where: str, epochs: int, **options: object) -> nb.History:
+    return nb.train(
+        checkpointed(),
+        [[0.0, 1.0], [1.0, 3.0], [2.0, 2.0], [0.5, 0.0]],
+        [0, 1, 1, 0],
+        epochs=epochs,
+        batch_size=1,
+        validation_data=([[1.0, 1.0]], [1]),
+        early_stopping=nb.EarlyStopping(patience=5),
+        engine="reference",
+        checkpoint=where,
+        checkpoint_every=0.5,
+        **options,
+    )
+
+
+def checkpoints() -> list[bytes]:
+    """Return a checkpoint within an epoch, and one between two, without times that vary."""
+    contents = []
+    with tempfile.TemporaryDirectory(dir=folder()) as where:
+        train_on(where, 2)
+        for path in sorted(Path(where).glob("*.safetensors"))[-2:]:
+            checkpoint = read_checkpoint(str(path), checkpointed())
+            checkpoint.history.epoch_seconds[:] = [0.5] * checkpoint.history.n_epochs
+            contents.append(checkpoint.to_bytes(checkpointed()))
+    return contents
+
+
+def go_on(path: str) -> None:
+    """Have a training go on from a checkpoint that can be read."""
+    read_checkpoint(path, checkpointed())
+    with tempfile.TemporaryDirectory(dir=folder()) as where:
+        shutil.copy(path, os.path.join(where, "checkpoint-000000000006.safetensors"))
+        history = train_on(where, 3, resume=True)
+        assert np.isfinite(history.loss).all()
+        assert history.n_epochs <= 3
 
 
 def json_value(rng: Random, depth: int = 0) -> object:  # noqa: PLR0911
@@ -621,6 +665,12 @@ KINDS: dict[str, Kind] = {
         (change_model, change_model, change_model, change_header, *BYTES, splice("model")),
         read_model,
     ),
+    "checkpoint": Kind(
+        ".safetensors",
+        checkpoints,
+        (*[change_model] * 6, change_header, *BYTES, splice("checkpoint")),
+        go_on,
+    ),
     "csv": Kind(
         ".csv",
         lambda: delimited(","),
@@ -771,6 +821,7 @@ def fuzz_apart(kind: str, count: int, seed: int) -> Report:
 def _main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--models", type=int, default=1000)
+    parser.add_argument("--checkpoints", type=int, default=0)
     parser.add_argument("--data", type=int, default=600, help="over all formats")
     parser.add_argument("--commands", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
@@ -787,7 +838,7 @@ def _main() -> int:
         print(outcome(kind, str(path)))
         return 0
     counts = {"model": options.models, **dict.fromkeys(DATA, -(-options.data // len(DATA)))}
-    counts["command"] = options.commands
+    counts |= {"command": options.commands, "checkpoint": options.checkpoints}
     failed = False
     for kind, count in counts.items():
         if count == 0:
