@@ -206,6 +206,12 @@ class CheckpointFolder:
             try:
                 checkpoint = read_checkpoint(path, net)
             except ModelFileError as error:
+                cause = error.__cause__
+                if isinstance(cause, OSError) and not isinstance(cause, IsADirectoryError):
+                    # Not damaged: it may be readable later, or for another user.
+                    raise CheckpointError(
+                        f"checkpoint: cannot read {path!r} ({cause}); make it readable"
+                    ) from error
                 _LOGGER.warning("nnbackend: passing over a damaged checkpoint: %s", error)
                 damaged.append(path)
                 reason = reason or str(error).removeprefix("path: ")

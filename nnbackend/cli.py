@@ -405,7 +405,8 @@ def _resumed(options: argparse.Namespace, folder: RunFolder) -> argparse.Namespa
             )
     arguments = folder.read_command()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        silence = io.StringIO()
+        with contextlib.redirect_stderr(silence), contextlib.redirect_stdout(silence):
             begun = _parser().parse_args(["train", *arguments])
     except SystemExit as error:
         raise InputError(

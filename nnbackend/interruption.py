@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 __all__ = ["Interruption"]
+
+_LOGGER = logging.getLogger("nnbackend")
 
 
 class Interruption:
@@ -61,7 +64,19 @@ class Interruption:
             # As a shell reports it; ``finally`` blocks run, which the default would not let them.
             raise SystemExit(128 + number)
 
-    def forward_termination(self) -> None:
-        """Pass SIGTERM on, if it came: to the handler there was, or as the end of the process."""
-        if self.number == signal.SIGTERM:
-            self._act(signal.SIGTERM, None)
+    def forward(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Pass SIGTERM on, if it came: to the handler there was, or as the end of the process.
+
+        To be called as ``__exit__`` is, when all is done: of an error the log tells then.
+        """
+        del kind, trace
+        if self.number != signal.SIGTERM or not (error is None or isinstance(error, Exception)):
+            return
+        if error is not None:
+            _LOGGER.error("nnbackend: %s", error)
+        self._act(signal.SIGTERM, None)

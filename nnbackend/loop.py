@@ -164,30 +164,14 @@ class Loop:
         """Run the epochs; whatever ends them, the network gets the parameters it is owed."""
         history, engine = self.history, self.engine
         self.last_good = self._snapshot_to_validate(self.last_good)
-        # What a rule or a callback has ended stays ended.
-        is_over = history.stopped in ("early stopping", "callback")
-        if not is_over:
-            history.stopped = "completed"
         try:
-            while not is_over and self._epoch < self.epochs:
-                self._run_epochs()
-                is_over = self._should_stop()
-                if not is_over:
-                    self._pause()
-            self._write_checkpoint()
-        except _StoppedError:
-            self._tell_of_the_signal()
-            is_break = self.interruption.number == signal.SIGINT
-            history.stopped = "interrupted" if is_break else "terminated"
-            self._write_checkpoint()
+            self._run_to_the_end()
         except KeyboardInterrupt:
             history.stopped = "interrupted"
             # It may have come between two of an epoch's entries; the seconds are the last of them.
             for entries in (history.loss, history.validation_loss, history.learning_rate):
                 del entries[len(history.epoch_seconds) :]
-            xp = self.device.xp
-            if not bool(xp.all(xp.isfinite(engine.parameters))):
-                self._restore_good()
+            self._restore_good_if_bad()
         except CheckpointError as error:
             error.history = history
             raise
@@ -198,6 +182,30 @@ class Loop:
             history.peak_device_bytes = self.device.pool_bytes()
             history.optimizer_state = engine.state.optimizer
         return history
+
+    def _run_to_the_end(self) -> None:
+        """Run the epochs that are left, and write where they ended, or where a signal came."""
+        history = self.history
+        # What a rule or a callback has ended stays ended.
+        is_over = history.stopped == "callback" or self._has_run_out_of_patience()
+        if history.stopped != "callback":
+            is_early = is_over and self._epoch < self.epochs
+            history.stopped = "early stopping" if is_early else "completed"
+        try:
+            while not is_over and self._epoch < self.epochs:
+                self._run_epochs()
+                is_over = self._should_stop()
+                if not is_over and self._epoch < self.epochs:
+                    self._pause()
+        except _StoppedError:
+            self._tell_of_the_signal()
+            is_break = self.interruption.number == signal.SIGINT
+            history.stopped = "interrupted" if is_break else "terminated"
+        try:
+            self._write_checkpoint()
+        finally:
+            # A signal may have come in an epoch that was about to diverge.
+            self._restore_good_if_bad()
 
     @property
     def _epoch(self) -> int:
@@ -345,7 +353,8 @@ class Loop:
     ) -> None:
         """Add good epochs to the history; only a single one has a validation loss."""
         history = self.history
-        history.n_samples = self.examples.n_samples
+        # Batches that are brought are counted in a whole pass.
+        history.n_samples = self.examples.n_samples or history.n_samples
         for loss, epoch_rates in zip(losses, rates, strict=False):
             history.loss.append(loss)
             history.learning_rate.append(epoch_rates[-1])
@@ -360,6 +369,11 @@ class Loop:
         self.history.stopped = "diverged"
         message = self._divergence_message(loss, validation_loss, rate)
         raise DivergenceError(message, self.history)
+
+    def _restore_good_if_bad(self) -> None:
+        xp = self.device.xp
+        if not bool(xp.all(xp.isfinite(self.engine.parameters))):
+            self._restore_good()
 
     def _restore_good(self) -> None:
         if self.last_good is None:
@@ -410,12 +424,14 @@ class Loop:
         if self._is_asked_to_stop():
             history.stopped = "callback"
             return True
-        if rule is None or epoch == self.epochs:
-            return False
-        if epoch - (history.best_epoch or 0) >= rule.patience:
+        if epoch < self.epochs and self._has_run_out_of_patience():
             history.stopped = "early stopping"
             return True
         return False
+
+    def _has_run_out_of_patience(self) -> bool:
+        rule, history = self.early_stopping, self.history
+        return rule is not None and history.n_epochs - (history.best_epoch or 0) >= rule.patience
 
     def _is_asked_to_stop(self) -> bool:
         """Whether a callback has asked to end; those of one process speak for all."""

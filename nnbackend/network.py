@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,6 +40,15 @@ __all__ = ["Gradients", "Network"]
 
 DTYPES = {"float32": np.float32, "float64": np.float64}
 
+
+# Held while a training writes parameters, so that no process is forked in the midst of that.
+_WRITING = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_WRITING.acquire,
+        after_in_parent=_WRITING.release,
+        after_in_child=_WRITING.release,
+    )
 
 # Eight bytes each.
 _MOST_PARAMETERS = 2**59
@@ -320,7 +330,9 @@ class Network:
         def move(x: Array) -> Array:
             return x if device == self._device else device.place(self._device.to_numpy(x))
 
-        moved = move(self._parameters)
+        moved = self._of_parameters(
+            lambda parameters: move(self._device.xp.asarray(parameters, copy=True))
+        )
         if dtype != self._dtype:
             moved = place("parameters", moved, device, DTYPES[dtype])
         net = Network.from_structure(self._structure, moved, dtype=dtype, device=device)
@@ -333,7 +345,7 @@ class Network:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state with every array as NumPy, so that any machine can restore it."""
-        host = self.to("cpu")
+        host = self._copy(self._dtype, get_device("cpu"))
         return {
             "structure": host.structure,
             "parameters": host.parameters,
@@ -533,11 +545,12 @@ class Network:
 
     def take_parameters(self, flat: Array) -> None:
         """Copy a flat vector into the parameters, so that no prediction sees a part of it."""
-        self._n_writes += 1
-        try:
-            self._parameters[...] = flat
-        finally:
+        with _WRITING:
             self._n_writes += 1
+            try:
+                self._parameters[...] = flat
+            finally:
+                self._n_writes += 1
 
     def _of_parameters(self, compute: Callable[[Array], R]) -> R:
         """Return what is computed of the parameters, all of them before a write or after it."""

@@ -278,7 +278,8 @@ def checked_names(net: Network) -> dict[str, Any]:
 
 def checked_tensors(net: Network) -> dict[str, Any]:
     """Return a network's arrays by name, finite, contiguous and on the host."""
-    host = net.to("cpu")
+    # A copy, of one moment: another thread may be training the network.
+    host = net.copy().to("cpu")
     tensors = {f"weights.{layer}": W for layer, W in enumerate(host.weights)}
     tensors |= {f"biases.{layer}": b for layer, b in enumerate(host.biases)}
     for name in _STANDARDIZATIONS:

@@ -39,7 +39,7 @@ from nnbackend.interruption import Interruption
 from nnbackend.loop import Generators, Loop
 from nnbackend.memory import Memory
 from nnbackend.network import Network
-from nnbackend.persistence import write_atomically
+from nnbackend.persistence import to_bytes, write_atomically
 from nnbackend.sources import as_source
 from nnbackend.stream import Stream
 
@@ -202,7 +202,10 @@ def train(
     True
     """
     interruption = Interruption()
-    with together(communicator) as team, ExitStack() as stack:
+    with ExitStack() as stack:
+        # When all else is closed, SIGTERM is passed on, after an error, too.
+        stack.push(interruption.forward)
+        team = stack.enter_context(together(communicator))
         if not isinstance(net, Network):
             raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
         chosen = Adam(1e-3) if optimizer is None else get_optimizer(optimizer)
@@ -242,9 +245,8 @@ def train(
             _check_parts(runner, problem, device)
             options = _options(net, problem, examples, validation, shuffle, seed, early_stopping)
             _keep_and_share(loop, folder, every, options, resume=resume)
-        history = loop.run()
-    interruption.forward_termination()
-    return history
+        loop.run()
+    return loop.history
 
 
 def _check_flags(**flags: Any) -> None:
@@ -390,6 +392,8 @@ def _keep_and_share(
     if found is not None:
         require_same_options(found.options, options)
     if folder is not None:
+        # A network that cannot be stored is found out before it is trained.
+        to_bytes(net)
         loop.keeper = Keeper(folder, every, options, loop.steps)
     if team is not None:
         device = get_device(net.device)

@@ -848,7 +848,6 @@ def test_closing_twice_is_closing_once(tmp_path):
     again.close()
 
 
-@pytest.mark.xfail(reason="the rule is not asked again when training goes on")
 def test_a_rule_that_is_met_with_the_last_epoch_has_ended_the_training(tmp_path):
     rule = nb.EarlyStopping(patience=2, monitor="loss", min_delta=0.05)
     options = {"early_stopping": rule, "optimizer": nb.SGD(0.3)}
@@ -862,7 +861,6 @@ def test_a_rule_that_is_met_with_the_last_epoch_has_ended_the_training(tmp_path)
     assert outcome(net, history) == expected
 
 
-@pytest.mark.xfail(reason="Feed counts whole passes only")
 def test_the_number_of_examples_is_still_known_of_batches_that_were_left_out(tmp_path):
     train(network(), (BATCHES,), epochs=2, **keeping(tmp_path / "all"))
     # Broken off in the second and last epoch.
@@ -874,7 +872,6 @@ def test_the_number_of_examples_is_still_known_of_batches_that_were_left_out(tmp
     assert history.samples_per_second > 0
 
 
-@pytest.mark.xfail(reason="Loop.run catches it beside, not around, the end for a signal")
 @pytest.mark.usefixtures("_handlers")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_last_checkpoint_that_cannot_be_written_is_an_error_with_a_history(
@@ -898,7 +895,6 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error_with_a_history(
     assert calls == (["forwarded"] if number == signal.SIGTERM else [])
 
 
-@pytest.mark.xfail(reason="the end for a signal does not look whether they are finite")
 @pytest.mark.usefixtures("_handlers")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_an_epoch_that_diverged_keeps_the_last_finite_parameters(
@@ -920,7 +916,6 @@ def test_a_signal_in_an_epoch_that_diverged_keeps_the_last_finite_parameters(
     np.testing.assert_array_equal(net.parameters, before)
 
 
-@pytest.mark.xfail(reason="it is found out when the first checkpoint is due")
 def test_a_network_that_cannot_be_stored_is_refused_before_training(tmp_path):
     own = nb.Activation("not registered", lambda xp, Z: xp.tanh(Z), lambda _, __, A: 1.0 - A * A)
     net = network(hidden=own)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from fuzzing import DATA, KINDS, X, Y, archive, npy
+from fuzzing import KINDS, X, Y, archive, npy
 
 import nnbackend as nb
 from nnbackend.errors import InputError, ModelFileError
