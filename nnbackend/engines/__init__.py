@@ -12,16 +12,17 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from nnbackend.checks import lookup
 from nnbackend.core.objective import Objective
-from nnbackend.core.optimizers import Optimizer, OptimizerState
+from nnbackend.core.optimizers import Optimizer
 from nnbackend.core.types import Array
 from nnbackend.device import Device
 from nnbackend.engines.reference import ReferenceEngine
+from nnbackend.engines.state import EngineState
 from nnbackend.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -96,28 +97,6 @@ class Data:
             None if x is None else x[start:stop, ...] for x in (self.X, self.y, self.sample_weight)
         )
         return Data(X, y, weight, self.streams)
-
-
-class EngineState(NamedTuple):
-    """Where an engine stands between two steps; arrays that later steps do not change.
-
-    Attributes
-    ----------
-    parameters : array (n_parameters,)
-        The current flat parameter vector.
-    finite : array (n_parameters,)
-        The one that the last epoch without NaN and infinity ended with.
-    optimizer : OptimizerState
-        Where the optimizer stands.
-    totals : tuple of float
-        Of the epoch's steps so far, the sum of the losses, each weighted by its examples, and the
-        sum of these weights; (0, 0) between two epochs.
-    """
-
-    parameters: Array
-    finite: Array
-    optimizer: OptimizerState
-    totals: tuple[float, float] = (0.0, 0.0)
 
 
 class Engine(Protocol):

@@ -16,12 +16,13 @@ from nnbackend.engines.formulas import coefficient_table, hidden_kinds, is_in_pl
 from nnbackend.engines.kernel_cache import load_kernels
 from nnbackend.engines.program import Kernels
 from nnbackend.engines.share import Share
+from nnbackend.engines.state import EngineState
 from nnbackend.engines.steps import Steps
 
 if TYPE_CHECKING:
     from nnbackend.device import Device
     from nnbackend.distributed import Team
-    from nnbackend.engines import Data, EngineState, Problem
+    from nnbackend.engines import Data, Problem
 
 __all__ = ["CpuEngine"]
 
@@ -124,8 +125,6 @@ class CpuEngine:
     @property
     def state(self) -> EngineState:
         """Where training stands, a copy."""
-        from nnbackend.engines import EngineState
-
         names = self._problem.optimizer.state_names
         arrays = tuple(array.copy() for array in self._state[: len(names)])
         loss, weight = self._totals.tolist()

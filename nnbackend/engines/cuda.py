@@ -17,12 +17,13 @@ from nnbackend.engines.formulas import UnrecordedError, coefficient_table, is_la
 from nnbackend.engines.plan import Buffer, Launch
 from nnbackend.engines.planner import Layout, Planner
 from nnbackend.engines.reference import ReferenceEngine, data_loss
+from nnbackend.engines.state import EngineState
 from nnbackend.errors import InputError
 
 if TYPE_CHECKING:
     from nnbackend.device import Device
     from nnbackend.distributed import Team
-    from nnbackend.engines import Data, Engine, EngineState, Problem
+    from nnbackend.engines import Data, Engine, Problem
 
 __all__ = ["CudaEngine", "cuda_engine"]
 
@@ -158,8 +159,6 @@ class CudaEngine:
     @property
     def state(self) -> EngineState:
         """Where training stands, a copy."""
-        from nnbackend.engines import EngineState
-
         buffers, pack = self._executor.buffers, self._program.layout.pack
         names = [f"state{i}" for i in range(len(self._problem.optimizer.state_names))]
         with self._executor.ordered():

@@ -12,11 +12,12 @@ from nnbackend.core.propagation import DEVICE_ELEMENTS
 from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, dropout_mask
 from nnbackend.core.types import Array
 from nnbackend.engines.share import Share
+from nnbackend.engines.state import EngineState
 
 if TYPE_CHECKING:
     from nnbackend.device import Device
     from nnbackend.distributed import Team
-    from nnbackend.engines import Data, EngineState, Problem
+    from nnbackend.engines import Data, Problem
 
 __all__ = ["ReferenceEngine", "data_loss"]
 
@@ -71,8 +72,6 @@ class ReferenceEngine:
     @property
     def state(self) -> EngineState:
         """Where training stands."""
-        from nnbackend.engines import EngineState
-
         optimizer = OptimizerState(self._step, self._state)
         loss, weight = map(float, self._totals or (0.0, 0.0))
         return EngineState(self._parameters, self._finite, optimizer, (loss, weight))
