@@ -23,9 +23,16 @@ from nnbackend.checks import positive_integer, real
 from nnbackend.core.optimizers import OptimizerState
 from nnbackend.engines import EngineState
 from nnbackend.errors import CheckpointError, InputError, ModelFileError
-from nnbackend.history import History
+from nnbackend.history import LISTS, History
 from nnbackend.network import Network
-from nnbackend.persistence import checked_path, read_training, to_bytes, write_atomically
+from nnbackend.persistence import (
+    STATE,
+    checked_path,
+    make_folders,
+    read_training,
+    to_bytes,
+    write_atomically,
+)
 
 __all__ = [
     "Checkpoint",
@@ -40,6 +47,9 @@ __all__ = [
 
 _LOGGER = logging.getLogger("nnbackend")
 _NAME = re.compile(r"checkpoint-(\d{12})\.safetensors")
+_LOCK = ".lock"
+# The descriptors of the folders that this process has locked.
+_LOCKS: set[int] = set()
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _Array = np.ndarray[Any, Any]
 
@@ -73,16 +83,18 @@ class Checkpoint:
 
     @property
     def is_finite(self) -> bool:
-        """Whether it holds no NaN and infinity: one that does is not worth keeping."""
-        arrays = (self.engine.parameters, *self._arrays().values())
-        return all(map(math.isfinite, self.engine.totals)) and all(
-            bool(np.isfinite(array).all()) for array in arrays
+        """Whether loss and parameters are finite; else the epoch ends in a DivergenceError."""
+        return all(map(math.isfinite, self.engine.totals or ())) and bool(
+            np.isfinite(self.engine.parameters).all()
         )
 
     def _arrays(self) -> dict[str, _Array]:
-        """Return the flat arrays beside the parameters, by name."""
+        """Return the arrays beside the parameters, by name."""
         state = self.engine.optimizer.arrays
-        arrays = {f"state{number}": array for number, array in enumerate(state)}
+        arrays = {f"{STATE}{number}": array for number, array in enumerate(state)}
+        for name in LISTS:
+            if entries := getattr(self.history, name):
+                arrays[f"history.{name}"] = np.asarray(entries, np.float64)
         if self.position:
             arrays["finite"] = self.engine.finite
         return arrays if self.best is None else {**arrays, "best": self.best}
@@ -94,10 +106,13 @@ class Checkpoint:
         description = {
             "options": self.options,
             "optimizer_step": self.engine.optimizer.step,
-            "totals": list(self.engine.totals),
+            "totals": list(self.engine.totals or ()),
             "position": self.position,
             "generators": self.generators,
-            "history": self.history.to_dict(),
+            "n_epochs": self.history.n_epochs,
+            "history": {
+                name: value for name, value in self.history.to_dict().items() if name not in LISTS
+            },
         }
         return to_bytes(host, description, self._arrays())
 
@@ -115,17 +130,26 @@ class Checkpoint:
         options = {str(key): str(value) for key, value in description["options"].items()}
         position = positive_integer("position", description["position"], minimum=0)
         step = positive_integer("optimizer_step", description["optimizer_step"], minimum=0)
-        loss, weight = (real("totals", value) for value in description["totals"])
+        if step > 2**53:
+            raise InputError(f"optimizer_step: expected at most 2**53, got {step:.1e}")
+        totals = None
+        if position:
+            loss, weight = (real("totals", value) for value in description["totals"])
+            totals = loss, weight
         generators = description["generators"]
         for name in ("shuffle", "dropout"):
             np.random.default_rng(0).bit_generator.state = generators[name]
         state = tuple(
-            arrays[f"state{i}"] for i in range(sum(n.startswith("state") for n in arrays))
+            arrays[f"{STATE}{i}"] for i in range(sum(n.startswith(STATE) for n in arrays))
         )
         parameters = net.parameters
         finite = arrays["finite"] if position else parameters
-        engine = EngineState(parameters, finite, OptimizerState(step, state), (loss, weight))
-        history = History.from_dict(description["history"])
+        engine = EngineState(parameters, finite, OptimizerState(step, state), totals)
+        lists = {
+            name: arrays[f"history.{name}"].tolist() if f"history.{name}" in arrays else []
+            for name in LISTS
+        }
+        history = History.from_dict({**description["history"], **lists})
         return cls(options, engine, arrays.get("best"), position, generators, history)
 
 
@@ -153,8 +177,8 @@ class CheckpointFolder:
         self._keep = positive_integer("checkpoints_kept", keep)
         self._lock: int | None = None
         try:
-            os.makedirs(self.path, exist_ok=True)
-            self._lock = _locked(self.path)
+            make_folders(self.path)
+            self._lock = _locked(os.path.join(self.path, _LOCK))
             # A folder that cannot be written is found out before the training.
             write_atomically(os.path.join(self.path, ".writable"), b"")
             os.unlink(os.path.join(self.path, ".writable"))
@@ -172,13 +196,17 @@ class CheckpointFolder:
 
     def close(self) -> None:
         """Let others use the folder."""
-        if self._lock is not None:
-            import fcntl
+        if self._lock not in _LOCKS:
+            return
+        import fcntl
 
-            # A process that was forked meanwhile shares the lock: closing alone would leave it.
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-            os.close(self._lock)
-            self._lock = None
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self.path, _LOCK))
+        # A process that was forked meanwhile shares the lock: closing alone would leave it.
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+        _LOCKS.discard(self._lock)
+        os.close(self._lock)
+        self._lock = None
 
     def files(self) -> list[str]:
         """Return the paths of the checkpoints, the newest first."""
@@ -292,24 +320,51 @@ def read_checkpoint(path: str, net: Network) -> Checkpoint:
 
 
 def _locked(path: str) -> int | None:
-    """Return the descriptor of a locked folder; None where the system cannot lock."""
+    """Return the descriptor of a locked file; None where the system cannot lock."""
     try:
         import fcntl
     except ImportError:
         return None
-    descriptor = os.open(path, os.O_RDONLY)
+    # To be written, since that is what network file systems lock.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
         raise CheckpointError(
-            f"checkpoint: expected a folder that no other training is using, got {path!r}; choose "
-            "another, or wait"
+            f"checkpoint: expected a folder that no other training is using, got "
+            f"{os.path.dirname(path)!r}; choose another, or wait"
         ) from error
-    except OSError:  # a file system without locks
+    except OSError as error:
         os.close(descriptor)
+        _LOGGER.warning(
+            "nnbackend: the file system of %s has no locks (%s): see to it that no other training "
+            "uses the folder",
+            path,
+            error,
+        )
         return None
+    try:
+        is_there = os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        is_there = False
+    if not is_there:
+        # Its last owner has deleted it since it was opened.
+        os.close(descriptor)
+        return _locked(path)
+    _LOCKS.add(descriptor)
     return descriptor
+
+
+def _forget_locks() -> None:
+    """Close a forked child's copies: a lock is to end with the process that trains."""
+    for descriptor in _LOCKS:
+        os.close(descriptor)
+    _LOCKS.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
 
 
 class Keeper:
@@ -335,27 +390,27 @@ class Keeper:
         steps_per_epoch: int,
     ) -> None:
         self._folder, self.options = folder, options
-        self._seconds = self._steps = math.inf
+        self._seconds = math.inf
+        # More steps than any training takes: due by time alone.
+        self._steps = 2**62
         if isinstance(every, timedelta):
             self._seconds = every.total_seconds()
         else:
-            self._steps = max(1, round(every * steps_per_epoch))
-        self._last_time, self._last_step = monotonic(), 0
+            self._steps = max(1, round(min(every * steps_per_epoch, self._steps)))
+        self._last_time, self._next_step = monotonic(), self._steps
 
-    def steps_to_go(self, steps_done: int) -> float:
+    def steps_to_go(self, steps_done: int) -> int:
         """Return how many steps may be run before a checkpoint is due."""
-        return self._steps - (steps_done % self._steps if math.isfinite(self._steps) else 0)
+        return max(1, self._next_step - steps_done)
 
     def is_due(self, steps_done: int) -> bool:
         """Whether a checkpoint is due, after so many steps in all."""
-        return (
-            monotonic() - self._last_time >= self._seconds
-            or steps_done // self._steps > self._last_step // self._steps
-        )
+        return monotonic() - self._last_time >= self._seconds or steps_done >= self._next_step
 
     def start(self, steps_done: int) -> None:
         """Count from here."""
-        self._last_time, self._last_step = monotonic(), steps_done
+        self._last_time = monotonic()
+        self._next_step = (steps_done // self._steps + 1) * self._steps
 
     def write(self, net: Network, checkpoint: Checkpoint, steps_done: int) -> None:
         """Write a checkpoint, unless its numbers are not finite: the epoch will say so at its end.
@@ -385,12 +440,21 @@ def options_of(**values: Any) -> dict[str, str]:
     return {name: re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for name, value in values.items()}
 
 
+def _excerpt(text: str, start: int, length: int = 120) -> str:
+    end = start + length
+    return f"{'...' if start else ''}{text[start:end]}{'...' if end < len(text) else ''}"
+
+
 def require_same_options(found: Mapping[str, str], asked: Mapping[str, str]) -> None:
     """Raise a CheckpointError that names what a training that goes on does differently."""
     for name in sorted({*found, *asked}):
-        was, now = (options.get(name, "nothing")[:80] for options in (found, asked))
-        if found.get(name) != asked.get(name):
+        was, now = (options.get(name, "nothing") for options in (found, asked))
+        if was != now and name != "engine":
+            # From a little before where they begin to differ.
+            pairs = enumerate(zip(was, now, strict=False))
+            start = max(0, next((i for i, (a, b) in pairs if a != b), 0) - 40)
+            was, now = (_excerpt(text, start) for text in (was, now))
             raise CheckpointError(
                 f"checkpoint: expected to go on with the same {name} ({was}), got {now}; only "
-                "epochs may change: pass what the training began with, or choose another folder"
+                "epochs and engine may change: pass what the training began with, or choose another folder"
             )

@@ -294,7 +294,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from nnbackend.distributed import world_of_launcher
+    from nnbackend.distributed import all_or_none, world_of_launcher
 
     communicator = world_of_launcher()
     how: dict[str, Any] = {
@@ -302,21 +302,24 @@ def _train(options: argparse.Namespace) -> None:
         "resume": options.resume is not None,
         "communicator": communicator,
     }
-    experiment, dataset, net, folder = _begin(options, communicator)
+    experiment, dataset, net, folder, arguments = _begin(options, communicator)
     if folder is None:
         # Of several processes, the first one speaks and writes.
-        experiment.run(dataset, net, checkpoint=os.devnull, **how)
+        with all_or_none(communicator):
+            experiment.run(dataset, net, checkpoint=os.devnull, **how)
         return
     try:
         if not options.json:
             print(f"{_describe(dataset)}\n{net}: {net.n_parameters:,} parameters", flush=True)
         with _first_interrupt_only() as ignore_others:
-            with _progress(experiment, options.json) as callbacks:
+            with all_or_none(communicator), _progress(experiment, options.json) as callbacks:
                 result = experiment.run(
                     dataset, net, callbacks, checkpoint=folder.checkpoints, **how
                 )
             ignore_others()
             files = result.write(folder.path)
+            # How far it is to go may have changed.
+            folder.write_command(arguments)
     except BaseException:
         if not folder.remove_if_useless():
             advice = f"what was learnt is kept: go on with: nnbackend train --resume {folder.path}"
@@ -334,8 +337,8 @@ def _train(options: argparse.Namespace) -> None:
 
 def _begin(
     options: argparse.Namespace, communicator: Any
-) -> tuple[Experiment, Dataset, Network, RunFolder | None]:
-    """Return what is trained on what, and, in the one process that writes, the run's folder."""
+) -> tuple[Experiment, Dataset, Network, RunFolder | None, list[str]]:
+    """Return what is trained on what, the folder where this process writes, and the arguments."""
     from nnbackend.distributed import together
     from nnbackend.run_folder import RunFolder
 
@@ -351,14 +354,15 @@ def _begin(
         folder = None
         if team is None or team.rank == 0:
             folder = begun or RunFolder.made(options.out, dataset.name)
-            folder.write_command(_arguments(options))
+            if begun is None:
+                folder.write_command(_arguments(options))
         if team is not None:
             team.agree({"command": " ".join(_arguments(options))})
             if team.rank == 0:
                 # A launcher that reports a process's end names its number alone.
                 for rank, process in enumerate(team.processes):
                     print(f"rank {rank} is {process}", file=sys.stderr, flush=True)
-    return experiment, dataset, net, folder
+    return experiment, dataset, net, folder, _arguments(options)
 
 
 def _interval(text: str | None) -> float | timedelta:

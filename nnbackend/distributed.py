@@ -46,13 +46,16 @@ from nnbackend.core.types import Array
 from nnbackend.device import Device
 from nnbackend.errors import DistributedError, InputError, MissingDependencyError
 
-__all__ = ["Team", "together", "world_of_launcher"]
+__all__ = ["Team", "all_or_none", "together", "world_of_launcher"]
 
 _LOGGER = logging.getLogger("nnbackend")
 
 # What launchers tell a process about how many there are: those of MPICH and Intel MPI, and Slurm's
 # with --mpi=pmi2; that of Open MPI; that of MVAPICH2.
 _SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+# An error that a team has told all processes of has this attribute.
+_TOLD = "told_to_all"
 
 # Bytes of a record: the facts of a training, or what a process says of its failure.
 _RECORD_BYTES = 16384
@@ -544,10 +547,29 @@ def together(communicator: Any) -> Iterator[Team | None]:
     except DistributedError:
         raise
     except BaseException as error:
+        error.__dict__[_TOLD] = True
         team.fail(error)
         raise
     finally:
         team.close()
+
+
+@contextmanager
+def all_or_none(communicator: Any) -> Iterator[None]:
+    """End all processes by MPI's own means if one fails here and has not told the others.
+
+    Between two teams nothing else would reach them: they would wait for ever.
+    """
+    try:
+        yield
+    except DistributedError:
+        raise
+    except Exception as error:
+        if communicator is not None and _TOLD not in error.__dict__:
+            message = f"rank {communicator.Get_rank()} failed: {type(error).__name__}: {error}"
+            print(message, file=sys.stderr, flush=True)
+            communicator.Abort(2)
+        raise
 
 
 def world_of_launcher() -> Any:

@@ -14,7 +14,11 @@ from nnbackend.errors import InputError
 if TYPE_CHECKING:
     from nnbackend.network import Network
 
-__all__ = ["Callback", "EarlyStopping", "History", "TrainingState"]
+__all__ = ["LISTS", "Callback", "EarlyStopping", "History", "TrainingState"]
+
+
+# The lists of a history: one entry for each epoch.
+LISTS = ("loss", "validation_loss", "learning_rate", "epoch_seconds")
 
 
 @dataclass
@@ -85,12 +89,12 @@ class History:
             If it is not one.
         """
         lists: dict[str, Any] = {
-            name: [real(name, value) for value in facts[name]]
-            for name in ("loss", "validation_loss", "learning_rate", "epoch_seconds")
+            name: [real(name, value) for value in facts[name]] for name in LISTS
         }
         n_epochs = len(lists["loss"])
-        if any(len(entries) not in (n_epochs, 0) for entries in lists.values()):
-            raise InputError(f"history: expected {n_epochs} entries in every list")
+        wrong = {name for name, entries in lists.items() if len(entries) != n_epochs}
+        if wrong and (wrong != {"validation_loss"} or lists["validation_loss"]):
+            raise InputError(f"history: expected {n_epochs} entries in each of {sorted(wrong)}")
         best_epoch, peak = facts["best_epoch"], facts["peak_device_bytes"]
         if (
             best_epoch is not None

@@ -70,13 +70,13 @@ class Interruption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Pass SIGTERM on, if it came: to the handler there was, or as the end of the process.
+        """Pass a signal on that came: to the handler there was, or as the end of the process.
 
         To be called as ``__exit__`` is, when all is done: of an error the log tells then.
         """
         del kind, trace
-        if self.number != signal.SIGTERM or not (error is None or isinstance(error, Exception)):
+        if self.number is None or not (error is None or isinstance(error, Exception)):
             return
         if error is not None:
             _LOGGER.error("nnbackend: %s", error)
-        self._act(signal.SIGTERM, None)
+        self._act(self.number, None)

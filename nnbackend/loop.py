@@ -111,6 +111,8 @@ class Loop:
         self.generators, self.interruption = generators, interruption
         self.team = team
         self.keeper: Keeper | None = None
+        # What can run an epoch in parts; decided once, since to ask reads the engine's state.
+        self.partial = engine if isinstance(engine, PartialEngine) else None
         self.device = get_device(net.device)
         self.schedule = as_schedule(problem.optimizer.learning_rate)
         self.schedule_state = self.schedule.start()
@@ -141,6 +143,16 @@ class Loop:
                 f"arrays of {self.problem.optimizer.name}, got {checkpoint.position} and "
                 f"{len(checkpoint.engine.optimizer.arrays)}; choose another folder"
             )
+        if checkpoint.position and self.partial is None:
+            raise CheckpointError(
+                "checkpoint: expected the end of an epoch for engine='cuda', got one in mid-epoch; "
+                "go on with the engine that the training began with"
+            )
+        if checkpoint.history.n_epochs > self.epochs:
+            raise CheckpointError(
+                f"epochs: expected at least the {checkpoint.history.n_epochs} that the checkpoint "
+                f"has, got {self.epochs}"
+            )
         place, engine = self.device.place, checkpoint.engine
         finite = place(engine.finite)
         arrays = tuple(map(place, engine.optimizer.arrays))
@@ -159,6 +171,8 @@ class Loop:
             self.schedule_state = self.schedule.observe(self.schedule_state, losses[-1])
         if history.best_epoch is not None and self.early_stopping is not None:
             self.best_loss = getattr(history, self.early_stopping.monitor)[history.best_epoch - 1]
+        if self.keeper is not None:
+            self.keeper.start(self._steps_done)
 
     def run(self) -> History:
         """Run the epochs; whatever ends them, the network gets the parameters it is owed."""
@@ -179,6 +193,9 @@ class Loop:
             if self.best is not None:
                 engine.restore(self.best)
             self._write_back()
+            if self.interruption.number == signal.SIGINT:
+                # At any time, the last write included: a loop over trainings looks for this.
+                history.stopped, self.interruption.number = "interrupted", None
             history.peak_device_bytes = self.device.pool_bytes()
             history.optimizer_state = engine.state.optimizer
         return history
@@ -199,8 +216,7 @@ class Loop:
                     self._pause()
         except _StoppedError:
             self._tell_of_the_signal()
-            is_break = self.interruption.number == signal.SIGINT
-            history.stopped = "interrupted" if is_break else "terminated"
+            history.stopped = "terminated"
         try:
             self._write_checkpoint()
         finally:
@@ -233,7 +249,7 @@ class Loop:
 
     def _engine_in_parts(self) -> PartialEngine | None:
         """Return the engine if the next epoch is to be run in parts."""
-        if not isinstance(self.engine, PartialEngine):
+        if self.partial is None:
             return None
         if self.team is None and isinstance(self.examples, Resident):
             if self.keeper is None:
@@ -241,7 +257,7 @@ class Loop:
             is_short = self.seconds_per_epoch <= SECONDS_PER_CALL
             if is_short and self.keeper.steps_to_go(self._steps_done) >= self.steps:
                 return None
-        return self.engine
+        return self.partial
 
     @property
     def _steps_done(self) -> int:
@@ -274,7 +290,7 @@ class Loop:
             return 1
         if self.keeper is None:
             return self.steps
-        return int(min(self.steps_per_call, self.keeper.steps_to_go(self._steps_done)))
+        return min(self.steps_per_call, self.keeper.steps_to_go(self._steps_done))
 
     def _epochs_at_once(self) -> int:
         """Return how many epochs the next call may run: 0.1 s of them where nobody looks on."""
@@ -288,7 +304,7 @@ class Loop:
             return 1
         wanted = int(SECONDS_PER_CALL / max(self.seconds_per_epoch, 1e-9))
         if self.keeper is not None:
-            wanted = int(min(wanted, self.keeper.steps_to_go(self._steps_done) // self.steps))
+            wanted = min(wanted, self.keeper.steps_to_go(self._steps_done) // self.steps)
         self.epochs_per_call = max(1, min(wanted, 16 * self.epochs_per_call))
         most = min(self.engine.max_epochs_per_call, self.epochs - self._epoch)
         return min(self.epochs_per_call, most)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ __all__ = [
     "checked_path",
     "checked_tensors",
     "load",
+    "make_folders",
     "name_counts",
     "read_training",
     "save",
@@ -34,7 +36,10 @@ FORMAT = 2
 _KEY = "nnbackend"
 # What the names of a training's arrays begin with.
 _TRAINING = "training."
-_STANDARDIZATIONS = ("standardization", "target_standardization")
+# Of these, the optimizer's, and the lists of the history: one number for each epoch.
+STATE = "state"
+_HISTORY = "history."
+STANDARDIZATIONS = ("standardization", "target_standardization")
 
 
 def save(net: Any, path: str | os.PathLike[str]) -> None:
@@ -77,8 +82,9 @@ def to_bytes(
 ) -> bytes:
     """Return the content of the file that ``save`` writes.
 
-    A checkpoint holds a description of the ``training`` as well, and flat ``arrays``
-    (n_parameters,) in the network's dtype, by name.
+    A checkpoint holds a description of the ``training`` as well, and ``arrays`` by name: flat ones
+    (n_parameters,) in the network's dtype, and, of names that begin with ``history.``, lists of
+    float64, one number for each of the description's ``n_epochs``.
     """
     if not isinstance(net, Network):
         from nnbackend.interchange import as_network
@@ -219,14 +225,32 @@ def checked_path(path: Any, name: str = "path") -> str:
     return text
 
 
+def make_folders(path: str) -> None:
+    """Make a folder, and those that it lies in, durably; it may be there."""
+    missing = []
+    where = os.path.abspath(path)
+    while not os.path.isdir(where) and os.path.dirname(where) != where:
+        missing.append(where)
+        where = os.path.dirname(where)
+    os.makedirs(path, exist_ok=True)
+    for made in missing:
+        _sync_folder(os.path.dirname(made))
+
+
 def _sync_folder(folder: str) -> None:
     """Make a rename durable where the system can; the file itself is written by now."""
-    with contextlib.suppress(OSError):
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    except OSError:  # systems on which a folder is no file
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems do not offer it; a fault of the disk is told.
+        if error.errno == errno.EIO:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _safetensors() -> Any:
@@ -282,7 +306,7 @@ def checked_tensors(net: Network) -> dict[str, Any]:
     host = net.copy().to("cpu")
     tensors = {f"weights.{layer}": W for layer, W in enumerate(host.weights)}
     tensors |= {f"biases.{layer}": b for layer, b in enumerate(host.biases)}
-    for name in _STANDARDIZATIONS:
+    for name in STANDARDIZATIONS:
         columns = getattr(host, name)
         if columns is not None:
             tensors |= {f"{name}.mean": columns.mean, f"{name}.scale": columns.scale}
@@ -422,12 +446,13 @@ class _Reader:
         for layer, (n_in, n_out) in enumerate(structure.weight_shapes):
             expected[f"weights.{layer}"] = ((n_in, n_out), code)
             expected[f"biases.{layer}"] = ((n_out,), code)
-        standardized = [name for name in _STANDARDIZATIONS if f"{name}.mean" in names]
+        standardized = [name for name in STANDARDIZATIONS if f"{name}.mean" in names]
         for name in standardized:
             size = structure.layer_sizes[0 if name == "standardization" else -1]
             expected |= {f"{name}.{part}": ((size,), "F64") for part in ("mean", "scale")}
         for name in self.training_names():
-            expected[f"{_TRAINING}{name}"] = ((structure.n_parameters,), code)
+            flat = ((structure.n_parameters,), code)
+            expected[f"{_TRAINING}{name}"] = self.list_claim(name) or flat
         self.require(
             names == set(expected),
             "its arrays differ from those of its structure in "
@@ -438,6 +463,14 @@ class _Reader:
             "only an identity output has a target standardization",
         )
         return {name: self.array(name, *claim) for name, claim in expected.items()}, standardized
+
+    def list_claim(self, name: str) -> tuple[tuple[int, ...], str] | None:
+        """Return shape and dtype of a list of a training's history; None for another array."""
+        count = self.header["training"].get("n_epochs")
+        if not name.startswith(_HISTORY):
+            return None
+        self.require(type(count) is int and count >= 0, f"its number of epochs is {count!r}")
+        return (count,), "F64"
 
     def training_names(self) -> list[str]:
         """Return the names of a training's arrays; none if this is a model alone."""
@@ -457,7 +490,11 @@ class _Reader:
         found = tuple(part.get_shape()), part.get_dtype()
         self.require(found == (shape, code), f"{name} is {found[1]} {found[0]}, not {code} {shape}")
         values = self.file.get_tensor(name)
-        self.require(bool(np.isfinite(values).all()), f"{name} holds NaN or infinity")
+        # An optimizer may well go on with an infinite second moment.
+        self.require(
+            name.startswith(f"{_TRAINING}{STATE}") or bool(np.isfinite(values).all()),
+            f"{name} holds NaN or infinity",
+        )
         self.require(
             not name.endswith(".scale") or bool((values > 0).all()), f"{name} is not positive"
         )

@@ -96,9 +96,9 @@ class Stream:
         return self._form
 
     def digest(self, to_numpy: Callable[[Any], Any]) -> str:
-        """Return the fingerprint of the source."""
+        """Return the fingerprint of the source, and the blocks that decide the order."""
         del to_numpy
-        return digest(self._source)
+        return f"{digest(self._source)} in {self._blocks_per_part} blocks of {self._block} rows"
 
     def parts(
         self, rng: np.random.Generator | None, first_step: int = 0

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
+
+from nnbackend import __version__
 from nnbackend.checkpoints import (
     Checkpoint,
     CheckpointFolder,
@@ -29,6 +33,7 @@ from nnbackend.engines import (
     Engine,
     PartialEngine,
     Problem,
+    default_engine,
     get_engine,
     reference_seconds,
 )
@@ -39,11 +44,13 @@ from nnbackend.interruption import Interruption
 from nnbackend.loop import Generators, Loop
 from nnbackend.memory import Memory
 from nnbackend.network import Network
-from nnbackend.persistence import to_bytes, write_atomically
+from nnbackend.persistence import STANDARDIZATIONS, to_bytes, write_atomically
 from nnbackend.sources import as_source
 from nnbackend.stream import Stream
 
 __all__ = ["Callback", "EarlyStopping", "History", "TrainingState", "train"]
+
+_LOGGER = logging.getLogger("nnbackend")
 
 
 def train(
@@ -150,19 +157,23 @@ def train(
         and network: step number, moments and velocity go on from there.
     checkpoint : path-like, optional
         A folder, of this training alone, to write checkpoints into: parameters, optimizer, random
-        numbers, position in the epoch and history, in files that ``load`` reads as models, too. One
-        is written whenever it is due, at the end, and when Ctrl-C or SIGTERM comes, which end the
-        training between two steps: SIGTERM then ends the process with exit code 143, or goes to the
-        handler that there was.
+        numbers, position in the epoch and history, in files that ``load`` reads as models, too, with
+        the parameters of that moment. One is written whenever it is due, at the end, and when
+        Ctrl-C or SIGTERM comes in the main thread, which end the training between two steps: SIGTERM
+        then ends the process with exit code 143, or goes to the handler that there was. None is
+        written where a callback raises.
     checkpoint_every : float or timedelta, default one minute
         Epochs, fractions of them included, or time.
     checkpoints_kept : int, default 3
         How many stay, the newest; older ones are deleted.
     resume : bool, default False
         Go on from the newest whole checkpoint in the folder; where there is none, begin. Pass what
-        the training began with; only ``epochs`` may change. On the same machine, with the same
-        versions, the result is that of a training that was never broken off, bit for bit. Callbacks
-        hear of the epochs to come.
+        the training began with; only ``epochs`` may grow, and ``engine`` change (``"auto"`` is the
+        one that the training began with). On the same machine, with the same versions and engine,
+        the result is that of a training that was never broken off, bit for bit; unless a schedule's
+        length is that of the training, which more epochs stretch, or batches that are brought
+        differ. Data larger than memory are compared by a sample of rows, callables by their names.
+        Callbacks hear of the epochs to come.
     communicator : mpi4py.MPI.Intracomm, optional
         The processes of a data-parallel training, started with ``mpiexec``. Each calls ``train``
         with the same network and data, and works on its part of the rows of every batch; gradients
@@ -227,12 +238,14 @@ def train(
         stack.enter_context(device.activate())
         stack.enter_context(memory.explained())
         examples, form, size = _examples(
-            net, memory, objective.loss, (X, y, sample_weight), batch_size, shuffle
+            net, memory, objective.loss, (X, y, sample_weight), batch_size, shuffle, team
         )
         validation = _validation(memory, objective.loss, validation_data)
         _check_early_stopping(early_stopping, validation)
         problem = Problem(objective, chosen, size, clip_value, clip_norm, precision)
-        make_engine = _engine_for(examples, problem, engine, device, epochs)
+        found = _found(folder, net, team, checkpoint=checkpoint is not None, resume=resume)
+        engine = _engine_name(examples, problem, engine, device, epochs, found)
+        make_engine = get_engine(engine, precision, device)
         generators = Generators.of(seed)
         runner = make_engine(problem, device, net.parameters, form, generators.dropout, team)
         _set_optimizer_state(runner, optimizer_state, problem, device)
@@ -243,8 +256,10 @@ def train(
         if checkpoint is not None or team is not None:
             stack.enter_context(interruption)
             _check_parts(runner, problem, device)
-            options = _options(net, problem, examples, validation, shuffle, seed, early_stopping)
-            _keep_and_share(loop, folder, every, options, resume=resume)
+            options = _options(
+                net, problem, examples, validation, shuffle, seed, early_stopping, engine
+            )
+            _keep_and_share(loop, folder, every, options, found)
         loop.run()
     return loop.history
 
@@ -299,6 +314,7 @@ def _examples(
     given: tuple[Any, Any, Any],
     batch_size: int | None,
     shuffle: Any,
+    team: Team | None,
 ) -> tuple[Examples, Data, int]:
     """Return the examples, a ``Data`` of the form of theirs, and the size of a batch."""
     X, y, sample_weight = given
@@ -314,12 +330,18 @@ def _examples(
             )
         stream = Stream(net, source, loss, batch_size, shuffle)
         net.learn_feature_names(source)
-        return stream, stream.form(), min(batch_size, stream.n_samples)
+        return stream, stream.form().rows(0, 0), min(batch_size, stream.n_samples)
     if y is None:
         if sample_weight is not None:
             raise InputError(
                 "sample_weight: expected None without y, got weights; a batch that X yields "
                 "has its own: (X, y, sample_weight)"
+            )
+        if team is not None:
+            raise InputError(
+                "X: expected arrays or a source of nb.sources with a communicator, got "
+                f"{type(X).__name__}: whether all processes are brought the same batches cannot be "
+                "known"
             )
         nothing = net.parameters[:0]
         return Feed(net, X, loss), Data(nothing, nothing), 1
@@ -352,6 +374,7 @@ def _options(
     shuffle: Any,
     seed: Any,
     early_stopping: EarlyStopping | None,
+    engine: str,
 ) -> dict[str, str]:
     """Return as text what decides the outcome: a training that goes on has the same."""
     to_numpy = get_device(net.device).to_numpy
@@ -370,12 +393,38 @@ def _options(
         clip_value=problem.clip_value,
         clip_norm=problem.clip_norm,
         precision=problem.precision,
+        engine=engine,
         shuffle=shuffle,
         seed=seed,
         early_stopping=early_stopping,
         data=examples.digest(to_numpy),
         validation_data=None if validation is None else data_digest(validation, to_numpy),
+        feature_names=net.feature_names,
+        **{name: _columns_digest(getattr(net, name), to_numpy) for name in STANDARDIZATIONS},
     )
+
+
+def _columns_digest(columns: Any, to_numpy: Callable[[Any], Any]) -> str:
+    if columns is None:
+        return "none"
+    return hashlib.sha256(b"".join(to_numpy(x).tobytes() for x in columns)).hexdigest()
+
+
+def _found(
+    folder: CheckpointFolder | None,
+    net: Network,
+    team: Team | None,
+    *,
+    checkpoint: bool,
+    resume: bool,
+) -> Checkpoint | None:
+    """Return the checkpoint to go on from, the same in all processes."""
+    found = folder.newest(net) if folder is not None and resume else None
+    if team is None:
+        return found
+    team.agree(options_of(checkpoint=checkpoint, resume=resume))
+    content = team.share(lambda: None if found is None else found.to_bytes(net))
+    return _checkpoint_of(content, net) if content is not None and team.rank > 0 else found
 
 
 def _keep_and_share(
@@ -383,28 +432,26 @@ def _keep_and_share(
     folder: CheckpointFolder | None,
     every: float | timedelta,
     options: dict[str, str],
-    *,
-    resume: bool,
+    found: Checkpoint | None,
 ) -> None:
-    """Give a loop its checkpoints, have it go on from one, and tell it to all processes."""
+    """Have a loop write checkpoints, go on from one, and share its steps with other processes."""
     net, team = loop.net, loop.team
-    found = folder.newest(net) if folder is not None and resume else None
     if found is not None:
         require_same_options(found.options, options)
+    if team is not None:
+        device = get_device(net.device)
+        digest = hashlib.sha256(device.to_numpy(net.parameters).tobytes()).hexdigest()
+        asked = {**options, **options_of(epochs=loop.epochs), "initial parameters": digest}
+        team.agree({**asked, "versions": f"nnbackend {__version__}, numpy {np.__version__}"})
+        team.allocate(device, net.n_parameters, net.dtype)
     if folder is not None:
         # A network that cannot be stored is found out before it is trained.
         to_bytes(net)
         loop.keeper = Keeper(folder, every, options, loop.steps)
-    if team is not None:
-        device = get_device(net.device)
-        digest = hashlib.sha256(device.to_numpy(net.parameters).tobytes()).hexdigest()
-        asked = {**options, **options_of(epochs=loop.epochs, resume=resume)}
-        team.agree({**asked, "initial parameters": digest})
-        content = team.share(lambda: None if found is None else found.to_bytes(net))
-        if content is not None and team.rank > 0:
-            found = _checkpoint_of(content, net)
-        team.allocate(device, net.n_parameters, net.dtype)
     if found is not None:
+        _LOGGER.info(
+            "nnbackend: going on after epoch %d, step %d", found.history.n_epochs, found.position
+        )
         loop.resume(found)
 
 
@@ -421,25 +468,33 @@ def _bound(name: str, value: float | None) -> float | None:
     return None if value is None else real(name, value, above=0.0)
 
 
-def _engine_for(
-    examples: Examples, problem: Problem, engine: str, device: Device, epochs: int
-) -> Callable[..., Engine]:
-    """Return what makes the engine."""
-    seconds = reference_seconds(problem, examples.n_samples, epochs)
-    if isinstance(examples, Feed) and engine not in ("auto", "reference"):
-        raise InputError(
-            f"engine: expected 'auto' or 'reference' with an iterable of batches, got {engine!r}; "
-            "pass arrays X and y for it"
-        )
+def _engine_name(
+    examples: Examples,
+    problem: Problem,
+    engine: Any,
+    device: Device,
+    epochs: int,
+    found: Checkpoint | None,
+) -> str:
+    """Return the name of the engine that is to run; what it is named by is checked later."""
+    if found is not None and engine == "auto":
+        # What that stands for depends on the number of epochs, which may have grown.
+        engine = found.options.get("engine", "").strip("'")
+    if isinstance(examples, Feed):
+        if engine not in ("auto", "reference"):
+            raise InputError(
+                f"engine: expected 'auto' or 'reference' with an iterable of batches, got "
+                f"{engine!r}; pass arrays X and y for it"
+            )
+        return "reference"
     if isinstance(examples, Stream) and engine == "cuda":
         raise InputError(
             "engine: expected 'auto' or 'reference' with data that is read in blocks, got 'cuda', "
             "whose steps are planned for data on the GPU"
         )
-    named = get_engine(engine, problem.precision, device, seconds)
-    return (
-        get_engine("reference", problem.precision, device) if isinstance(examples, Feed) else named
-    )
+    if engine != "auto":
+        return str(engine)
+    return default_engine(device, reference_seconds(problem, examples.n_samples, epochs))
 
 
 def _checked_state(state: Any, problem: Problem, device: Device) -> OptimizerState:

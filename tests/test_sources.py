@@ -318,7 +318,7 @@ def test_the_form_of_the_examples_is_that_of_their_parts():
             one, many = getattr(rows.form(), name), getattr(part.data, name)
             assert (one is None) == (many is None)
             assert one is None or (one.dtype, one.shape[1:]) == (many.dtype, many.shape[1:])
-        assert rows.digest(np.asarray) == digest(Arrays(*arrays))
+        assert rows.digest(np.asarray).startswith(digest(Arrays(*arrays)))
 
 
 @on_each_kind

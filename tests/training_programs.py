@@ -12,6 +12,7 @@ import numpy as np
 from mpi4py import MPI
 
 import nnbackend as nb
+from nnbackend.checkpoints import checkpoint_files
 
 WORLD = MPI.COMM_WORLD
 RANK, SIZE = WORLD.rank, WORLD.size
@@ -94,8 +95,6 @@ def equal():
         validation_data=(X[:2], Y["sigmoid"][:2]),
         early_stopping=nb.EarlyStopping(patience=3),
     )
-    batches = [(X[i : i + 30], Y["sigmoid"][i : i + 30]) for i in range(0, 103, 30)]
-    expect_equal(X=batches, y=None)
     # Several buffers, each with batches of its own.
     source = nb.sources.Arrays(X, Y["sigmoid"], WEIGHT + 0.1, buffer_bytes=8000)
     expect_equal(X=source, y=None, engine="cpu")
@@ -131,10 +130,11 @@ def go_on(folder):
     alone, _ = outcome(epochs=4, net_options={"dropout": 0.2})
     outcome(epochs=2, net_options={"dropout": 0.2}, communicator=WORLD, **keep)
     if RANK == 0:
-        newest, *others = sorted(os.listdir(folder), reverse=True)
+        newest, *others = checkpoint_files(folder)
         # Steps 8, 10 and 12: the second is in mid-epoch.
-        assert [name[11:23] for name in (newest, *others)] == [f"{n:012d}" for n in (12, 10, 8)]
-        os.unlink(os.path.join(folder, newest))
+        steps = [int(os.path.basename(name)[11:23]) for name in (newest, *others)]
+        assert steps == [12, 10, 8]
+        os.unlink(newest)
     together, history = outcome(epochs=4, net_options={"dropout": 0.2}, communicator=WORLD, **keep)
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-12)
     assert history.n_epochs == 4
@@ -179,12 +179,18 @@ def fail(folder):
         lambda: train(network(), callbacks=callback, communicator=WORLD),
     )
     assert str(error) == ("" if RANK == 0 else "rank 0 failed: RuntimeError: ") + "no more room"
-    batches = Batches()
+    batches = [(X[:20], Y["sigmoid"][:20])]
     error = expect(
         nb.NNBackendError, lambda: train(network(), X=batches, y=None, communicator=WORLD)
     )
-    own, told = "X[2][0]: expected 4 features", f"rank {bad} failed: InputError: X[2][0]"
-    assert (own if bad == RANK else told) in str(error), error
+    assert "X: expected arrays or a source" in str(error), error
+    # One block cannot be read on one process, in mid-training.
+    source = Blocks(buffer_bytes=20_000)
+    error = expect(
+        (OSError, nb.DistributedError),
+        lambda: train(network(), X=source, y=None, communicator=WORLD),
+    )
+    assert "a bad sector" in str(error), error
     error = expect(
         nb.DivergenceError,
         lambda: train(network("identity"), "identity", optimizer=nb.SGD(1e200), communicator=WORLD),
@@ -199,16 +205,17 @@ def fail(folder):
     assert "communicator: expected one of mpi4py's" in str(error)
 
 
-class Batches:
-    """Of the last rank, the third batch is bad."""
+class Blocks(nb.sources.Source):
+    """On the last rank, the rows from 60 on cannot be read after the first epoch."""
 
-    def __len__(self):
-        return 4
+    n_samples, n_features = 103, 4
+    n_reads = 0
 
-    def __iter__(self):
-        for number in range(4):
-            width = 3 if number == 2 and RANK == SIZE - 1 else 4
-            yield X[:20, :width], Y["sigmoid"][:20]
+    def read(self, start, stop):
+        self.n_reads += stop > 60
+        if self.n_reads > 2 and RANK == SIZE - 1:
+            raise OSError("a bad sector")
+        return nb.sources.Rows(X[start:stop], Y["sigmoid"][start:stop])
 
 
 def stop(folder):

@@ -141,7 +141,7 @@ class CpuEngine:
         self._step = state.optimizer.step
         for own, given in zip(self._state, state.optimizer.arrays, strict=False):
             own[:] = given
-        self._totals[:] = state.totals
+        self._totals[:] = state.totals or 0.0
 
     def run_epochs(
         self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]
@@ -186,6 +186,8 @@ class CpuEngine:
         ends: bool,
     ) -> tuple[int, bool]:
         """Run ``driver.run``, and count the steps."""
+        if self._steps is not None:
+            self._steps.n_updates = 0
         table = coefficient_table(self._problem.optimizer, rates, self._step)
         with np.errstate(over="ignore"):
             coefficients = table.astype(self._dtype)
@@ -196,8 +198,10 @@ class CpuEngine:
                 True, columns, order, self._w0, coefficients, losses, self._totals, ends
             )
         except BaseException:
-            if self._steps is not None and self._steps.is_updating:
-                self.restore(self._finite)
+            if self._steps is not None:
+                self._step += self._steps.n_updates
+                if self._steps.is_updating:
+                    self.restore(self._finite)
             raise
         self._step += len(table)
         return result

@@ -73,15 +73,17 @@ class ReferenceEngine:
     def state(self) -> EngineState:
         """Where training stands."""
         optimizer = OptimizerState(self._step, self._state)
-        loss, weight = map(float, self._totals or (0.0, 0.0))
-        return EngineState(self._parameters, self._finite, optimizer, (loss, weight))
+        totals = None
+        if self._totals is not None:
+            totals = float(self._totals[0]), float(self._totals[1])
+        return EngineState(self._parameters, self._finite, optimizer, totals)
 
     def set_state(self, state: EngineState) -> None:
         """Let training go on from there; before the first step."""
         self._parameters, self._finite = state.parameters, state.finite
         self._step, self._state = state.optimizer
         # Added to an array, a float is rounded to its dtype, which these had.
-        self._totals = state.totals if state.totals[1] > 0.0 else None
+        self._totals = state.totals
 
     def run_epochs(
         self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]

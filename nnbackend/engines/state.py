@@ -21,12 +21,12 @@ class EngineState(NamedTuple):
         The one that the last epoch without NaN and infinity ended with.
     optimizer : OptimizerState
         Where the optimizer stands.
-    totals : tuple of float
+    totals : tuple of float or None
         Of the epoch's steps so far, the sum of the losses, each weighted by its examples, and the
-        sum of these weights; (0, 0) between two epochs.
+        sum of these weights; None between two epochs.
     """
 
     parameters: Array
     finite: Array
     optimizer: OptimizerState
-    totals: tuple[float, float] = (0.0, 0.0)
+    totals: tuple[float, float] | None = None

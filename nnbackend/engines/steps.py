@@ -50,6 +50,8 @@ class Steps:
     ----------
     share : Share or None
         With a team, this process's part of the batch of the step to come.
+    n_updates : int
+        Steps that were taken, by whoever sets it to 0.
     is_updating : bool
         Whether the parameters are between two steps: some are updated, and some are not.
     """
@@ -86,7 +88,8 @@ class Steps:
         self.output_loss: _Kernel = (
             self._loss if "output_loss" in unrecorded else module.output_loss
         )
-        self.update: _Kernel = self._update if "update" in unrecorded else module.update
+        self._take: _Kernel = self._update if "update" in unrecorded else module.update
+        self.n_updates = 0
         self.penalize: _Kernel = module.penalize
         self.clip: _Kernel = module.clip
         self.all_finite: _Kernel = module.all_finite
@@ -133,6 +136,11 @@ class Steps:
         if self._team is None or self.share is None:
             return loss, weight
         return self._team.reduce_step(gradient, loss, 0.0 if self.share.is_idle else weight)
+
+    def update(self, *arrays: Any) -> None:
+        """Update the parameters, and count that."""
+        self._take(*arrays)
+        self.n_updates += 1
 
     def activate(self, kind: int, *arrays: _Array) -> None:
         """Add the bias, activate, and drop."""
