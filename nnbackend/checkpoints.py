@@ -176,6 +176,8 @@ class CheckpointFolder:
         self.path = checked_path(path, "checkpoint")
         self._keep = positive_integer("checkpoints_kept", keep)
         self._lock: int | None = None
+        if os.path.isfile(self.path):
+            raise CheckpointError(f"checkpoint: expected a folder, got the file {self.path!r}")
         try:
             make_folders(self.path)
             self._lock = _locked(os.path.join(self.path, _LOCK))
@@ -431,6 +433,11 @@ def checked_interval(every: Any) -> float | timedelta:
         if every <= timedelta(0):
             raise InputError(f"checkpoint_every: expected a time > 0, got {every}")
         return every
+    if isinstance(every, str):
+        raise InputError(
+            "checkpoint_every: expected a number of epochs or a datetime.timedelta, such as "
+            f"timedelta(minutes=1), got {every!r}"
+        )
     return real("checkpoint_every", every, above=0.0)
 
 
@@ -447,7 +454,8 @@ def _excerpt(text: str, start: int, length: int = 120) -> str:
 
 def require_same_options(found: Mapping[str, str], asked: Mapping[str, str]) -> None:
     """Raise a CheckpointError that names what a training that goes on does differently."""
-    for name in sorted({*found, *asked}):
+    # Data last: that other standardization makes other data of them, is said by its own name.
+    for name in sorted({*found, *asked}, key=lambda name: ("data" in name, name)):
         was, now = (options.get(name, "nothing") for options in (found, asked))
         if was != now and name != "engine":
             # From a little before where they begin to differ.
@@ -456,5 +464,6 @@ def require_same_options(found: Mapping[str, str], asked: Mapping[str, str]) -> 
             was, now = (_excerpt(text, start) for text in (was, now))
             raise CheckpointError(
                 f"checkpoint: expected to go on with the same {name} ({was}), got {now}; only "
-                "epochs and engine may change: pass what the training began with, or choose another folder"
+                "epochs and engine may change: pass what the training began with, or choose "
+                "another folder"
             )

@@ -294,6 +294,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from nnbackend.checkpoints import checkpoint_files
     from nnbackend.distributed import all_or_none, world_of_launcher
 
     communicator = world_of_launcher()
@@ -308,20 +309,26 @@ def _train(options: argparse.Namespace) -> None:
         with all_or_none(communicator):
             experiment.run(dataset, net, checkpoint=os.devnull, **how)
         return
+    is_trained = False
     try:
         if not options.json:
             print(f"{_describe(dataset)}\n{net}: {net.n_parameters:,} parameters", flush=True)
+            if options.resume is not None:
+                files = checkpoint_files(folder.checkpoints)
+                print(f"going on from {files[0]}" if files else "no checkpoint yet: beginning anew")
         with _first_interrupt_only() as ignore_others:
             with all_or_none(communicator), _progress(experiment, options.json) as callbacks:
                 result = experiment.run(
                     dataset, net, callbacks, checkpoint=folder.checkpoints, **how
                 )
+            is_trained = True
             ignore_others()
             files = result.write(folder.path)
             # How far it is to go may have changed.
             folder.write_command(arguments)
-    except BaseException:
-        if not folder.remove_if_useless():
+    except BaseException as error:
+        is_useless = folder.remove_if_useless()
+        if not is_useless and (is_trained or isinstance(error, SystemExit)):
             advice = f"what was learnt is kept: go on with: nnbackend train --resume {folder.path}"
             print(advice, file=sys.stderr, flush=True)
         raise
@@ -399,12 +406,12 @@ def _arguments(options: argparse.Namespace) -> list[str]:
 
 def _resumed(options: argparse.Namespace, folder: RunFolder) -> argparse.Namespace:
     """Return the options that a run was begun with, and how far it is to go."""
-    allowed = {"run", "command", "json", "resume", "epochs", "checkpoint_every"}
+    allowed = {"run", "command", "json", "resume", "epochs", "checkpoint_every", "data"}
     for name, default in vars(_parser().parse_args(["train"])).items():
         if getattr(options, name) != default and name not in allowed:
-            option = "DATA" if name == "data" else f"--{name.replace('_', '-')}"
             raise InputError(
-                f"{option}: expected nothing but --epochs along with --resume, which goes on with "
+                f"--{name.replace('_', '-')}: expected nothing but DATA (where it is now), "
+                "--epochs, --checkpoint-every and --json along with --resume, which goes on with "
                 "what the run began with"
             )
     arguments = folder.read_command()
@@ -417,8 +424,9 @@ def _resumed(options: argparse.Namespace, folder: RunFolder) -> argparse.Namespa
             f"--resume: expected the folder of a run, got {options.resume!r}, whose options cannot "
             "be read; begin anew"
         ) from error
-    if options.epochs is not None:
-        begun.epochs = options.epochs
+    for name in ("epochs", "data"):
+        if getattr(options, name) is not None:
+            setattr(begun, name, getattr(options, name))
     return begun
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from nnbackend.checks import nearest
 from nnbackend.core.optimizers import Optimizer
 from nnbackend.datasets import Dataset, class_name
-from nnbackend.errors import DivergenceError, InputError
+from nnbackend.errors import CheckpointError, DivergenceError, InputError
 from nnbackend.network import Network
 from nnbackend.persistence import to_bytes, write_atomically
 from nnbackend.training import Callback, EarlyStopping, History, train
@@ -234,7 +234,9 @@ class Experiment:
                 resume=resume,
                 communicator=communicator,
             )
-        except DivergenceError as caught:
+        except (DivergenceError, CheckpointError) as caught:
+            if caught.history is None:
+                raise
             history, error = caught.history, caught
         scores = {}
         if len(rows.held_out) and history.n_epochs:
@@ -260,7 +262,7 @@ class Result:
         The training.
     scores : dict of str to float
         Metrics on the held-out part; empty where there is none.
-    error : DivergenceError or None
+    error : DivergenceError, CheckpointError or None
         Why training failed.
     """
 
@@ -270,7 +272,7 @@ class Result:
     network: Network
     history: History
     scores: dict[str, float] = field(default_factory=dict)
-    error: DivergenceError | None = None
+    error: DivergenceError | CheckpointError | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures as a dictionary that JSON can hold."""

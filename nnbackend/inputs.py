@@ -11,6 +11,7 @@ from nnbackend.core.losses import Loss, Poisson, SoftmaxCrossEntropy
 from nnbackend.core.types import Array
 from nnbackend.device import Device, device_of, is_native
 from nnbackend.errors import InputError
+from nnbackend.sources import Source
 
 __all__ = [
     "check_features",
@@ -46,6 +47,11 @@ def to_array(name: str, x: Any, device: Device | None = None) -> Array:
     """
     if x is None:
         raise InputError(f"{name}: expected an array, got None")
+    if isinstance(x, Source):
+        raise InputError(
+            f"{name}: expected an array, got a source, which is for training and standardize; take "
+            "its rows block by block, such as source.read(0, 1000).X"
+        )
     home = device_of(x)
     if home is not None and home.kind == "cuda" and device not in (None, home):
         raise InputError(

@@ -404,6 +404,11 @@ class Network:
                 f"y: expected None, since targets are standardized for output='identity' only "
                 f"and this network has output={self.output!r}"
             )
+        if isinstance(X, Source) and y is not None and y is not X:
+            raise InputError(
+                "y: expected the source again, to standardize the targets that it has, got "
+                f"{type(y).__name__}: net.standardize(source, source)"
+            )
         xp = self._device.xp
         moments: list[Moments] = []
         for columns in self._columns(X, y):

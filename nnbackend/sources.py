@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ _BLOCK_BYTES = 2**20
 
 # Runs of rows, and rows of each, that stand for all of the data.
 _DIGEST_RUNS = 8
+
+# What pandas stores a frame's index as: no feature.
+INDEX_COLUMN = re.compile(r"__index_level_\d+__")
 
 _Array = np.ndarray[Any, Any]
 
@@ -80,6 +84,9 @@ class Source(ABC):
     Rows(X=array([[3], [4]]), y=array([1, 0]), sample_weight=None)
     """
 
+    #: How much memory the rows of one buffer may take, in bytes.
+    buffer_bytes: int = BUFFER_BYTES
+
     #: Names of the columns of X, where they have such.
     feature_names: tuple[str, ...] | None = None
 
@@ -116,6 +123,16 @@ class Source(ABC):
     def checked(self, start: int, stop: int) -> Rows:
         """Return ``read(start, stop)``, or raise an InputError where it is not what was asked."""
         rows = self.read(start, stop)
+        if not isinstance(rows, Rows) or not all(
+            isinstance(column, np.ndarray | None) for column in rows
+        ):
+            parts = (
+                ", ".join(type(part).__name__ for part in rows) if isinstance(rows, Rows) else ""
+            )
+            raise InputError(
+                f"{type(self).__name__}.read: expected nb.sources.Rows of NumPy arrays, got "
+                f"{type(rows).__name__}{parts and f' of {parts}'}"
+            )
         for name, column in zip(Rows._fields, rows, strict=True):
             if column is not None and len(column) != stop - start:
                 raise InputError(
@@ -343,14 +360,19 @@ class Parquet(Source):
         types: dict[str, Any] = {}
         for file in _parquet_files(path):
             with _opened(file) as content:
-                found = _types(file, content.schema_arrow)
+                found = {
+                    name: kind
+                    for name, kind in _types(file, content.schema_arrow).items()
+                    if not INDEX_COLUMN.fullmatch(name)
+                }
                 if types and found != types:
                     different = sorted(name for name, _ in found.items() ^ types.items())
                     raise InputError(
                         f"path: expected files with the columns of {self._groups[0][0]!r}, got "
                         f"other names or types in {file!r}: {different[0]!r}"
                     )
-                types = found
+                # The order of the columns is that of the first file.
+                types = types or found
                 for i in range(content.num_row_groups):
                     self._groups.append((file, i))
                     n_rows.append(content.metadata.row_group(i).num_rows)
@@ -530,8 +552,8 @@ def as_source(X: Any, y: Any = None, sample_weight: Any = None) -> Source | None
         for name, given in (("y", y), ("sample_weight", sample_weight)):
             if given is not None:
                 raise InputError(
-                    f"{name}: expected None with a source, which has its own, got "
-                    f"{type(given).__name__}"
+                    f"{name}: expected None with a source, which brings its own, got "
+                    f"{type(given).__name__}; give it to the source, such as Arrays(X, y)"
                 )
         return X
     if not _is_in_file(X) or math.prod(X.shape) * np.dtype(X.dtype).itemsize <= BUFFER_BYTES:

@@ -15,6 +15,7 @@ from nnbackend.checks import nearest
 from nnbackend.datasets import Dataset, encode_target
 from nnbackend.errors import InputError, MissingDependencyError
 from nnbackend.numpy_files import read_npy, read_npz
+from nnbackend.sources import INDEX_COLUMN
 
 __all__ = ["Table", "read_dataset", "read_table"]
 
@@ -236,6 +237,8 @@ def _read_arrow(path: str, suffix: str) -> Table:
     columns = {}
     missing = {}
     for name, column in zip(content.column_names, content.itercolumns(), strict=True):
+        if INDEX_COLUMN.fullmatch(name):
+            continue
         if column.null_count:
             missing[name] = column.is_null().to_numpy()
         is_text = pa.types.is_dictionary(column.type)

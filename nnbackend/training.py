@@ -157,11 +157,11 @@ def train(
         and network: step number, moments and velocity go on from there.
     checkpoint : path-like, optional
         A folder, of this training alone, to write checkpoints into: parameters, optimizer, random
-        numbers, position in the epoch and history, in files that ``load`` reads as models, too, with
-        the parameters of that moment. One is written whenever it is due, at the end, and when
-        Ctrl-C or SIGTERM comes in the main thread, which end the training between two steps: SIGTERM
-        then ends the process with exit code 143, or goes to the handler that there was. None is
-        written where a callback raises.
+        numbers, position in the epoch and history, in files that ``load`` reads as models, too,
+        with the parameters of that moment. One is written whenever it is due, at the end, and when
+        Ctrl-C or SIGTERM comes in the main thread, which end the training between two steps:
+        SIGTERM then ends the process with exit code 143, or goes to the handler that there was.
+        None is written where a callback raises.
     checkpoint_every : float or timedelta, default one minute
         Epochs, fractions of them included, or time.
     checkpoints_kept : int, default 3
