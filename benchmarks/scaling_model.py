@@ -39,7 +39,7 @@ ASSUMPTIONS = {
         66.9, "TFLOP/s", "H100 SXM, float32, no tensor cores: modal.com/gpu-glossary/perf/peak-rate"
     ),
     "gpu_efficiency": Assumption(0.5, "of the peak", OURS),
-    "gpu_memory": Assumption(3350, "GB/s", "H100 SXM, HBM3: NVIDIA's data sheet"),
+    "gpu_memory": Assumption(3350, "GB/s", "H100 SXM, HBM3, as commonly given: an assumption"),
     "gpu_launch": Assumption(3, "us per kernel, 3L + 1 in a step", OURS),
     "gpu_update": Assumption(
         28, "bytes of traffic per parameter for Adam", "it reads 4 numbers of 4 bytes, and writes 3"

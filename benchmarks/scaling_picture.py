@@ -87,6 +87,8 @@ def draw_comparison(ax: Any, rows: list[dict[str, Any]]) -> None:
             )
     ax.axhline(2, color=NEUTRAL, linewidth=1, linestyle=(0, (4, 2)))
     ax.set_xticks(range(len(names)), names)
+    # Room for the legend above the bars.
+    ax.set_ylim(0, 3)
     entitle(ax, "measured: speed-up of two cores over one; dashed: perfect")
     finish(ax)
 

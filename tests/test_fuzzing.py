@@ -22,8 +22,8 @@ from nnbackend.errors import InputError, ModelFileError
 from nnbackend.tables import read_dataset, read_table
 
 # How many mutants of each; a second's worth, or so.
-COUNTS = {"model": 1500, "csv": 400, "tsv": 400, "csv.gz": 150, "npy": 600, "npz": 150,
-          "parquet": 300}  # fmt: skip
+COUNTS = {"model": 1500, "checkpoint": 200, "csv": 400, "tsv": 400, "csv.gz": 150, "npy": 600,
+          "npz": 150, "parquet": 300}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", COUNTS)
