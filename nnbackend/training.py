@@ -493,7 +493,7 @@ def _engine_name(
             "whose steps are planned for data on the GPU"
         )
     if engine != "auto":
-        return str(engine)
+        return engine  # type: ignore[no-any-return]
     return default_engine(device, reference_seconds(problem, examples.n_samples, epochs))
 
 

@@ -368,7 +368,7 @@ def test_a_folder_that_cannot_be_made_or_written_is_found_out_before_training(
     net = network()
     before = net.parameters.copy()
     seen = []
-    with pytest.raises(CheckpointError, match=r"Not a directory|exists"):
+    with pytest.raises(CheckpointError, match="expected a folder, got the file"):
         train(net, callbacks=seen.append, **keeping(tmp_path / "file"))
 
     def fails(*_):
@@ -537,8 +537,7 @@ def test_a_training_of_another_kind_is_refused_and_changes_nothing(other, tmp_pa
     if other in ("layer_sizes", "dtype", "hidden", "dropout"):
         assert sentence.startswith("checkpoint: expected one of Network(")
     else:
-        name = {"standardization": "data"}.get(other, other)
-        name = name.removeprefix("the ").partition("'")[0]
+        name = other.removeprefix("the ").partition("'")[0]
         assert sentence.startswith(f"checkpoint: expected to go on with the same {name} (")
     assert "\n" not in sentence
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
@@ -571,6 +570,8 @@ def test_a_folder_is_one_trainings_at_a_time(tmp_path):
     train(network(), epochs=3, **keeping(tmp_path, resume=True))
 
 
+# Another test of this process may have started JAX, which warns of every fork.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_process_forked_during_training_does_not_keep_the_folder(tmp_path):
     children = []
 

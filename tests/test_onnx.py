@@ -290,7 +290,7 @@ def test_the_metadata_hold_version_and_names(serve):
     assert (model.producer_name, model.producer_version) == ("nnbackend", nb.__version__)
     names = {entry.key: entry.value for entry in model.metadata_props}
     assert names == {"nnbackend_version": nb.__version__}
-    net.feature_names = ("length", "Breite", "幅", "\ud800", '"')
+    net.feature_names = ("length", "Breite", "幅", "\u2028", '"')
     net.class_names = np.asarray(["low", "middle", "high"])
     model, _ = serve(net)
     names = {entry.key: entry.value for entry in model.metadata_props}

@@ -646,7 +646,7 @@ def test_bad_values_leave_a_network_as_it_was_and_are_named():
     net = network()
     with pytest.raises(InputError, match=r"X\[\d+:\d+\]: expected finite numbers, got inf at"):
         net.standardize(Arrays(X, y, buffer_bytes=8 * KIB))
-    with pytest.raises(InputError, match="y: expected None with a source"):
+    with pytest.raises(InputError, match="y: expected the source again"):
         network(output="identity").standardize(Arrays(X), y)
     assert net.standardization is None
 

@@ -221,6 +221,8 @@ def run_in_child(context, net):
     return result
 
 
+# Another test of this process may have started JAX, which warns of every fork.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_started_while_a_thread_trains_predict_and_train(method):
     mine = network(seed=3)
@@ -253,6 +255,8 @@ def test_joblib_workers_train_and_predict_while_a_thread_trains():
     assert (parameters, loss) == trained(network(), "cpu", epochs=len(loss))
 
 
+# Another test of this process may have started JAX, which warns of every fork.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_child_forked_while_a_thread_trains_predicts_with_that_network_and_trains_a_copy():
     net, pause = network(), Pause()
     wait = started(lambda: trained(net, callbacks=pause))
@@ -278,6 +282,8 @@ def in_forked_child(work):
         child.close()
 
 
+# Another test of this process may have started JAX, which warns of every fork.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 @pytest.mark.parametrize("engine", ["reference", "cpu"])
 def test_a_forked_child_goes_on_with_a_trained_network(engine):
     net = nb.Network([4, 300, 300, 1], hidden="tanh", dropout=(0.3, 0.0))
@@ -289,6 +295,8 @@ def test_a_forked_child_goes_on_with_a_trained_network(engine):
     assert in_forked_child(work) == work()
 
 
+# Another test of this process may have started JAX, which warns of every fork.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_child_forked_in_a_callback_predicts_and_trains_a_copy():
     results = []
 
