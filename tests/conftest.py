@@ -15,6 +15,9 @@ pytest.register_assert_rewrite("backends")
 
 from backends import PARAMETERS, load, require  # noqa: E402 - its asserts are rewritten first
 
+# Run under mpiexec; without mpi4py they cannot even be looked through for doctests.
+collect_ignore = ["mpi_programs.py", "training_programs.py"]
+
 # Drawn examples are the same at every run, and slow machines do not fail.
 settings.register_profile(
     "nnbackend", deadline=None, derandomize=True, max_examples=40, database=None
