@@ -191,7 +191,7 @@ class CheckpointFolder:
             self.close()
             raise self._unwritable(error.strerror or str(error)) from error
         # What a process that was killed while it wrote has left behind.
-        for name in self._names():
+        for name in os.listdir(self.path):
             if _TEMPORARY.fullmatch(name):
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(self.path, name))
@@ -274,9 +274,6 @@ class CheckpointFolder:
         for old in self.files()[self._keep :]:
             with contextlib.suppress(OSError):
                 os.unlink(old)
-
-    def _names(self) -> list[str]:
-        return os.listdir(self.path)
 
     def _unwritable(self, reason: str) -> CheckpointError:
         files = self.files()

@@ -7,7 +7,7 @@ import signal
 from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 
@@ -111,8 +111,8 @@ class Loop:
         self.generators, self.interruption = generators, interruption
         self.team = team
         self.keeper: Keeper | None = None
-        # What can run an epoch in parts; decided once, since to ask reads the engine's state.
-        self.partial = engine if isinstance(engine, PartialEngine) else None
+        # What can run an epoch in parts; isinstance would read the properties, which copy arrays.
+        self.partial = cast("PartialEngine", engine) if hasattr(engine, "run_steps") else None
         self.device = get_device(net.device)
         self.schedule = as_schedule(problem.optimizer.learning_rate)
         self.schedule_state = self.schedule.start()

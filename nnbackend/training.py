@@ -255,7 +255,7 @@ def train(
         )  # fmt: skip
         if checkpoint is not None or team is not None:
             stack.enter_context(interruption)
-            _check_parts(runner, problem, device)
+            _check_parts(loop.partial, problem, device)
             options = _options(
                 net, problem, examples, validation, shuffle, seed, early_stopping, engine
             )
@@ -357,9 +357,9 @@ def _set_optimizer_state(engine: Engine, given: Any, problem: Problem, device: D
         engine.set_state(engine.state._replace(optimizer=state))
 
 
-def _check_parts(engine: Engine, problem: Problem, device: Device) -> None:
+def _check_parts(engine: PartialEngine | None, problem: Problem, device: Device) -> None:
     """Check that the state of an engine can be kept."""
-    if not isinstance(engine, PartialEngine) and problem.objective.structure.has_dropout:
+    if engine is None and problem.objective.structure.has_dropout:
         raise InputError(
             f"checkpoint: expected engine='reference' for a network with dropout on {device}, got "
             "'cuda', which keeps the state of its random numbers on the GPU"

@@ -42,3 +42,21 @@ def backend(request):
 @pytest.fixture(scope="session")
 def torch():
     return require("torch")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Call the command in an empty folder; return exit code, stdout and stderr."""
+    from nnbackend import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call

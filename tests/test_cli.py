@@ -13,28 +13,11 @@ import numpy as np
 import pytest
 
 import nnbackend as nb
-from nnbackend import cli
 from nnbackend.datasets import load_dataset
 
 FILES = ["curves.png", "held_out.csv", "history.json", "model.safetensors"]
 FOR_GOING_ON = ["checkpoints", "command.json"]
 QUICK = ["--epochs", "2"]
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Call the command in an empty folder; return exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.mark.parametrize(

@@ -29,22 +29,6 @@ def _no_pictures():
         yield
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Call the command in an empty folder; return exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Return what a run that was left alone gives."""

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -152,7 +152,6 @@ class Engine(Protocol):
         """Return the loss of the current parameters on ``data`` without penalties, 0-d."""
 
 
-@runtime_checkable
 class PartialEngine(Engine, Protocol):
     """An engine that runs an epoch in parts as well."""
 
