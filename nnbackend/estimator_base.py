@@ -25,7 +25,7 @@ from sklearn.utils import check_consistent_length
 from sklearn.utils._array_api import move_to
 
 from nnbackend.core import losses
-from nnbackend.core.activations import Activation, activation
+from nnbackend.core.activations import Activation, activation, sigmoid, softmax
 from nnbackend.core.losses import Loss
 from nnbackend.core.optimizers import Adam, Coefficients, Optimizer, OptimizerState, State
 from nnbackend.core.schedules import Clock, Schedule
@@ -49,9 +49,11 @@ except ModuleNotFoundError:  # scikit-learn before 1.9
 
 
 __all__ = [
+    "BinaryLogLoss",
     "Estimator",
     "MeanSquaredError",
     "PoissonDeviance",
+    "SoftmaxLogLoss",
     "Targets",
     "in_library",
     "with_callbacks",
@@ -127,6 +129,57 @@ class PoissonDeviance(losses.Poisson):
         is_positive = Y > 0
         constant = xp.where(is_positive, Y * xp.log(xp.where(is_positive, Y, one)) - Y, 0.0 * one)
         return element + constant, derivative
+
+
+def _clipped(xp: Namespace, A: Array, epsilon: float) -> Array:
+    """Return probabilities within [epsilon, 1 - epsilon], whose logarithms are taken in float64.
+
+    scikit-learn does so. Printed kernels stay in the dtype of the network.
+    """
+    one = xp.ones_like(A)
+    return xp.astype(xp.minimum(xp.maximum(A, epsilon * one), (1.0 - epsilon) * one), xp.float64)
+
+
+@dataclass(frozen=True)
+class BinaryLogLoss(losses.BinaryCrossEntropy):
+    """Binary cross-entropy whose value, not gradient, is that of clipped probabilities.
+
+    Attributes
+    ----------
+    epsilon : float
+        The least probability that the value knows, of the true class and of the other.
+    """
+
+    epsilon: float
+
+    def elements(self, xp: Namespace, Z: Array, Y: Array) -> tuple[Array, Array]:
+        """Return -(Y log P + (1 - Y) log(1 - P)) with P = sigmoid(Z) clipped, and sigmoid(Z) - Y.
+
+        In the tails log(1 - P) has few digits, as it has there: such values say when to stop.
+        """
+        A = sigmoid(xp, Z)
+        P = _clipped(xp, A, self.epsilon)
+        return -(Y * xp.log(P) + (1.0 - Y) * xp.log(1.0 - P)), A - Y
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxLogLoss(losses.SoftmaxCrossEntropy):
+    """Cross-entropy whose value, not gradient, is that of clipped probabilities.
+
+    With label smoothing both are those of the smoothed targets.
+
+    Attributes
+    ----------
+    epsilon : float
+        The least probability that the value knows.
+    """
+
+    epsilon: float
+
+    def elements(self, xp: Namespace, Z: Array, Y: Array) -> tuple[Array, Array]:
+        """Return -Y log P with P = softmax(Z) clipped, and softmax(Z) - Y."""
+        A = softmax(xp, Z)
+        return -Y * xp.log(_clipped(xp, A, self.epsilon)), A - Y
 
 
 @dataclass
@@ -301,6 +354,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
         return {
             "l2": self.alpha,
             "penalty_per_sample": True,
+            "loss_by_rows": True,
             "clip_norm": self.clip_norm,
             "engine": self.engine,
             "precision": self.precision,
@@ -336,7 +390,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
                 training[0],
                 self._targets(training[1]),
                 optimizer=self._optimizer_of(rate),
-                loss=self._loss(),
+                loss=self._loss(net),
                 epochs=1 if incremental else self.max_iter,
                 batch_size=self._rows_per_batch(n_samples),
                 shuffle=draw if self.shuffle else False,
@@ -378,7 +432,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
         sample_weight = self._weighted(y, sample_weight, incremental=False)
         net = self._network()
         device, dtype = get_device(net.device), net.parameters.dtype
-        objective = net.objective(self._loss(), l2=self.alpha, penalty_per_sample=True)
+        objective = net.objective(self._loss(net), l2=self.alpha, penalty_per_sample=True)
         data = net.prepare(_dense(X), self._targets(y), objective.loss, sample_weight)
 
         def evaluate(x: _Array) -> tuple[float, _Array]:
