@@ -68,7 +68,8 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
         Called as ``callback(state)`` after every epoch, with a ``nb.TrainingState``.
     device : str, optional
         ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``; by default where X is, which is the CPU
-        for data in the host's memory.
+        for data in the host's memory. With ``solver="lbfgs"`` and float32 data the coefficients are
+        float64 on the CPU, as scikit-learn's are, and float32 on a GPU.
     engine, precision : str
         As for ``nb.train``.
 
