@@ -23,12 +23,15 @@ from nnbackend.core.losses import Loss
 from nnbackend.device import get_device
 from nnbackend.errors import InputError
 from nnbackend.estimator_base import (
+    BinaryLogLoss,
     Estimator,
     MeanSquaredError,
     PoissonDeviance,
+    SoftmaxLogLoss,
     in_library,
     with_callbacks,
 )
+from nnbackend.network import Network
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
@@ -65,7 +68,8 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
         Called as ``callback(state)`` after every epoch, with a ``nb.TrainingState``.
     device : str, optional
         ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``; by default where X is, which is the CPU
-        for data in the host's memory.
+        for data in the host's memory. With ``solver="lbfgs"`` and float32 data the coefficients are
+        float64 on the CPU, as scikit-learn's are, and float32 on a GPU.
     engine, precision : str
         As for ``nb.train``.
 
@@ -286,15 +290,16 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
             for name, weight in table.items():
                 real(f"class_weight[{name!r}]", weight, minimum=0.0)
 
-    def _loss(self) -> Loss:
+    def _loss(self, net: Network) -> Loss:
         if self.label_smoothing and self.out_activation_ != "softmax":
             raise InputError(
                 f"label_smoothing: expected 0 with two classes or several labels, got "
                 f"{self.label_smoothing!r}: it is for the softmax of three and more classes"
             )
+        epsilon = float(np.finfo(net.dtype).eps)
         if self.out_activation_ == "softmax":
-            return losses.SoftmaxCrossEntropy(label_smoothing=self.label_smoothing)
-        return losses.BinaryCrossEntropy()
+            return SoftmaxLogLoss(label_smoothing=self.label_smoothing, epsilon=epsilon)
+        return BinaryLogLoss(epsilon)
 
     def _targets(self, y: _Array) -> _Array:
         return y.argmax(axis=1) if self.out_activation_ == "softmax" else y
@@ -448,12 +453,12 @@ class MLPRegressor(Estimator, _Regressor):  # type: ignore[misc]
         del incremental
         return sample_weight
 
-    def _loss(self) -> Loss:
+    def _loss(self, net: Network) -> Loss:
         if self.loss == "squared_error":
             return MeanSquaredError(self.n_outputs_)
         if self.loss == "poisson":
             return PoissonDeviance()
-        return losses.loss_function(self.loss, self._network().structure.output)
+        return losses.loss_function(self.loss, net.structure.output)
 
     @staticmethod
     def _targets(y: _Array) -> _Array:

@@ -71,6 +71,7 @@ def train(
     l1: float = 0.0,
     l2: float = 0.0,
     penalty_per_sample: bool = False,
+    loss_by_rows: bool = False,
     clip_value: float | None = None,
     clip_norm: float | None = None,
     engine: str = "auto",
@@ -137,6 +138,9 @@ def train(
     penalty_per_sample : bool, default False
         Divide the penalties by the number of a batch's examples, or by the sum of their weights, as
         scikit-learn's ``alpha`` is.
+    loss_by_rows : bool, default False
+        Average the losses of an epoch's batches by their numbers of rows, as scikit-learn's
+        ``loss_curve_`` does, instead of by the sums of their weights.
     clip_value, clip_norm : float, optional
         Clip each element of the gradient to [-clip_value, clip_value]; scale the whole gradient
         down to the norm clip_norm.
@@ -225,7 +229,9 @@ def train(
             batch_size = positive_integer("batch_size", batch_size)
         _check_randomness(shuffle, seed, keeps=checkpoint is not None, has_team=team is not None)
         clip_value, clip_norm = _bound("clip_value", clip_value), _bound("clip_norm", clip_norm)
-        _check_flags(penalty_per_sample=penalty_per_sample, resume=resume)
+        _check_flags(
+            penalty_per_sample=penalty_per_sample, loss_by_rows=loss_by_rows, resume=resume
+        )
         hooks = _callbacks(callbacks, team)
         every = checked_interval(checkpoint_every)
         folder = _folder(checkpoint, checkpoints_kept, resume, team)
@@ -242,7 +248,7 @@ def train(
         )
         validation = _validation(memory, objective.loss, validation_data)
         _check_early_stopping(early_stopping, validation)
-        problem = Problem(objective, chosen, size, clip_value, clip_norm, precision)
+        problem = Problem(objective, chosen, size, clip_value, clip_norm, precision, loss_by_rows)
         found = _found(folder, net, team, checkpoint=checkpoint is not None, resume=resume)
         engine = _engine_name(examples, problem, engine, device, epochs, found)
         make_engine = get_engine(engine, precision, device)
@@ -400,6 +406,8 @@ def _options(
         data=examples.digest(to_numpy),
         validation_data=None if validation is None else data_digest(validation, to_numpy),
         feature_names=net.feature_names,
+        # Checkpoints written before there was this option do not have it.
+        **({"loss_by_rows": True} if problem.loss_by_rows else {}),
         **{name: _columns_digest(getattr(net, name), to_numpy) for name in STANDARDIZATIONS},
     )
 

@@ -359,6 +359,27 @@ def test_history_loss_is_the_mean_over_examples_also_with_a_short_last_batch(wei
 
 
 @on_each_device
+def test_loss_by_rows_counts_a_batch_by_its_rows_if_any_has_weight(device):
+    X, y = blobs(40)
+    weight = np.random.default_rng(5).uniform(0.1, 2, 40)
+    weight[12:24] = 0.0
+    net = small_network(device=device)
+    parts = [slice(0, 12), slice(24, 36), slice(36, 40)]
+    losses = [
+        float(net.loss_and_gradients(X[rows], y[rows], sample_weight=weight[rows])[0])
+        for rows in parts
+    ]
+    history = nb.train(
+        net, X, y, optimizer=nb.SGD(1e-300), epochs=2, batch_size=12, sample_weight=weight,
+        shuffle=False, loss_by_rows=True, validation_data=(X, y, weight),
+    )  # fmt: skip
+    np.testing.assert_allclose(history.loss, np.average(losses, weights=[12, 12, 4]), rtol=1e-13)
+    # Validation has no batches.
+    whole = float(net.loss_and_gradients(X, y, sample_weight=weight)[0])
+    np.testing.assert_allclose(history.validation_loss, whole, rtol=1e-13)
+
+
+@on_each_device
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_integer_weights_are_repetitions(optimizer, device):
     X, y = blobs(20)

@@ -81,13 +81,14 @@ def equal():
         "sample_weight": WEIGHT,
         "validation_data": (X[:9], Y["sigmoid"][:9], WEIGHT[45:54]),
     }
-    expect_equal(l1=1e-3, l2=1e-2, penalty_per_sample=True, **weighted)
+    expect_equal(l1=1e-3, l2=1e-2, penalty_per_sample=True, loss_by_rows=True, **weighted)
     expect_equal(clip_norm=0.1, clip_value=0.05, batch_size=None)
     expect_equal(output="softmax", shuffle=False, batch_size=1)
     expect_equal(output="identity", loss="huber", batch_size=50)
     # Each compiles kernels of its own.
     for engine in ("reference", "cpu"):
         everything = {"l2": 1e-2, "penalty_per_sample": True, "clip_norm": 0.1, **weighted}
+        everything["loss_by_rows"] = True
         expect_equal(engine=engine, net_options={"dropout": [0.3, 0.0]}, **everything)
     expect_equal(
         optimizer=nb.SGD(nb.schedules.ReduceOnPlateau(0.5, patience=1)),

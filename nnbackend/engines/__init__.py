@@ -58,6 +58,9 @@ class Problem:
         Bounds on every element of the gradient, and on its norm over all parameters.
     precision : {"float32", "tf32", "bfloat16"}
         Of the products of float32 arrays.
+    loss_by_rows : bool
+        Whether an epoch's mean objective counts each step by its rows, not by the sum of their
+        weights. A step whose weights are all zero is not counted either way.
     """
 
     objective: Objective
@@ -66,6 +69,7 @@ class Problem:
     clip_value: float | None = None
     clip_norm: float | None = None
     precision: str = "float32"
+    loss_by_rows: bool = False
 
 
 @dataclass(frozen=True)

@@ -211,11 +211,12 @@ class CpuEngine:
         coefficients: _Array, losses: _Array, totals: _Array, ends: bool,
     ) -> tuple[int, bool]:  # fmt: skip
         # A diverging loss is reported by whoever reads it, not warned of here.
+        by_rows = trains and self._problem.loss_by_rows
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             return self._program(
-                trains, *columns, order, self._X0, self._y0, w0, coefficients, losses, totals, ends,
-                self._parameters, self._gradient, self._state, self._finite, self._W, self._b,
-                self._gW, self._gb, self._Z, self._A, self._H, self._M, self._D, self._L,
+                trains, *columns, order, self._X0, self._y0, w0, by_rows, coefficients, losses,
+                totals, ends, self._parameters, self._gradient, self._state, self._finite, self._W,
+                self._b, self._gW, self._gb, self._Z, self._A, self._H, self._M, self._D, self._L,
                 self._kinds, self._hyper, self._block,
             )  # fmt: skip
 
@@ -264,7 +265,7 @@ def _kernels(problem: Problem, dtype: str, *, labels: bool) -> Kernels:
     if is_dataclass(optimizer):
         optimizer = replace(optimizer, learning_rate=1.0)  # type: ignore[type-var]
     # What kernels do not depend on is left out of the key.
-    form = replace(problem, batch_size=1, optimizer=optimizer)
+    form = replace(problem, batch_size=1, optimizer=optimizer, loss_by_rows=False)
     try:
         return _recorded(form, dtype, labels=labels)
     except TypeError:  # a user's optimizer or loss that cannot be hashed

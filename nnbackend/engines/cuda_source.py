@@ -93,7 +93,7 @@ __device__ __forceinline__ operand to_operand(real x) {
 # Counters, which live on the device: steps done in this call, rows and random numbers used.
 _COMMON = r"""
 enum { STEP, ROW, DRAWN };
-enum { LOSS_SUM, WEIGHT_SUM };
+enum { LOSS_SUM, COUNT_SUM };
 enum { EPOCHS, IS_BAD, HAS_NONFINITE, POSITION };
 
 struct Sum {
@@ -258,7 +258,7 @@ KERNEL finish_epoch(
     const real* parameters, int64 n, real* finite, double* sums, double* losses, unsigned* status,
     unsigned* arrived
 ) {
-    const double loss = sums[WEIGHT_SUM] > 0 ? sums[LOSS_SUM] / sums[WEIGHT_SUM] : 0.0;
+    const double loss = sums[COUNT_SUM] > 0 ? sums[LOSS_SUM] / sums[COUNT_SUM] : 0.0;
     const bool is_good = is_finite(loss) && !status[HAS_NONFINITE] && !status[IS_BAD];
     if (is_good)
         for (int64 i = (int64)blockIdx.x * THREADS + threadIdx.x; i < n;
@@ -270,7 +270,7 @@ KERNEL finish_epoch(
     if (!status[IS_BAD]) status[EPOCHS] += 1;
     if (!is_good) status[IS_BAD] = 1;
     status[HAS_NONFINITE] = 0;
-    sums[LOSS_SUM] = sums[WEIGHT_SUM] = 0;
+    sums[LOSS_SUM] = sums[COUNT_SUM] = 0;
 }
 """
 
@@ -389,8 +389,9 @@ KERNEL output_loss(
     }
     double sum = (double)loss;
     if (!grid_reduce<Sum>(sum, partial, arrived, 0.0) || threadIdx.x + threadIdx.y > 0) return;
-    sums[LOSS_SUM] += sum * total;
-    sums[WEIGHT_SUM] += total;
+    const double count = @COUNT@;
+    sums[LOSS_SUM] += sum * count;
+    sums[COUNT_SUM] += count;
     counters[STEP] += 1;
     counters[ROW] += rows;
     counters[DRAWN] += draws;
@@ -448,8 +449,9 @@ KERNEL update(
 
 _PENALTY = """\
     double sum = (double)penalty;
+    const double total = is_weighted ? *batch_weight : (double)rows;
     if (grid_reduce<Sum>(sum, partial, arrived, 0.0) && threadIdx.x == 0)
-        sums[LOSS_SUM] += sum * (is_weighted ? *batch_weight : (double)rows);"""
+        sums[LOSS_SUM] += sum * @COUNT@;"""
 
 # Of 64 random bits NumPy makes two float32 numbers, first of the low half, or one float64 number.
 _UNIFORM = {
@@ -634,7 +636,8 @@ class CudaKernels:
         if self._is_bfloat16:
             stores.append("E[(int64)row * ld + k] = to_operand(slope * share);")
         lines[-1:] = [*(" " * 12 + store for store in stores), lines[-1]]
-        return fill(_OUTPUT_LOSS, TARGET=head, FORMULA="\n".join(lines))
+        count = step_count(self._problem)
+        return fill(_OUTPUT_LOSS, TARGET=head, FORMULA="\n".join(lines), COUNT=count)
 
     def _update(self) -> list[str]:
         """Print penalties, clipping and the optimizer's step over the flat parameter vector."""
@@ -670,7 +673,7 @@ class CudaKernels:
             SCALE=_penalty_scale(problem),
             NUMBERS=numbers,
             FORMULA=formula,
-            PENALTY=_PENALTY if is_penalized else "",
+            PENALTY=fill(_PENALTY, COUNT=step_count(problem)) if is_penalized else "",
         )
         return [*parts, part]
 
@@ -780,6 +783,11 @@ def _penalty_scale(problem: Problem) -> str:
         "    const double weights = is_weighted ? *batch_weight : (double)rows;\n"
         "    const real penalty_scale = (real)(1.0 / (weights > 0 ? weights : 1.0));"
     )
+
+
+def step_count(problem: Problem) -> str:
+    """Return the code of what a step counts in its epoch's loss, of its ``rows`` and ``total``."""
+    return "(total > 0 ? (double)rows : 0.0)" if problem.loss_by_rows else "total"
 
 
 def fill(template: str, **parts: object) -> str:

@@ -22,6 +22,7 @@ from nnbackend.engines.cuda_source import (
     fill,
     loss_outputs,
     prelude,
+    step_count,
     step_scalars,
     update_outputs,
 )
@@ -114,8 +115,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) run_epochs(
     int step = 0, epochs = 0;
     bool is_bad = false;
     for (int epoch = 0; epoch < n_epochs && !is_bad; ++epoch) {
-        // A thread's share of the losses, and the weights.
-        double loss_sum = 0, weight_sum = 0;
+        // A thread's share of the losses, and what the steps count.
+        double loss_sum = 0, count_sum = 0;
         for (int start = 0; start < n_samples; start += BATCH, ++step) {
             const int rows = n_samples - start < BATCH ? n_samples - start : BATCH;
             // A batch of all rows stays where it is.
@@ -152,13 +153,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) run_epochs(
             __syncthreads();
 @BACKWARD@
 @UPDATE@
-            loss_sum += (double)loss * total;
-            weight_sum += total;
+            const double count = @COUNT@;
+            loss_sum += (double)loss * count;
+            count_sum += count;
         }
         __shared__ int found;
         if (threadIdx.x == 0) found = 0;
         loss_sum = block_reduce<Sum>(loss_sum);
-        const double loss = weight_sum > 0 ? loss_sum / weight_sum : 0.0;
+        const double loss = count_sum > 0 ? loss_sum / count_sum : 0.0;
         bool bad = !is_finite(loss);
         for (int k = threadIdx.x; k < SIZE; k += THREADS) bad |= !is_finite((double)p[k]);
         if (bad) found = 1;
@@ -342,6 +344,7 @@ class TinyPlanner:
             LOSS=loss,
             BACKWARD=backward,
             UPDATE=update,
+            COUNT=step_count(self._problem),
         )
         start = prelude(self._dtype, "float32", labels=self._labels, threads=_THREADS)
         return f"{start}\n{head}\n{_PRODUCTS}\n{self._is_weight()}\n{kernel}"

@@ -39,9 +39,9 @@ def propagate(
 
 def run(  # noqa: C901, PLR0912, PLR0915 - one text, which is compiled as it stands
     k: Any, trains: Any, X: Any, y: Any, weight: Any, order: Any, X0: Any, y0: Any, w0: Any,
-    coefficients: Any, losses: Any, totals: Any, ends: Any, parameters: Any, gradient: Any,
-    state: Any, finite: Any, W: Any, b: Any, gW: Any, gb: Any, Z: Any, A: Any, H: Any, M: Any,
-    D: Any, L: Any, kinds: Any, hyper: Any, block: Any,
+    by_rows: Any, coefficients: Any, losses: Any, totals: Any, ends: Any, parameters: Any,
+    gradient: Any, state: Any, finite: Any, W: Any, b: Any, gW: Any, gb: Any, Z: Any, A: Any,
+    H: Any, M: Any, D: Any, L: Any, kinds: Any, hyper: Any, block: Any,
 ) -> Any:  # fmt: skip
     """Run epochs until one of them ends in a loss or parameter that is not finite.
 
@@ -49,8 +49,10 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one text, which is compiled as it sta
     ``coefficients`` one row per step; ``losses`` takes the mean objective of each epoch, and
     ``finite`` the parameters that the last good one ended with. A batch is propagated forward and
     back in blocks of rows. Returns how many epochs were run, and whether all of them were good.
-    Unless it ``trains``, an epoch is the mean loss alone. What is run is a part of an epoch unless
-    it ``ends``; ``totals`` are the sums of loss and weight over its parts, this one included.
+    Unless it ``trains``, an epoch is the mean loss alone. In that mean a step counts with the sum
+    of its weights, or ``by_rows`` with their number, if any is positive. What is run is a part of
+    an epoch unless it ``ends``; ``totals`` are the sums of loss and counts over its parts, this one
+    included.
     """
     n_samples = order.shape[1] if order.shape[0] > 0 else X.shape[0]
     size = Z[0].shape[0]
@@ -58,7 +60,7 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one text, which is compiled as it sta
     step = 0
     for epoch in range(losses.shape[0]):
         loss_sum = totals[0]
-        weight_sum = totals[1]
+        count_sum = totals[1]
         for start in range(0, n_samples, size):
             n = min(size, n_samples - start)
             if order.shape[0] > 0:
@@ -71,7 +73,7 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one text, which is compiled as it sta
             else:
                 rows, targets = X[start : start + n], y[start : start + n]
                 share = weight[start : start + n] if weight.shape[0] > 0 else w0[:n]
-            batch_weight = k.total(share)
+            batch_weight, batch_rows = k.total(share), n
             divisor = batch_weight if batch_weight > 0.0 else 1.0
             k.drop(trains, n, M)
             loss = 0.0
@@ -100,18 +102,19 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one text, which is compiled as it sta
                 for layer in range(1, len(W)):
                     dZ = Z[last][:n] if layer == last else D[layer][:n]
                     k.product(H[layer - 1][:n].T, dZ, gW[layer])
-                loss, batch_weight = k.reduce(gradient, loss, batch_weight)
+                loss, batch_weight, batch_rows = k.reduce(gradient, loss, batch_weight, n)
                 divisor = batch_weight if batch_weight > 0.0 else 1.0
                 for layer in range(len(W)):
                     loss += k.penalize(W[layer], gW[layer], divisor, hyper)
                 k.clip(gradient, hyper)
                 k.update(parameters, gradient, state, coefficients[step], hyper)
                 step += 1
-            loss_sum += loss * batch_weight
-            weight_sum += batch_weight
+            count = batch_rows if by_rows and batch_weight > 0.0 else batch_weight
+            loss_sum += loss * count
+            count_sum += count
         totals[0] = 0.0 if ends else loss_sum
-        totals[1] = 0.0 if ends else weight_sum
-        losses[epoch] = loss_sum / weight_sum if weight_sum > 0.0 else 0.0
+        totals[1] = 0.0 if ends else count_sum
+        losses[epoch] = loss_sum / count_sum if count_sum > 0.0 else 0.0
         if trains and ends:
             if not (k.is_finite(losses[epoch]) and k.all_finite(parameters)):
                 return epoch + 1, False

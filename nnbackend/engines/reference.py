@@ -111,9 +111,9 @@ class ReferenceEngine:
         # A diverging loss is reported by whoever reads it, not warned of here.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for batch, rate in zip(self._batches(data, order, size), rates, strict=True):
-                loss, share = self._take_step(*batch, rate)
-                weighted_loss = weighted_loss + loss * share
-                total_weight = total_weight + share
+                loss, count = self._take_step(*batch, rate)
+                weighted_loss = weighted_loss + loss * count
+                total_weight = total_weight + count
         self._totals = weighted_loss, total_weight
 
     def end_epoch(self) -> tuple[Array, Array]:
@@ -173,7 +173,7 @@ class ReferenceEngine:
     def _take_step(
         self, X: Array, y: Array, weight: Array | None, part: Share, rate: float
     ) -> tuple[Array, Array]:
-        """Update on a part of a batch; return the whole batch's objective and weight."""
+        """Update on a part of a batch; return the whole batch's objective, and what it counts."""
         xp, problem = self._xp, self._problem
         masks = self._draw_masks(part)
         loss, gradient = problem.objective.data_value_and_gradient(
@@ -193,6 +193,8 @@ class ReferenceEngine:
         self._parameters, self._state = problem.optimizer.update(
             xp, self._parameters, gradient, self._state, coefficients
         )
+        if problem.loss_by_rows and weight is not None:
+            share = xp.astype(xp.asarray(share > 0), xp.float64) * part.n
         return loss, share
 
     def _draw_masks(self, part: Share) -> list[Array | None] | None:

@@ -131,11 +131,14 @@ class Steps:
                 uniform = self._dropout_rng.random(size, dtype=mask.dtype.type)
                 mask[:n] = dropout_mask(self._xp, uniform[part.rows], rate)
 
-    def reduce(self, gradient: _Array, loss: float, weight: float) -> tuple[float, float]:
-        """Make gradient and loss those of the whole batch, and return its weight."""
+    def reduce(
+        self, gradient: _Array, loss: float, weight: float, n: int
+    ) -> tuple[float, float, int]:
+        """Make gradient and loss those of the whole batch, and return its weight and rows."""
         if self._team is None or self.share is None:
-            return loss, weight
-        return self._team.reduce_step(gradient, loss, 0.0 if self.share.is_idle else weight)
+            return loss, weight, n
+        own = 0.0 if self.share.is_idle else weight
+        return *self._team.reduce_step(gradient, loss, own), self.share.n
 
     def update(self, *arrays: Any) -> None:
         """Update the parameters, and count that."""
