@@ -16,13 +16,12 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse
 import sklearn
-from array_api_compat import array_namespace, is_array_api_obj
+from array_api_compat import array_namespace, is_array_api_obj, to_device
 from array_api_compat import device as array_device
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_consistent_length
-from sklearn.utils._array_api import move_to
 
 from nnbackend.core import losses
 from nnbackend.core.activations import Activation, activation
@@ -516,7 +515,12 @@ def _on_cpu(x: Any) -> Any:
     """Return an array of any library as NumPy's; what is no array as it is."""
     if not is_array_api_obj(x) or isinstance(x, np.ndarray):
         return x
-    return move_to(x, xp=np, device="cpu")
+    home = device_of(x)
+    if home is not None and home.kind == "cuda":
+        return home.to_numpy(home.share(x))
+    # A device that CuPy does not know, such as Apple's, or one that only looks like another.
+    device = array_namespace(x).__array_namespace_info__().default_device()
+    return np.asarray(to_device(x, device))
 
 
 def in_library(X: Any, result: Any) -> Any:
@@ -525,7 +529,7 @@ def in_library(X: Any, result: Any) -> Any:
     if not is_dispatched or isinstance(X, np.ndarray) or result.dtype.kind not in "biuf":
         return result
     if isinstance(result, np.ndarray):
-        return move_to(result, xp=array_namespace(X), device=array_device(X))
+        return array_namespace(X).asarray(result, device=array_device(X))
     return in_library_of(X, result)
 
 
