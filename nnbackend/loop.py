@@ -477,7 +477,7 @@ class Loop:
         kept = f"after epoch {kept_epoch}" if kept_epoch else "before training"
         # No epoch says that the validation data can have a finite loss.
         is_new = epoch == 0 and math.isfinite(loss) and not math.isfinite(validation_loss or 0.0)
-        data = "look for outliers in validation_data, " if is_new else ""
+        data = "look for outliers in the validation data, " if is_new else ""
         return (
             f"{what}; the network keeps its parameters from {kept}: {data}lower the "
             f"learning rate (it was {rate:g}), clip the gradient (clip_norm=1.0), or standardize "
