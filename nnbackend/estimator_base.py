@@ -361,7 +361,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
                 **self._options(),
             )
         except DivergenceError as error:
-            if not (self.early_stopping and math.isfinite(self.best_validation_score_)):
+            if not self._has_best():
                 raise ValueError(
                     "Solver produced non-finite parameter weights or outputs. The input data may "
                     f"contain large values and need to be preprocessed: {error}"
@@ -372,7 +372,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             if history.stopped == "interrupted":
                 warnings.warn("Training interrupted by user.", stacklevel=2)
         self._optimizer.learning_rate = rate.value
-        if self.early_stopping:
+        if self._has_best():
             self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
         else:
             self._take_parameters(net)
@@ -384,6 +384,10 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
                 ConvergenceWarning,
                 stacklevel=2,
             )
+
+    def _has_best(self) -> bool:
+        """Return whether early stopping has a score of an epoch, and so coefficients to keep."""
+        return self.early_stopping and math.isfinite(self.best_validation_score_)
 
     def _fit_lbfgs(self, X: Any, y: Any, sample_weight: Any, *_more: Any) -> None:
         self._refuse_for_lbfgs()
@@ -524,7 +528,12 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             warnings.simplefilter("always")
             # Validation data has lost the names that the training data had.
             warnings.filterwarnings("ignore", "X does not have valid feature names", UserWarning)
-            score = self._score_of(X, y, sample_weight)
+            try:
+                score = self._score_of(X, y, sample_weight)
+            except ValueError:  # so do scikit-learn's scorers refuse infinite predictions
+                if self._has_diverged(X):
+                    return math.nan
+                raise
             is_defined = math.isfinite(score)
             if not is_defined and self._has_diverged(X):
                 return math.nan

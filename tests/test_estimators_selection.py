@@ -90,9 +90,10 @@ def test_what_a_finite_score_warns_of_is_told():
         model.fit(X, RARE, X_val=X, y_val=RARE)
 
 
-# The rates make the loss overflow in the first epochs, in float32 earlier than in float64.
+# The rates make the loss overflow in the first epochs, in float32 earlier than in float64; with the
+# highest, outputs are infinite in float32 while all parameters are finite.
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("rate", [30.0, 1e3])
+@pytest.mark.parametrize("rate", [30.0, 1e3, 1e8])
 @pytest.mark.parametrize("is_given", [False, True])
 @pytest.mark.parametrize("scoring", [None, "neg_mean_squared_error"])
 def test_a_training_that_diverges_keeps_its_best_finite_epoch(scoring, is_given, rate, dtype):
@@ -128,6 +129,19 @@ def test_without_a_finite_epoch_divergence_is_an_error(early_stopping):
     model = regressor(solver="sgd", learning_rate_init=1e200, early_stopping=early_stopping)
     with pytest.raises(ValueError, match=r"non-finite parameter weights.*in epoch"):
         model.fit(X, y)
+
+
+def test_an_interruption_before_the_first_score_keeps_what_was_learnt():
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    model = regressor(scoring=interrupt)
+    with pytest.warns(UserWarning, match="Training interrupted by user"):
+        model.fit(X, y)
+    learnt = regressor(max_iter=1)
+    with pytest.warns(ConvergenceWarning, match="Maximum iterations"):
+        learnt.fit(X, y)
+    np.testing.assert_array_equal(model.coefs_[0], learnt.coefs_[0])
 
 
 @pytest.mark.filterwarnings(MAX_ITER_REACHED)
