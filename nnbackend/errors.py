@@ -87,13 +87,16 @@ class DivergenceError(NNBackendError, ArithmeticError):
     ----------
     history : History
         The epochs before the one that failed. The network holds the parameters that the last of
-        them ended with.
+        them ended with; with ``EarlyStopping(restore_best=True)``, those of the best one.
+    what : str
+        What became NaN or infinite, and in which epoch.
     """
 
-    def __init__(self, message: str, history: History) -> None:
+    def __init__(self, message: str, history: History, what: str = "") -> None:
         super().__init__(message)
         self.history = history
+        self.what = what
 
-    def __reduce__(self) -> tuple[type, tuple[str, History]]:
+    def __reduce__(self) -> tuple[type, tuple[str, History, str]]:
         """Let the error cross process borders with its history."""
-        return type(self), (str(self), self.history)
+        return type(self), (str(self), self.history, self.what)

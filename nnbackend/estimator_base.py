@@ -6,7 +6,6 @@ scikit-learn's where those differ from nnbackend's.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +16,13 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse
 import sklearn
-from array_api_compat import array_namespace, is_array_api_obj
+from array_api_compat import array_namespace, is_array_api_obj, to_device
 from array_api_compat import device as array_device
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.base import is_classifier
+from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_consistent_length
-from sklearn.utils._array_api import move_to
 
 from nnbackend.core import losses, propagation
 from nnbackend.core.activations import Activation, activation, sigmoid, softmax
@@ -59,7 +58,6 @@ __all__ = [
     "SoftmaxLogLoss",
     "Targets",
     "in_library",
-    "with_callbacks",
 ]
 
 _Array = np.ndarray[Any, Any]
@@ -185,6 +183,16 @@ class SoftmaxLogLoss(losses.SoftmaxCrossEntropy):
         return -Y * xp.log(_clipped(xp, A, self.epsilon)), A - Y
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What the caller passed to ``fit``, or to ``partial_fit``, before it is encoded and split."""
+
+    X: Any
+    y: Any
+    sample_weight: Any
+    validation: tuple[Any, Any] | None
+
+
 @dataclass
 class _Standing:
     """Where the optimizer stands: what ``partial_fit`` goes on with."""
@@ -243,14 +251,11 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
                 f"the same device as those passed to fit(): expected {self._fitted_with[0]}, got "
                 f"{library}"
             )
-        if home is None or home.kind == "cpu":
-            native = _on_cpu(X)
-        else:
-            native = home.share(X)
-            if self.device is None:
-                self._place = home.name
+        if home is not None and home.kind == "cuda" and self.device is None:
+            self._place = home.name
+        named = {name: _on_cpu(value) for name, value in named.items()}
         try:
-            return method(native, *map(_on_cpu, more), **{k: _on_cpu(v) for k, v in named.items()})
+            return method(_native(X), *map(_on_cpu, more), **named)
         finally:
             self.__dict__.pop("_place", None)
 
@@ -270,16 +275,28 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             weight = None if sample_weight is None else sample_weight[where]
             yield rows if is_source else (rows.X, y[where], weight)
 
-    @contextlib.contextmanager
-    def _validating_on(self, X_val: Any, y_val: Any) -> Iterator[None]:
-        """Keep the caller's validation data while the model is fitted."""
+    @with_callbacks  # type: ignore[untyped-decorator]
+    def _train(
+        self,
+        method: Callable[..., Any],
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        validation: tuple[Any, Any] = (None, None),
+        **more: Any,
+    ) -> None:
+        """Call scikit-learn's ``fit`` or ``partial_fit``; keep what was given until it returns."""
+        X_val, y_val = validation
         if (X_val is None) != (y_val is None):
             raise InputError("X_val, y_val: expected both or neither")
-        self._given_validation = None if X_val is None else (X_val, y_val)
+        has_validation = X_val is not None
+        self._given = _Given(
+            X, y, sample_weight, (_native(X_val), _on_cpu(y_val)) if has_validation else None
+        )
         try:
-            yield
+            self._call(method, method.__name__, X, y, sample_weight=sample_weight, **more)
         finally:
-            del self._given_validation
+            del self._given
 
     def _network(self, dtype: Any = None) -> Network:
         """Return the network of the coefficients, on the device, by default in their dtype."""
@@ -316,7 +333,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             )
 
     def _begin_validation_curve(self) -> None:
-        if self._given() is None:
+        if self._given.validation is None:
             self.__dict__.pop("validation_loss_curve_", None)
         elif not (self.warm_start and hasattr(self, "validation_loss_curve_")):
             self.validation_loss_curve_: list[float] = []
@@ -329,7 +346,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             "clip_norm": self.clip_norm is not None,
             "callbacks": self.callbacks is not None,
             "precision": self.precision != "float32",
-            "X_val": self._given() is not None,
+            "X_val": self._given.validation is not None,
         }
         for name, is_set in unused.items():
             if is_set:
@@ -346,11 +363,11 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             "intercepts_": [np.array(to_numpy(b)) for b in net.biases],
         }
 
-    def _tasks(self, X: Any, y: Any, max_tasks: int) -> _Tasks | None:
+    def _tasks(self, net: Network, max_tasks: int) -> _Tasks | None:
         """Return where scikit-learn's callbacks are called; None where there are none."""
         if not (getattr(self, "_skl_callbacks", None) or hasattr(self, "_parent_callback_ctx")):
             return None
-        return _Tasks(self, X, y, max_tasks)
+        return _Tasks(self, net, max_tasks)
 
     def _options(self) -> dict[str, Any]:
         """Return what ``train`` takes as it stands."""
@@ -384,7 +401,8 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             return rows
 
         net = self._network()
-        watch = _Watch(self, rate, n_samples, validation, self._tasks(X, y, self.max_iter))
+        epochs = 1 if incremental else self.max_iter
+        watch = _Watch(self, rate, n_samples, validation, self._tasks(net, epochs))
         self.n_iter_ = 0
         self._begin_validation_curve()
         try:
@@ -394,7 +412,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
                 self._targets(training[1]),
                 optimizer=self._optimizer_of(rate),
                 loss=self._loss(net),
-                epochs=1 if incremental else self.max_iter,
+                epochs=epochs,
                 batch_size=self._rows_per_batch(n_samples),
                 shuffle=draw if self.shuffle else False,
                 seed=self._random_state.randint(2**31) if np.any(self.dropout) else 0,
@@ -405,19 +423,18 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
                 **self._options(),
             )
         except DivergenceError as error:
-            if not self.early_stopping:
+            if not self._has_best():
                 raise ValueError(
-                    "Solver produced non-finite parameter weights. The input data may contain "
-                    f"large values and need to be preprocessed: {error}"
+                    "Solver produced non-finite parameter weights or outputs. The input data may "
+                    f"contain large values and need to be preprocessed: {error}"
                 ) from error
-            # A score that cannot be computed ends the search for a better one.
-            self.validation_scores_.append(np.nan)
+            watch.warn_of_divergence(error)
         else:
             self._optimizer.state = _on_host(history.optimizer_state, net)
             if history.stopped == "interrupted":
                 warnings.warn("Training interrupted by user.", stacklevel=2)
         self._optimizer.learning_rate = rate.value
-        if self.early_stopping:
+        if self._has_best():
             self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
         else:
             self._take_parameters(net)
@@ -429,6 +446,10 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
                 ConvergenceWarning,
                 stacklevel=2,
             )
+
+    def _has_best(self) -> bool:
+        """Return whether early stopping has a score of an epoch, and so coefficients to keep."""
+        return self.early_stopping and math.isfinite(self.best_validation_score_)
 
     def _fit_lbfgs(self, X: Any, y: Any, sample_weight: Any, *_more: Any) -> None:
         self._refuse_for_lbfgs()
@@ -445,7 +466,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             )
             return float(value), device.to_numpy(gradient).astype(np.float64)
 
-        tasks = self._tasks(X, y, 0)
+        tasks = self._tasks(net, 0)
         start = device.to_numpy(_packed(device.xp, net.weights, net.biases)).astype(np.float64)
         options = {"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol}
         with device.activate(), np.errstate(over="ignore", invalid="ignore"):
@@ -469,7 +490,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
         found = result.x if device.kind == "cpu" else result.x.astype(net.dtype)
         self.coefs_, self.intercepts_ = _unpacked(objective.structure, found)
         if tasks is not None:
-            tasks.end(self)
+            tasks.end()
 
     def _forward_pass_fast(self, X: Any, check_input: bool = True) -> Any:
         if check_input:
@@ -501,7 +522,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             return (X, y, sample_weight), None
         if incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
-        given = self._given()
+        given = self._given.validation
         if given is not None:
             return (X, y, sample_weight), (*given, None)
         parts = [X, y] if sample_weight is None else [X, y, sample_weight]
@@ -518,17 +539,20 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
                 "your dataset."
             )
         weights = (None, None) if sample_weight is None else (training[2], held_out[2])
+        if weights[1] is not None and not weights[1].any():
+            raise InputError(
+                f"sample_weight: expected weights above 0 among the {len(held_out[0])} rows that "
+                "early stopping holds out, got zeros only; raise validation_fraction (it is "
+                f"{self.validation_fraction:g}), or pass X_val and y_val"
+            )
         return (
             (training[0], training[1], weights[0]),
             (held_out[0], self._labels(held_out[1]), weights[1]),
         )
 
-    def _given(self) -> tuple[Any, Any] | None:
-        return getattr(self, "_given_validation", None)
-
     def _validation_data(self) -> tuple[Any, Any] | None:
         """Return the caller's validation data in the form that ``train`` takes."""
-        given = self._given()
+        given = self._given.validation
         if given is None:
             return None
         return _dense(self._check_features(given[0])), self._targets(self._encoded(given[1]))
@@ -558,14 +582,82 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
         return tags
 
     def _score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        if self.scoring is None:
-            score: float = super()._score(X, y, sample_weight=sample_weight)
-            return score
-        with warnings.catch_warnings():
+        """Return the score that early stopping goes by; NaN where training has diverged.
+
+        Raises
+        ------
+        InputError
+            If the score is not finite and the network's outputs are: no epoch could be selected.
+        """
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            np.errstate(over="ignore", invalid="ignore"),
+        ):
+            warnings.simplefilter("always")
             # Validation data has lost the names that the training data had.
             warnings.filterwarnings("ignore", "X does not have valid feature names", UserWarning)
-            weight = {} if sample_weight is None else {"sample_weight": sample_weight}
-            return float(get_scorer(self.scoring)(self, X, y, **weight))
+            try:
+                score = self._score_of(X, y, sample_weight)
+            except ValueError:  # so do scikit-learn's scorers refuse infinite predictions
+                if self._has_diverged(X):
+                    return math.nan
+                raise
+            is_defined = math.isfinite(score)
+            if not is_defined and self._has_diverged(X):
+                return math.nan
+        if not is_defined:
+            raise InputError(self._undefined_score_message(score, y, caught))
+        for warning in caught:
+            warnings.warn(warning.message, stacklevel=2)
+        return score
+
+    def _score_of(self, X: Any, y: Any, sample_weight: Any) -> float:
+        if self.scoring is None:
+            return float(super()._score(X, y, sample_weight=sample_weight))
+        weight = {} if sample_weight is None else {"sample_weight": sample_weight}
+        # Scorers predict from arrays in the host's memory, whichever library fit was given.
+        place = self.__dict__.pop("_place", None)
+        try:
+            with sklearn.config_context(array_api_dispatch=False):
+                return float(get_scorer(self.scoring)(self, _on_cpu(X), y, **weight))
+        finally:
+            if place is not None:
+                self._place = place
+
+    def _has_diverged(self, X: Any) -> bool:
+        """Return whether outputs are NaN, infinite, or too large to be squared, as scores do."""
+        outputs = _on_cpu(self._forward_pass_fast(X, check_input=False)).ravel()
+        return not math.isfinite(outputs @ outputs)
+
+    def _undefined_score_message(
+        self, score: float, y: Any, caught: Sequence[warnings.WarningMessage]
+    ) -> str:
+        """Say which score is not finite, and why."""
+        given = self.scoring
+        scorer = given if isinstance(given, str) else getattr(given, "__name__", repr(given))
+        if given is None:
+            scorer = "accuracy" if is_classifier(self) else "R^2"
+        if self._given.validation is None:
+            rows, advice = "the rows held out", "raise validation_fraction, or pass X_val and y_val"
+        else:
+            rows, advice = "y_val", "pass other validation data"
+        y = np.asarray(y)
+        if len(y) == 1:
+            reason = f"{rows} are 1 row" if rows != "y_val" else "y_val has 1 row"
+            advice += " with more rows"
+        elif is_classifier(self) and (constant := (y == y[:1]).all(axis=0)).any():
+            column = "" if y.ndim == 1 else f" in column {int(np.argmax(constant))}"
+            label = y[0] if y.ndim == 1 else y[0, int(np.argmax(constant))]
+            reason = f"all {len(y)} rows of {rows} have the label {label!s}{column}"
+            advice += " with every label"
+        else:
+            texts = {str(w.message) for w in caught if w.category is UndefinedMetricWarning}
+            reason = " ".join(sorted(texts)) or f"the scorer returned it for {len(y)} rows"
+            advice = "choose a scorer that is finite there"
+        return (
+            f"{'early_stopping' if given is None else 'scoring'}: expected a finite score to "
+            f"choose an epoch by, got {score} from {scorer}: {reason}; {advice}"
+        )
 
 
 def _packed(xp: Namespace, weights: Sequence[Array], biases: Sequence[Array]) -> Array:
@@ -625,7 +717,18 @@ def _on_cpu(x: Any) -> Any:
     """Return an array of any library as NumPy's; what is no array as it is."""
     if not is_array_api_obj(x) or isinstance(x, np.ndarray):
         return x
-    return move_to(x, xp=np, device="cpu")
+    home = device_of(x)
+    if home is not None and home.kind == "cuda":
+        return home.to_numpy(home.share(x))
+    # A device that CuPy does not know, such as Apple's, or one that only looks like another.
+    device = array_namespace(x).__array_namespace_info__().default_device()
+    return np.asarray(to_device(x, device))
+
+
+def _native(X: Any) -> Any:
+    """Return an array of any library as CuPy's where it is on a GPU, else as NumPy's."""
+    home = device_of(X) if is_array_api_obj(X) else None
+    return home.share(X) if home is not None and home.kind == "cuda" else _on_cpu(X)
 
 
 def in_library(X: Any, result: Any) -> Any:
@@ -634,35 +737,47 @@ def in_library(X: Any, result: Any) -> Any:
     if not is_dispatched or isinstance(X, np.ndarray) or result.dtype.kind not in "biuf":
         return result
     if isinstance(result, np.ndarray):
-        return move_to(result, xp=array_namespace(X), device=array_device(X))
+        return array_namespace(X).asarray(result, device=array_device(X))
     return in_library_of(X, result)
 
 
 class _Tasks:
-    """scikit-learn's callbacks (``set_callbacks``): of the fit, and of every epoch in it."""
+    """scikit-learn's callbacks (``set_callbacks``): of the fit, and of every epoch in it.
 
-    def __init__(self, model: Any, X: Any, y: Any, max_tasks: int) -> None:
-        self._data = {"X": X, "y": y}
+    They are handed what the caller passed, as scikit-learn's own estimators do: a score of the
+    estimator takes labels, not their codes.
+    """
+
+    def __init__(self, model: Any, net: Network, max_tasks: int) -> None:
+        self._model, self._net = model, net
+        given = model._given  # noqa: SLF001 - the other half of it
+        weight = given.sample_weight
+        self._passed = {
+            "estimator": model,
+            "X": given.X,
+            "y": given.y,
+            "metadata": None if weight is None else {"sample_weight": weight},
+        }
         self._fit = model._init_callback_context(max_subtasks=max_tasks)  # noqa: SLF001 - its mixin
-        self._fit.call_on_fit_task_begin(estimator=model, **self._data)
+        self._fit.call_on_fit_task_begin(**self._passed)
 
-    def begin_epoch(self, model: Any) -> None:
+    def _fitted(self) -> dict[str, Any]:
+        fitted: dict[str, Any] = self._model._fitted_so_far(self._net)  # noqa: SLF001
+        return fitted
+
+    def begin_epoch(self) -> None:
         self._epoch = self._fit.subcontext(task_name="epoch")
-        self._epoch.call_on_fit_task_begin(estimator=model, **self._data)
+        self._epoch.call_on_fit_task_begin(**self._passed, reconstruction_attributes=self._fitted)
 
-    def end_epoch(self, model: Any, fitted: dict[str, Any]) -> bool:
+    def end_epoch(self) -> bool:
         """Return whether a callback asks to stop."""
+        passed = self._passed
         return bool(
-            self._epoch.call_on_fit_task_end(
-                estimator=model, reconstruction_attributes=fitted, **self._data
-            )
+            self._epoch.call_on_fit_task_end(**passed, reconstruction_attributes=self._fitted)
         )
 
-    def end(self, model: Any) -> None:
-        fitted = {"coefs_": model.coefs_, "intercepts_": model.intercepts_}
-        self._fit.call_on_fit_task_end(
-            estimator=model, reconstruction_attributes=fitted, **self._data
-        )
+    def end(self) -> None:
+        self._fit.call_on_fit_task_end(**self._passed, reconstruction_attributes={})
 
 
 class _Watch:
@@ -680,8 +795,9 @@ class _Watch:
         self._validation = validation or (None, None, None)
         self._tasks = tasks
         if tasks is not None:
-            tasks.begin_epoch(model)
+            tasks.begin_epoch()
         self._hooks = _callbacks(model.callbacks)
+        self._best_epoch: int | None = None
         self.is_converged = False
 
     def __call__(self, state: TrainingState) -> None:
@@ -694,9 +810,7 @@ class _Watch:
             model.validation_loss_curve_.append(state.history.validation_loss[-1])
         if model.verbose:
             print(f"Iteration {model.n_iter_}, loss = {model.loss_:.8f}")
-        if model.early_stopping:
-            model._take_parameters(state.network)  # noqa: SLF001 - the other half of it
-        model._update_no_improvement_count(model.early_stopping, *self._validation)  # noqa: SLF001
+        self._look_for_improvement(state)
         if model.solver == "sgd" and model.learning_rate == "invscaling":
             self._rate.value = float(model.learning_rate_init) / (model.t_ + 1) ** model.power_t
         if model._no_improvement_count > model.n_iter_no_change:  # noqa: SLF001
@@ -705,16 +819,47 @@ class _Watch:
             hook(state)
         if self._tasks is None:
             return
-        if self._tasks.end_epoch(model, model._fitted_so_far(state.network)):  # noqa: SLF001
+        if self._tasks.end_epoch():
             self.is_converged = True
             state.stop()
         if not state.stop_requested and state.epoch < state.epochs:
-            self._tasks.begin_epoch(model)
+            self._tasks.begin_epoch()
+
+    def _look_for_improvement(self, state: TrainingState) -> None:
+        """Count the epochs without improvement; keep the coefficients of the best score."""
+        model = self._model
+        is_scored, best = model.early_stopping, model.best_validation_score_
+        if is_scored:
+            model._take_parameters(state.network)  # noqa: SLF001 - the other half of it
+        model._update_no_improvement_count(is_scored, *self._validation)  # noqa: SLF001
+        if not is_scored:
+            return
+        if not math.isfinite(model.validation_scores_[-1]):
+            what = f"the validation score became NaN or infinite in epoch {state.epoch}"
+            raise DivergenceError(what, state.history, what)
+        if model.best_validation_score_ != best:
+            self._best_epoch = state.epoch
 
     def end(self) -> None:
         """Tell scikit-learn's callbacks of the end."""
         if self._tasks is not None:
-            self._tasks.end(self._model)
+            self._tasks.end()
+
+    def warn_of_divergence(self, error: DivergenceError) -> None:
+        """Say that training broke off, and which epoch's coefficients the model has."""
+        model = self._model
+        kept = "before this fit" if self._best_epoch is None else f"of epoch {self._best_epoch}"
+        rate = f"learning_rate_init (the rate was {self._rate.value:g})"
+        if model.optimizer is not None:
+            rate = "the learning rate of optimizer"
+        warnings.warn(
+            f"Training diverged: {error.what}. The model has the coefficients {kept}, whose "
+            f"validation score of {model.best_validation_score_:g} was the best. Lower {rate}, set "
+            "clip_norm=1.0, or standardize the features.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+        self.is_converged = True
 
     def _stop_or_slow_down(self, state: TrainingState) -> None:
         """End the training, or take a fifth of the rate where it is adaptive."""

@@ -29,7 +29,6 @@ from nnbackend.estimator_base import (
     PoissonDeviance,
     SoftmaxLogLoss,
     in_library,
-    with_callbacks,
 )
 from nnbackend.network import Network
 
@@ -63,7 +62,10 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
     clip_norm : float, optional
         Bound on the norm of the gradient.
     scoring : str or callable, optional
-        The scorer of early stopping; by default accuracy.
+        The scorer of early stopping, called with NumPy arrays or what ``fit`` was given as
+        ``X_val, y_val``; by default accuracy. A score that is NaN or infinite, such as "roc_auc" of
+        one class, is an error. If training diverges after an epoch with a score, the best epoch's
+        coefficients are kept, with a ``ConvergenceWarning``.
     callbacks : callable or sequence of callables, optional
         Called as ``callback(state)`` after every epoch, with a ``nb.TrainingState``.
     device : str, optional
@@ -170,7 +172,6 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
         self.engine = engine
         self.precision = precision
 
-    @with_callbacks  # type: ignore[untyped-decorator]
     def fit(
         self, X: Any, y: Any, sample_weight: Any = None, X_val: Any = None, y_val: Any = None
     ) -> MLPClassifier:
@@ -194,12 +195,10 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
         -------
         MLPClassifier
         """
-        with self._validating_on(X_val, y_val):
-            self._call(super().fit, "fit", X, y, sample_weight)
+        self._train(super().fit, X, y, sample_weight, (X_val, y_val))
         return self
 
     @available_if(lambda model: model._check_solver())  # type: ignore[untyped-decorator]  # noqa: SLF001
-    @with_callbacks  # type: ignore[untyped-decorator]
     def partial_fit(
         self, X: Any, y: Any = None, sample_weight: Any = None, classes: Any = None
     ) -> MLPClassifier:
@@ -222,8 +221,7 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
         """
         n_outputs = len(getattr(self, "classes_", ()) if classes is None else classes)
         for rows, labels, weight in self._blocks(X, y, sample_weight, n_outputs):
-            more = {"sample_weight": weight, "classes": classes}
-            self._call(super().partial_fit, "partial_fit", rows, labels, **more)
+            self._train(super().partial_fit, rows, labels, weight, classes=classes)
         return self
 
     def predict_proba(self, X: Any) -> Any:
@@ -417,7 +415,6 @@ class MLPRegressor(Estimator, _Regressor):  # type: ignore[misc]
         self.engine = engine
         self.precision = precision
 
-    @with_callbacks  # type: ignore[untyped-decorator]
     def fit(
         self, X: Any, y: Any, sample_weight: Any = None, X_val: Any = None, y_val: Any = None
     ) -> MLPRegressor:
@@ -427,12 +424,10 @@ class MLPRegressor(Estimator, _Regressor):  # type: ignore[misc]
         -------
         MLPRegressor
         """
-        with self._validating_on(X_val, y_val):
-            self._call(super().fit, "fit", X, y, sample_weight)
+        self._train(super().fit, X, y, sample_weight, (X_val, y_val))
         return self
 
     @available_if(lambda model: model._check_solver())  # type: ignore[untyped-decorator]  # noqa: SLF001
-    @with_callbacks  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> MLPRegressor:
         """Take one epoch of steps on some examples; see ``MLPClassifier.partial_fit``.
 
@@ -441,7 +436,7 @@ class MLPRegressor(Estimator, _Regressor):  # type: ignore[misc]
         MLPRegressor
         """
         for rows, targets, weight in self._blocks(X, y, sample_weight, 1):
-            self._call(super().partial_fit, "partial_fit", rows, targets, sample_weight=weight)
+            self._train(super().partial_fit, rows, targets, weight)
         return self
 
     @staticmethod
@@ -472,7 +467,7 @@ class MLPRegressor(Estimator, _Regressor):  # type: ignore[misc]
 
     @staticmethod
     def _labels(y: _Array) -> _Array:
-        return y
+        return y[:, 0] if y.shape[1] == 1 else y
 
     @staticmethod
     def _strata(_y: _Array) -> None:

@@ -114,6 +114,10 @@ class History:
 class EarlyStopping:
     """Stop when the watched loss has not improved for a number of epochs.
 
+    An epoch is always selected: the first one is the best so far, even if the loss never falls
+    again. The parameters before training are no candidate. A watched loss that is NaN or infinite
+    is a ``DivergenceError`` in the epoch in which it comes up, also in the first.
+
     Parameters
     ----------
     patience : int, default 10
@@ -123,7 +127,8 @@ class EarlyStopping:
     monitor : {"validation_loss", "loss"}, default "validation_loss"
         Which loss is watched.
     restore_best : bool, default True
-        Give the network the parameters of the best epoch at the end, however training ends. With
+        Give the network the parameters of the best epoch at the end, however training ends; if it
+        ends within the first epoch, there is none, and ``history.best_epoch`` is None. With
         ``monitor="loss"``, which is taken before each update, they are those the epoch ended with.
     """
 

@@ -383,8 +383,9 @@ class Loop:
     def _diverge(self, loss: float, validation_loss: float | None, rate: float) -> NoReturn:
         self._restore_good()
         self.history.stopped = "diverged"
-        message = self._divergence_message(loss, validation_loss, rate)
-        raise DivergenceError(message, self.history)
+        what = self._what_diverged(loss, validation_loss)
+        message = self._divergence_message(what, loss, validation_loss, rate)
+        raise DivergenceError(message, self.history, what)
 
     def _restore_good_if_bad(self) -> None:
         xp = self.device.xp
@@ -459,18 +460,26 @@ class Loop:
     def _write_back(self) -> None:
         self.net.take_parameters(self.engine.parameters)
 
-    def _divergence_message(self, loss: float, validation_loss: float | None, rate: float) -> str:
-        epoch = self.history.n_epochs
+    def _what_diverged(self, loss: float, validation_loss: float | None) -> str:
         if not math.isfinite(loss):
             what = f"the loss became {loss}"
         elif validation_loss is not None and not math.isfinite(validation_loss):
             what = f"the validation loss became {validation_loss}"
         else:
             what = "a parameter became NaN or infinite"
+        return f"{what} in epoch {self.history.n_epochs + 1}"
+
+    def _divergence_message(
+        self, what: str, loss: float, validation_loss: float | None, rate: float
+    ) -> str:
+        epoch = self.history.n_epochs
         kept_epoch = epoch if self.best is None else self.history.best_epoch
         kept = f"after epoch {kept_epoch}" if kept_epoch else "before training"
+        # No epoch says that the validation data can have a finite loss.
+        is_new = epoch == 0 and math.isfinite(loss) and not math.isfinite(validation_loss or 0.0)
+        data = "look for outliers in the validation data, " if is_new else ""
         return (
-            f"{what} in epoch {epoch + 1}; the network keeps its parameters from {kept}: lower the "
+            f"{what}; the network keeps its parameters from {kept}: {data}lower the "
             f"learning rate (it was {rate:g}), clip the gradient (clip_norm=1.0), or standardize "
             "the features"
         )

@@ -202,8 +202,9 @@ def train(
     DeviceMemoryError
         If the memory of a GPU does not suffice; the message says what was needed.
     DivergenceError
-        If the loss or a parameter becomes NaN or infinite; the network keeps the parameters that
-        the last finite epoch ended with.
+        If the loss, the validation loss or a parameter becomes NaN or infinite; the network keeps
+        the parameters that the last finite epoch ended with, or those of the best epoch where
+        ``early_stopping`` restores it.
 
     Examples
     --------

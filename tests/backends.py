@@ -10,6 +10,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 import pytest
+import scipy
 
 from nnbackend.core.activations import ACTIVATIONS, OUTPUTS
 from nnbackend.core.structure import Structure
@@ -55,6 +56,14 @@ def require(name):
         if os.environ.get("NNBACKEND_REQUIRE_ORACLES") == "1" and error.name != "cupy":
             pytest.fail(f"NNBACKEND_REQUIRE_ORACLES=1, but {error.name} is not installed")
         pytest.skip(f"{error.name} is not installed")
+
+
+def require_dispatched(name):
+    """Return a library whose arrays scikit-learn dispatches on; else skip as ``require`` does."""
+    module = require(name)
+    if tuple(map(int, scipy.__version__.split(".")[:2])) < (1, 14):
+        pytest.skip("scikit-learn dispatches on arrays with SciPy 1.14 and later")
+    return module
 
 
 def _map(function, tree):
