@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import cupy_stub
 import numpy as np
+import own_formulas
 import pytest
 from cuda_executor import HostExecutor
 from devices import CUDA_MARKS, to_host
@@ -24,6 +25,7 @@ from test_engines import (
     N,
     X,
     Y,
+    assert_follows,
     needs_numba,
     trained,
 )
@@ -529,6 +531,25 @@ def test_formulas_beyond_an_element_run_on_the_reference_and_say_so(place, caplo
     assert caplog.text.count("runs on the slower reference engine") == 1
     np.testing.assert_allclose(to_host(net.parameters), expected.parameters, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(history.loss, said.loss, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "executor", ["emulated", pytest.param("gpu", marks=CUDA_MARKS)], indirect=True
+)
+@pytest.mark.parametrize(("program", "dropout"), [("plain", 0.0), ("plain", 0.3), ("tiny", 0.0)])
+def test_what_a_formula_reads_beyond_its_arguments_is_followed(place, choose, program, dropout):
+    choose(program)
+    expected = own_formulas.follows("reference", dropout=dropout)
+    assert_follows(expected, own_formulas.follows("cuda", place, dropout=dropout))
+
+
+@pytest.mark.parametrize(("dtype", "drawn"), [("float32", 7), ("float32", 8), ("float64", 7)])
+def test_the_hosts_generator_goes_on_where_the_devices_is(dtype, drawn):
+    used, rng = np.random.default_rng(5), np.random.default_rng(5)
+    start = rng.bit_generator.state
+    used.random(drawn, dtype=dtype)
+    cuda._advance(rng, start, drawn, dtype)
+    np.testing.assert_array_equal(rng.random(5, dtype=dtype), used.random(5, dtype=dtype))
 
 
 class Constant(nb.SGD):

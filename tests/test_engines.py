@@ -1,16 +1,19 @@
 """Every engine gives the numbers of the reference engine, whatever the problem."""
 
 import importlib.util
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import own_formulas
 import pytest
+from devices import to_host
 
 import nnbackend as nb
 from nnbackend import engines
 from nnbackend.device import get_device
 from nnbackend.engines import kernel_cache
-from nnbackend.engines.expression import RECORDER, Printer, symbol
+from nnbackend.engines.expression import Printer, Recorder
 from nnbackend.errors import MissingDependencyError
 
 needs_numba = pytest.mark.skipif(
@@ -228,6 +231,98 @@ def test_a_formula_that_cannot_be_recorded_runs_as_it_stands(hidden, output, opt
     np.testing.assert_allclose(history.validation_loss, said.validation_loss, rtol=1e-10)
 
 
+def assert_follows(expected, found):
+    for (net, said), (other, history) in zip(expected, found, strict=True):
+        np.testing.assert_allclose(
+            to_host(other.parameters), net.parameters, rtol=1e-10, atol=1e-12
+        )
+        np.testing.assert_allclose(history.loss, said.loss, rtol=1e-10)
+        np.testing.assert_allclose(history.validation_loss, said.validation_loss, rtol=1e-10)
+    first, second, third = (net.parameters for net, _ in expected)
+    # The slopes and quantiles matter.
+    assert np.abs(first - second).max() > 1e-3
+    assert np.abs(first - third).max() > 1e-3
+
+
+@needs_numba
+@pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["compiled", "python"])
+def test_what_a_formula_reads_beyond_its_arguments_is_followed(dropout, caplog):
+    expected = own_formulas.follows("reference", dropout=dropout)
+    assert_follows(expected, own_formulas.follows("cpu", dropout=dropout))
+    assert caplog.text.count("a formula has changed during the training") == 1
+
+
+def test_a_formula_that_is_another_one_each_time_runs_on_the_reference(caplog):
+    numbers = itertools.count()
+    drifting = nb.Activation(
+        "drifting",
+        lambda _xp, Z: Z * (1.0 + 1.0 / (1 + next(numbers))),
+        lambda xp, Z, _A: xp.ones_like(Z),
+    )
+    net = nb.Network([6, 4, 1], hidden=[drifting], seed=1)
+    nb.train(net, X, Y["sigmoid"], engine="cpu", epochs=1)
+    assert "each time it is called" in caplog.text
+    # Called at every step, and not only for what it records.
+    assert next(numbers) > 2
+
+
+# Some of these are recorded, and some are not: all mean what they mean on NumPy.
+OWN = {
+    "mish": (
+        lambda xp, Z: Z * xp.tanh(xp.log1p(xp.exp(Z))),
+        lambda xp, Z, _A: (
+            xp.tanh(xp.log1p(xp.exp(Z)))
+            + Z * (1 - xp.tanh(xp.log1p(xp.exp(Z))) ** 2) / (1 + xp.exp(-Z))
+        ),
+    ),
+    "quantized": (
+        lambda xp, Z: 0.1 * xp.astype(xp.astype(10 * Z, xp.int64), Z.dtype),
+        lambda xp, Z, _A: xp.ones_like(Z),
+    ),
+    "masks": (
+        lambda _xp, Z: Z * ((Z > -1) + (Z < 1)),
+        lambda xp, Z, _A: xp.astype((Z > -1) + (Z < 1), Z.dtype),
+    ),
+    "nan": (
+        lambda xp, Z: xp.where(Z > 1e30, float("nan"), xp.minimum(Z, xp.inf)),
+        lambda xp, Z, _A: xp.ones_like(Z),
+    ),
+}
+
+
+class Counting(nb.SGD):
+    """Its state is a number of steps rather than an array like the parameters."""
+
+    @property
+    def state_names(self):
+        return ("steps",)
+
+    def init(self, xp, parameters):
+        return (xp.zeros((), dtype=parameters.dtype),)
+
+    def update(self, xp, parameters, gradient, state, coefficients):
+        del xp
+        steps = state[0] + 1.0
+        return parameters - coefficients[0] * gradient / steps, (steps,)
+
+
+@needs_numba
+def test_formulas_of_ones_own_mean_what_they_mean_on_numpy():
+    hidden = [nb.Activation(name, *formulas) for name, formulas in OWN.items()]
+    results = []
+    for engine in ("reference", "cpu"):
+        net = nb.Network([6, *[4] * len(OWN), 3], hidden=hidden, output="identity", seed=1)
+        biases = [bias.copy() for bias in net.biases]
+        # exp is infinite there in float32.
+        biases[0][0] = 89.2
+        net.set_parameters(net.weights, biases)
+        history = nb.train(net, X, Y["identity"], optimizer=Counting(1e-5), epochs=3, engine=engine)
+        results.append((net.parameters, history.loss))
+    # A few float32 roundings a step, of numbers of the size of the largest bias.
+    np.testing.assert_allclose(results[1][1], results[0][1], rtol=1e-5)
+    np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.fixture
 def without_numba(monkeypatch):
     engines._missing_packages.cache_clear()
@@ -282,10 +377,11 @@ def test_compiling_says_so_once(monkeypatch, tmp_path, caplog):
 
 
 def test_equal_sub_expressions_are_computed_once_and_reductions_become_loops():
-    z = symbol("Z[i, k]")
+    xp = Recorder("float32")
+    z = xp.symbol("Z[i, k]")
     constants, functions = {}, set()
     lines = Printer(constants, functions).row(
-        [("A[i, k]", RECORDER.exp(z) / RECORDER.sum(RECORDER.exp(z), axis=-1, keepdims=True))],
+        [("A[i, k]", xp.exp(z) / xp.sum(xp.exp(z), axis=-1, keepdims=True))],
         "n",
         "",
     )

@@ -7,7 +7,10 @@ import math
 import numpy as np
 import pytest
 from backends import assert_close, tensors
+from hypothesis import given
+from hypothesis import strategies as st
 
+from nnbackend.core.elementwise import sign
 from nnbackend.core.regularization import (
     clip_by_global_norm,
     clip_by_value,
@@ -27,6 +30,34 @@ def test_penalty_and_its_gradients_equal_torch(backend, torch, l1, l2):
     assert_close(backend, value, J.detach().numpy())
     for actual, expected in zip(gradients, torch.autograd.grad(J, leaves), strict=True):
         assert_close(backend, actual, expected.numpy())
+
+
+def test_a_weight_of_nan_makes_value_and_gradient_nan_and_the_sign_of_nan_is_zero(backend):
+    W = np.asarray([[np.nan, -0.0, -2.0, 3.0]])
+    value, (gradient,) = backend.call(penalty, [W], 0.5, 0.1)
+    assert np.isnan(backend.host(value))
+    assert np.isnan(backend.host(gradient)[0, 0])
+    assert_close(backend, backend.call(sign, W), [[0.0, 0.0, -1.0, 1.0]])
+
+
+# Zeros of both signs, and numbers whose products are subnormal or overflow.
+NUMBERS = st.sampled_from([0.0, -0.0, 1e-45, -1e-40, 1e-20, -1.0, 0.3, -1e20, 3e38])
+
+
+@given(
+    st.lists(st.tuples(NUMBERS, st.floats(width=32, allow_nan=False)), min_size=1),
+    st.sampled_from([1e-30, 1e-4, 0.7, 1e3]),
+    st.sampled_from(["float32", "float64"]),
+)
+def test_without_l1_the_penalty_is_that_of_l2_alone_bit_by_bit(pairs, l2, dtype):
+    W, g = (np.asarray(column, dtype)[:, None] for column in zip(*pairs, strict=True))
+    with np.errstate(all="ignore"):
+        value, (gradient,) = penalty(np, [W], 0.0, l2)
+        # As with the term of strength 0 added; the sign of a zero shows in a sum with -0.0 alone.
+        former = 0.0 * np.sign(W) + l2 * W
+        g = g + 0.0
+        np.testing.assert_array_equal((g + gradient).view("u1"), (g + former).view("u1"))
+        np.testing.assert_array_equal(value, np.sum(0.0 * np.abs(W) + 0.5 * l2 * W * W))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.5, 0.9])

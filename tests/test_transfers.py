@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from backends import require
+from cupy_on_host import namespace, on_device
 from devices import needs_cuda
 
 import nnbackend as nb
@@ -47,6 +48,54 @@ def test_the_reference_engine_reads_nothing_inside_an_epoch():
     assert is_finite.shape == ()
     with pytest.raises(jax.errors.ConcretizationTypeError):
         jax.eval_shape(lambda *given: epoch(*given)[2] and 1, *arguments)
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    return namespace(monkeypatch)
+
+
+def test_a_read_of_the_device_is_seen(cupy):
+    x = on_device([1.0, -2.0, np.nan])
+    assert type(cupy.sum(x)) is type(x)
+    # array-api-compat's sign and clip assign by a mask.
+    for read in (cupy.sign, lambda x: cupy.clip(x, 0.0, 1.0), lambda x: bool(x[0] > 0), float):
+        with pytest.raises(AssertionError, match="the host reads"):
+            read(x[:1] if read is float else x)
+
+
+LOSSES = {
+    "binary_cross_entropy": ("sigmoid", nb.SGD(momentum=0.9, nesterov=True)),
+    "softmax_cross_entropy": ("softmax", nb.Adam(weight_decay=0.1)),
+    "squared_error": ("softmax", nb.AdamW()),
+    "absolute_error": ("identity", nb.RMSprop(momentum=0.5, centered=True)),
+    "huber": ("sigmoid", nb.Adagrad()),
+    "poisson": ("exp", nb.SGD()),
+}
+HIDDEN = [*("relu", "tanh", "gelu", "silu", "elu"), *("softplus", "leaky_relu", "sigmoid")]
+
+
+@pytest.mark.parametrize(("loss", "case"), LOSSES.items(), ids=LOSSES)
+@pytest.mark.parametrize("l1", [0.0, 0.1])
+def test_cupys_namespace_reads_nothing_inside_an_epoch(cupy, loss, case, l1):
+    output, optimizer = case
+    net = nb.Network([6, *[5] * len(HIDDEN), 3], hidden=HIDDEN, output=output, dropout=0.2)
+    y = RNG.integers(0, 3, N) if loss == "softmax_cross_entropy" else RNG.random((N, 3))
+    y = y if y.ndim == 1 else y.astype(np.float32)
+    weight = RNG.random(N).astype(np.float32)
+    problem = Problem(
+        net.objective(loss, l1, 0.1, penalty_per_sample=True), optimizer, BATCH, 1.0, 1.0
+    )
+    device = Traced(cupy)
+    data = Data(*map(device.place, (X.astype(np.float32), y, weight)))
+    parameters = device.place(np.asarray(net.parameters))
+    engine = ReferenceEngine(problem, device, parameters, data, np.random.default_rng(0))
+    losses, is_finite = engine.run_epochs([RNG.permutation(N)], [[0.01] * (N // BATCH)])
+    validation = engine.data_loss(data)
+    for result in (losses, is_finite, validation, engine.parameters):
+        assert type(result) is type(parameters)
+    assert np.isfinite(np.asarray(losses)).all()
+    assert np.asarray(engine.parameters).dtype == np.float32
 
 
 # name: the engine, and the kind of its program.

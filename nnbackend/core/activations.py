@@ -21,6 +21,7 @@ __all__ = [
     "Activation",
     "Output",
     "activation",
+    "is_built_in",
     "output",
     "register_activation",
 ]
@@ -227,7 +228,7 @@ OUTPUTS: dict[str, Output] = {
 }
 OUTPUTS["logistic"] = OUTPUTS["sigmoid"]
 
-_BUILT_IN = frozenset(ACTIVATIONS)
+_BUILT_IN = dict(ACTIVATIONS)
 
 
 def register_activation(
@@ -281,6 +282,11 @@ def register_activation(
     lookup("initializer", initializer, INITIALIZERS)
     ACTIVATIONS[name] = Activation(name, function, derivative, initializer)
     return ACTIVATIONS[name]
+
+
+def is_built_in(activation: Activation) -> bool:
+    """Whether an activation is one of the package's own, whose formulas never change."""
+    return activation in _BUILT_IN.values()
 
 
 def activation(argument: str, value: str | Activation) -> Activation:

@@ -20,6 +20,7 @@ from typing import ClassVar
 
 from nnbackend.checks import lookup, real
 from nnbackend.core.activations import Output, sigmoid, softmax
+from nnbackend.core.elementwise import sign
 from nnbackend.core.types import Array, Namespace
 from nnbackend.errors import InputError
 
@@ -233,7 +234,7 @@ class SquaredError(Loss):
 
 @dataclass(frozen=True)
 class AbsoluteError(Loss):
-    """The absolute error: l = |a - y|, dl/da = sign(a - y)."""
+    """The absolute error: l = |a - y|, dl/da = sign(a - y), which is 0 for NaN as in torch."""
 
     name: ClassVar[str] = "absolute_error"
     output: ClassVar[str] = "identity"
@@ -241,7 +242,7 @@ class AbsoluteError(Loss):
     def elements(self, xp: Namespace, Z: Array, Y: Array) -> tuple[Array, Array]:
         """Return abs(Z - Y) and sign(Z - Y)."""
         residual = Z - Y
-        return xp.abs(residual), xp.sign(residual)
+        return xp.abs(residual), sign(xp, residual)
 
 
 @dataclass(frozen=True)

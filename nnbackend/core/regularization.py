@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nnbackend.core.elementwise import sign
 from nnbackend.core.types import Array, Namespace
 
 __all__ = ["clip_by_global_norm", "clip_by_value", "dropout_mask", "penalty", "penalty_elements"]
@@ -30,7 +31,7 @@ def penalty(
     -------
     value : array (...)
     gradients : list of arrays (..., n_in, n_out)
-        l1 sign(W) + l2 W.
+        l1 sign(W) + l2 W, where sign(W) is 0 for NaN.
 
     Examples
     --------
@@ -46,7 +47,10 @@ def penalty(
 
 def penalty_elements(xp: Namespace, W: Array, l1: float, l2: float) -> tuple[Array, Array]:
     """Return l1 abs(W) + l2 / 2 W^2 and its derivative l1 sign(W) + l2 W, element by element."""
-    return l1 * xp.abs(W) + 0.5 * l2 * W * W, l1 * xp.sign(W) + l2 * W
+    value, derivative = 0.5 * l2 * W * W, l2 * W
+    if l1 == 0.0:
+        return value, derivative
+    return l1 * xp.abs(W) + value, l1 * sign(xp, W) + derivative
 
 
 def dropout_mask(xp: Namespace, uniform: Array, rate: float) -> Array:

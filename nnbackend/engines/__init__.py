@@ -23,6 +23,7 @@ from nnbackend.core.types import Array
 from nnbackend.device import Device
 from nnbackend.engines.reference import ReferenceEngine
 from nnbackend.engines.state import EngineState
+from nnbackend.engines.watched import watched
 from nnbackend.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -281,4 +282,5 @@ def get_engine(
         )
     if engine == "auto":
         engine = default_engine(device, reference_seconds)
-    return lookup("engine", engine, {"auto": _reference, **ENGINES})(device)
+    make = lookup("engine", engine, {"auto": _reference, **ENGINES})(device)
+    return make if engine == "reference" else watched(make)

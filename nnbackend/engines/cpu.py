@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +59,7 @@ class CpuEngine:
         self._step = 0
         self._xp = device.xp
         self._labels = is_label_target(problem.objective, data.y.ndim)
-        kernels = _kernels(problem, self._dtype.name, labels=self._labels)
+        kernels = Kernels(problem, self._dtype.name, labels=self._labels)
         self._steps: Steps | None = None
         self._program: Callable[..., tuple[int, bool]]
         if _is_small(problem) and not kernels.unrecorded and team is None:
@@ -97,7 +95,7 @@ class CpuEngine:
         for layer, kind in enumerate(zip(structure.hidden, structure.dropout, strict=True)):
             activation, rate = kind
             Z = self._Z[layer]
-            A.append(Z if is_in_place(activation) else np.empty_like(Z))
+            A.append(Z if is_in_place(activation, dtype.name) else np.empty_like(Z))
             H.append(np.empty_like(Z) if rate else A[-1])
             M.append(np.empty_like(Z) if rate else nothing)
             D.append(np.empty_like(Z))
@@ -140,7 +138,7 @@ class CpuEngine:
         self._parameters[:], self._finite[:] = state.parameters, state.finite
         self._step = state.optimizer.step
         for own, given in zip(self._state, state.optimizer.arrays, strict=False):
-            own[:] = given
+            own[...] = given
         self._totals[:] = state.totals or 0.0
 
     def run_epochs(
@@ -254,22 +252,6 @@ class CpuEngine:
             False, self._validation[1], no_order, ones, no_coefficients, losses, np.zeros(2), True
         )
         return losses[0, ...]
-
-
-_recorded = lru_cache(maxsize=64)(Kernels)
-
-
-def _kernels(problem: Problem, dtype: str, *, labels: bool) -> Kernels:
-    """Return the kernels of a problem. Recording them takes milliseconds, so they are kept."""
-    optimizer: Any = problem.optimizer
-    if is_dataclass(optimizer):
-        optimizer = replace(optimizer, learning_rate=1.0)  # type: ignore[type-var]
-    # What kernels do not depend on is left out of the key.
-    form = replace(problem, batch_size=1, optimizer=optimizer, loss_by_rows=False)
-    try:
-        return _recorded(form, dtype, labels=labels)
-    except TypeError:  # a user's optimizer or loss that cannot be hashed
-        return Kernels(form, dtype, labels=labels)
 
 
 def _is_small(problem: Problem) -> bool:

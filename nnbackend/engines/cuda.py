@@ -134,6 +134,8 @@ class CudaEngine:
         if data.sample_weight is not None:
             executor.adopt("weight", data.sample_weight)
         self._step = 0
+        self._dropout_rng = dropout_rng
+        self._rng_start = dropout_rng.bit_generator.state
         self._n_samples = data.n_samples
         self._has_rows_in_order = False
         with executor.ordered():
@@ -158,7 +160,7 @@ class CudaEngine:
 
     @property
     def state(self) -> EngineState:
-        """Where training stands, a copy."""
+        """Where training stands, a copy; the host's generator of dropout masks gets there, too."""
         buffers, pack = self._executor.buffers, self._program.layout.pack
         names = [f"state{i}" for i in range(len(self._problem.optimizer.state_names))]
         with self._executor.ordered():
@@ -166,6 +168,9 @@ class CudaEngine:
             parameters, finite = (
                 pack(self._xp, buffers[name]) for name in ("parameters", "finite")
             )
+            if self._problem.objective.structure.has_dropout:
+                drawn = int(self._device.to_numpy(buffers["counters"])[_DRAWN])
+                _advance(self._dropout_rng, self._rng_start, drawn, str(parameters.dtype))
         return EngineState(parameters, finite, OptimizerState(self._step, arrays))
 
     def set_state(self, state: EngineState) -> None:
@@ -373,6 +378,16 @@ class _Steps:
                 self._graphs[name, times] = executor.graph(launches * times)
             self._graphs[name, times]()
             count -= times
+
+
+def _advance(rng: np.random.Generator, start: Any, drawn: int, dtype: str) -> None:
+    """Set a generator to where it is when that many numbers have been drawn from the start on."""
+    rng.bit_generator.state = start
+    # Two numbers of float32 are made of 64 random bits.
+    per_draw = 1 if dtype == "float64" else 2
+    rng.bit_generator.advance(drawn // per_draw)  # type: ignore[attr-defined]
+    if drawn % per_draw:
+        rng.random(dtype=np.float32)
 
 
 def _generator_words(rng: np.random.Generator) -> np.ndarray[Any, Any]:

@@ -19,22 +19,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nnbackend.core.activations import Activation
-from nnbackend.core.propagation import output_elements
 from nnbackend.core.regularization import (
     clip_by_global_norm,
     clip_by_value,
     dropout_mask,
     penalty_elements,
 )
-from nnbackend.engines.expression import RECORDER, Printer, Symbol, symbol
+from nnbackend.engines.expression import Printer, Recorder, Symbol, walk
 from nnbackend.engines.formulas import (
     Outputs,
     UnrecordedError,
     depends_on,
+    element,
     hidden_kinds,
     is_in_place,
     is_rowwise,
     keeps_zero,
+    loss_elements,
     recorded,
     update_elements,
 )
@@ -71,6 +72,9 @@ typedef unsigned long long uint64;
 #define THREADS {threads}
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)
+#endif
+#ifndef NAN
+#define NAN __int_as_float(0x7fffffff)
 #endif
 
 __device__ __forceinline__ bool is_finite(double x) {{ return x - x == 0.0; }}
@@ -505,9 +509,8 @@ class CudaPrinter(Printer):
         """Return an assignment as a statement."""
         return f"{code};"
 
-    def definition(self, name: str, code: str, dtype: str) -> str:
+    def definition(self, name: str, code: str, kind: str) -> str:
         """Return the definition of a constant variable."""
-        kind = {"real": "real", "integral": "int64", "bool": "bool"}[dtype]
         return f"const {kind} {name} = {code};"
 
     def accumulator(self, name: str, start: str) -> str:
@@ -534,6 +537,8 @@ class CudaPrinter(Printer):
             return super().constant(value)
         if math.isinf(value):
             return f"(real){'-' if value < 0 else ''}INFINITY"
+        if math.isnan(value):
+            return "(real)NAN"
         return f"(real){value!r}"
 
     def known(self, node: Symbol, name: str) -> None:
@@ -577,6 +582,7 @@ class CudaKernels:
         self._problem = problem
         self.dtype, self.precision, self.labels = dtype, precision, labels
         self._real = {"float32": "float", "float64": "double"}[dtype]
+        self._xp = Recorder(dtype)
         self.hyperparameters: list[float] = []
         self.reductions: list[str] = []
         self._is_bfloat16 = precision == "bfloat16"
@@ -590,27 +596,30 @@ class CudaKernels:
         self.source = "\n".join(parts)
 
     def _activate(self, number: int, activation: Activation, *, drops: bool) -> str:
-        Z = symbol("Z[i]") + symbol("bias[k]")
-        A = activated(activation, Z)
-        outputs = [("Z[i]", A)] if is_in_place(activation) else [("Z[i]", Z), ("A[i]", A)]
+        xp = self._xp
+        Z = xp.symbol("Z[i]") + xp.symbol("bias[k]")
+        A = activated(xp, activation, Z)
+        is_alone = is_in_place(activation, self.dtype)
+        outputs = [("Z[i]", A)] if is_alone else [("Z[i]", Z), ("A[i]", A)]
         stores = []
         if drops or self._is_bfloat16:
-            outputs.append(("const real active", A * symbol("M[i]") if drops else A))
+            outputs.append(("const real active", A * xp.symbol("M[i]") if drops else A))
             stores.append("            H[i] = to_operand(active);")
         lines = [*CudaPrinter().statements(outputs, " " * 12), *stores]
         return fill(_ACTIVATE, NUMBER=number, FORMULA="\n".join(lines))
 
     def _pull_back(self, number: int, activation: Activation, *, drops: bool) -> str:
-        D = symbol("D[i]") * symbol("M[i]") if drops else symbol("D[i]")
-        gradient = D * derivative_of(activation, symbol("Z[i]"), symbol("A[i]"))
+        xp = self._xp
+        D = xp.symbol("D[i]") * xp.symbol("M[i]") if drops else xp.symbol("D[i]")
+        gradient = D * derivative_of(xp, activation, xp.symbol("Z[i]"), xp.symbol("A[i]"))
         lines = CudaPrinter().statements([("const real gradient", gradient)], " " * 12)
         store = "E[i] = to_operand(gradient);" if self._is_bfloat16 else "D[i] = gradient;"
         lines.append(" " * 12 + store)
         return fill(_PULL_BACK, NUMBER=number, FORMULA="\n".join(lines))
 
     def _draw_mask(self) -> str:
-        rate: Any = symbol("rate", varies=False)
-        formula = dropout_mask(RECORDER, symbol("uniform"), rate)
+        rate: Any = self._xp.symbol("rate", extent="number")
+        formula = dropout_mask(self._xp, self._xp.symbol("uniform"), rate)
         lines = CudaPrinter().statements([("mask[i]", formula)], " " * 8)
         per_draw, code = _UNIFORM[self._real]
         return fill(
@@ -623,7 +632,7 @@ class CudaKernels:
 
     def _output_loss(self) -> str:
         """Print bias, loss and its gradient; the lanes of a row share its outputs."""
-        outputs, needs_row = loss_outputs(self._problem, labels=self.labels)
+        outputs, needs_row = loss_outputs(self._xp, self._problem, labels=self.labels)
         if self.labels:
             head = "        const int64 label = is_row ? y[row] : 0;"
         else:
@@ -642,15 +651,14 @@ class CudaKernels:
     def _update(self) -> list[str]:
         """Print penalties, clipping and the optimizer's step over the flat parameter vector."""
         problem = self._problem
-        outputs = update_outputs(problem, "i", "is_weight")
-        known: list[Symbol] = []
-        for _, expression in outputs:
-            _collect_reductions(expression, known)
+        outputs = update_outputs(self._xp, problem, "i", "is_weight")
+        nodes = walk([expression for _, expression in outputs])
+        known = [node for node in nodes if node.operation in ("max", "sum")]
         parts = [_BIASES]
         for number, node in enumerate(known):
             self.reductions.append(f"reduce_{number}")
-            element = [("const real element", node.operands[0])]
-            numbers, formula = self._elementwise(element, known[:number])
+            value = [("const real element", node.operands[0])]
+            numbers, formula = self._elementwise(value, known[:number])
             part = fill(
                 _REDUCE,
                 NUMBER=number,
@@ -693,73 +701,70 @@ class CudaKernels:
         return "\n".join(heads), "\n".join(lines)
 
 
-def activated(activation: Activation, Z: Symbol) -> Symbol:
+def activated(xp: Recorder, activation: Activation, Z: Symbol) -> Symbol:
     """Return g(Z) of one unit."""
-    A = recorded(f"the activation {activation.name!r}", lambda: activation.function(RECORDER, Z))
+    what = f"the activation {activation.name!r}"
+    A: Symbol = recorded(what, lambda: element(activation.function(xp, Z)))
     return _of_one_unit(activation, A)
 
 
-def derivative_of(activation: Activation, Z: Symbol, A: Symbol) -> Symbol:
+def derivative_of(xp: Recorder, activation: Activation, Z: Symbol, A: Symbol) -> Symbol:
     """Return g'(Z) of one unit, where A is g(Z)."""
     what = f"the derivative of {activation.name!r}"
-    slope = recorded(what, lambda: activation.derivative(RECORDER, Z, A))
+    slope: Symbol = recorded(what, lambda: element(activation.derivative(xp, Z, A)))
     return _of_one_unit(activation, slope)
 
 
-def _of_one_unit(activation: Activation, value: Any) -> Symbol:
-    if not isinstance(value, Symbol) or is_rowwise(value):
+def _of_one_unit(activation: Activation, value: Symbol) -> Symbol:
+    if is_rowwise(value):
         raise UnrecordedError(f"the activation {activation.name!r}: a unit depends on others")
     return value
 
 
-def loss_outputs(problem: Problem, *, labels: bool) -> tuple[Outputs, bool]:
+def loss_outputs(xp: Recorder, problem: Problem, *, labels: bool) -> tuple[Outputs, bool]:
     """Return loss and gradient of output ``k`` of a row, and whether they take ``n_row``.
 
     The row's logits are called ``z``, its targets ``y_row`` or ``label``.
     """
     objective = problem.objective
-    label = symbol("label", varies=False, dtype="integral")
-    target = label if labels else symbol("y_row[k]")
     elements = recorded(
         "the loss",
-        lambda: output_elements(
-            RECORDER, objective.structure.output, objective.loss, symbol("z[k]"), target
-        ),
+        lambda: loss_elements(xp, objective, xp.symbol("z[k]"), "y_row[k]", labels=labels),
     )
-    if any(depends_on(element, "n_samples") for element in elements):
-        raise UnrecordedError("the loss: it depends on the size of the batch")
     names = ("const real element", "const real slope")
-    needs_row = any(depends_on(element, "n_row") for element in elements)
-    return list(zip(names, elements, strict=True)), needs_row
+    outputs: Outputs = list(zip(names, elements, strict=True))
+    return outputs, any(depends_on(value, "n_row") for _, value in outputs)
 
 
-def update_outputs(problem: Problem, index: str, is_weight: str) -> Outputs:
+def update_outputs(xp: Recorder, problem: Problem, index: str, is_weight: str) -> Outputs:
     """Return what a step makes of an element of the parameters ``p``, and of their penalty.
 
     Penalties are added to the gradient ``g``, which is then clipped; ``is_weight`` is the code that
     tells a weight from a bias.
     """
     objective = problem.objective
-    p, gradient = symbol(f"p[{index}]"), symbol(f"g[{index}]")
+    p, gradient = xp.symbol(f"p[{index}]"), xp.symbol(f"g[{index}]")
     penalty: Outputs = []
     if objective.is_penalized:
-        value, slope = penalty_elements(RECORDER, p, objective.l1, objective.l2)
-        condition = symbol(is_weight, dtype="bool")
+        value, slope = penalty_elements(xp, p, objective.l1, objective.l2)
+        condition = xp.symbol(is_weight, kind="bool")
         if objective.penalty_per_sample:
-            scale = symbol("penalty_scale", varies=False)
+            scale = xp.symbol("penalty_scale", extent="number")
             value, slope = value * scale, slope * scale
-        penalty = [("penalty +=", RECORDER.where(condition, value, 0.0))]
-        gradient = gradient + RECORDER.where(condition, slope, 0.0)
+        penalty = [("penalty +=", xp.where(condition, value, 0.0))]
+        gradient = gradient + xp.where(condition, slope, 0.0)
     if problem.clip_value is not None:
-        gradient = clip_by_value(RECORDER, gradient, problem.clip_value)
+        gradient = clip_by_value(xp, gradient, problem.clip_value)
     if problem.clip_norm is not None:
-        gradient = clip_by_global_norm(RECORDER, gradient, problem.clip_norm)
-    plain = recorded("the optimizer", lambda: update_elements(problem, p, symbol("g"), index))
-    if any(is_rowwise(element) for _, element in plain):
+        gradient = clip_by_global_norm(xp, gradient, problem.clip_norm)
+    plain = recorded(
+        "the optimizer", lambda: update_elements(xp, problem, p, xp.symbol("g"), index)
+    )
+    if any(is_rowwise(value) for _, value in plain):
         raise UnrecordedError("the optimizer: it reduces over all parameters")
     if not recorded("the optimizer", lambda: keeps_zero(problem.optimizer)):
         raise UnrecordedError("the optimizer: it changes parameters of 0 with a gradient of 0")
-    return [*update_elements(problem, p, gradient, index), *penalty]
+    return [*update_elements(xp, problem, p, gradient, index), *penalty]
 
 
 def step_scalars(problem: Problem, outputs: Outputs, indent: str) -> str:
@@ -796,13 +801,3 @@ def fill(template: str, **parts: object) -> str:
     for name, part in parts.items():
         template = template.replace(f"@{name}@", str(part))
     return template
-
-
-def _collect_reductions(node: object, found: list[Symbol]) -> None:
-    """Add the reductions below a node, innermost first, each once."""
-    if not isinstance(node, Symbol):
-        return
-    for operand in node.operands:
-        _collect_reductions(operand, found)
-    if node.operation in ("max", "sum") and all(node.key != entry.key for entry in found):
-        found.append(node)

@@ -26,7 +26,7 @@ from nnbackend.engines.cuda_source import (
     step_scalars,
     update_outputs,
 )
-from nnbackend.engines.expression import symbol
+from nnbackend.engines.expression import Recorder
 from nnbackend.engines.formulas import is_in_place
 from nnbackend.engines.plan import ITEM_BYTES, Buffer, Kernel, Launch, Matrix, Vector
 from nnbackend.engines.planner import Layout
@@ -228,6 +228,7 @@ class TinyPlanner:
         self._problem = problem
         self._structure = structure = problem.objective.structure
         self._dtype, self._labels, self._weighted = dtype, labels, weighted
+        self._xp = Recorder(dtype)
         self._n_samples, self._size = n_samples, problem.batch_size
         self._y_columns = 1 if labels else structure.layer_sizes[-1]
         self.layout = Layout(structure.weight_shapes, dtype, _odd, 1)
@@ -264,7 +265,9 @@ class TinyPlanner:
         for layer, (n_in, n_out) in enumerate(structure.weight_shapes):
             sizes[f"h{layer}"] = rows * _odd(n_in + 1)
             sizes[f"d{layer}"] = rows * _odd(n_out)
-            if layer < len(structure.hidden) and not is_in_place(structure.hidden[layer]):
+            if layer < len(structure.hidden) and not is_in_place(
+                structure.hidden[layer], self._dtype
+            ):
                 sizes[f"z{layer}"] = rows * _odd(n_out)
         sizes |= {"w0": rows, "scratch": _THREADS}
         start = 0
@@ -379,9 +382,10 @@ class TinyPlanner:
             store = [f"d{layer}[m * {_odd(n_out)} + n] = value;"]
         else:
             activation = structure.hidden[layer]
-            Z = symbol("value")
-            outputs = [(f"h{layer + 1}[m * {_odd(n_out + 1)} + n]", activated(activation, Z))]
-            if not is_in_place(activation):
+            Z = self._xp.symbol("value")
+            A = activated(self._xp, activation, Z)
+            outputs = [(f"h{layer + 1}[m * {_odd(n_out + 1)} + n]", A)]
+            if not is_in_place(activation, self._dtype):
                 outputs.append((f"z{layer}[m * {_odd(n_out)} + n]", Z))
             store = CudaPrinter().statements(outputs, "")
         text = self._product(
@@ -406,9 +410,9 @@ class TinyPlanner:
         if layer > 0:
             below = layer - 1
             activation = structure.hidden[below]
-            A = symbol(f"h{layer}[m * {_odd(n_in + 1)} + n]")
-            Z = symbol(f"z{below}[m * {_odd(n_in)} + n]")
-            gradient = symbol("value") * derivative_of(activation, Z, A)
+            A = self._xp.symbol(f"h{layer}[m * {_odd(n_in + 1)} + n]")
+            Z = self._xp.symbol(f"z{below}[m * {_odd(n_in)} + n]")
+            gradient = self._xp.symbol("value") * derivative_of(self._xp, activation, Z, A)
             store = CudaPrinter().statements([(f"d{below}[m * {_odd(n_in)} + n]", gradient)], "")
             lines.append(
                 self._product(
@@ -420,7 +424,7 @@ class TinyPlanner:
 
     def _loss(self) -> tuple[str, str]:
         """Print the target of a row, and the loss and its gradient; a thread does a whole row."""
-        outputs, needs_row = loss_outputs(self._problem, labels=self._labels)
+        outputs, needs_row = loss_outputs(self._xp, self._problem, labels=self._labels)
         if self._labels:
             head = "                const int64 label = y0[row];"
         else:
@@ -434,7 +438,7 @@ class TinyPlanner:
 
     def _update(self) -> tuple[str, str]:
         """Print the numbers of penalties, clipping and optimizer, and their work."""
-        outputs = update_outputs(self._problem, "k", "is_weight(k)")
+        outputs = update_outputs(self._xp, self._problem, "k", "is_weight(k)")
         numbers: dict[str, float] = {}
         printer = CudaPrinter(numbers, first="threadIdx.x", step="THREADS", reduce="block_reduce")
         lines = [

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnbackend.core.activations import Activation
-from nnbackend.core.losses import SoftmaxCrossEntropy
-from nnbackend.core.optimizers import Optimizer
+from nnbackend.core.activations import Activation, is_built_in
+from nnbackend.core.losses import LOSSES, SoftmaxCrossEntropy
+from nnbackend.core.optimizers import OPTIMIZERS, Optimizer
+from nnbackend.core.propagation import output_elements
 from nnbackend.device import Device
-from nnbackend.engines.expression import RECORDER, Symbol, symbol
+from nnbackend.engines.expression import Recorder, Symbol, description, walk
 
 if TYPE_CHECKING:
     from nnbackend.core.objective import Objective
@@ -23,11 +24,14 @@ __all__ = [
     "UnrecordedError",
     "coefficient_table",
     "depends_on",
+    "element",
+    "fingerprint",
     "hidden_kinds",
     "is_in_place",
     "is_label_target",
     "is_rowwise",
     "keeps_zero",
+    "loss_elements",
     "recorded",
     "update_elements",
 ]
@@ -47,6 +51,50 @@ def recorded(what: str, call: Callable[[], Any]) -> Any:
         return call()
     except Exception as error:
         raise UnrecordedError(f"{what}: {error}") from error
+
+
+def fingerprint(problem: Problem, dtype: str, *, labels: bool) -> tuple[Any, ...]:
+    """Return what is equal as long as formulas of the user's own record the same expressions.
+
+    It is empty without such formulas: those of the package read nothing but their arguments and
+    constants. One that cannot be recorded is called at every step.
+    """
+    xp = Recorder(dtype)
+    objective = problem.objective
+    Z, A = xp.symbol("z"), xp.symbol("a")
+    calls: list[Callable[[], Sequence[Symbol]]] = [
+        call
+        for entry, _ in hidden_kinds(problem)
+        if not is_built_in(entry)
+        for call in (
+            lambda entry=entry: [element(entry.function(xp, Z))],
+            lambda entry=entry: [element(1.0 * Z * entry.derivative(xp, Z, A))],
+        )
+    ]
+    if type(objective.loss) not in LOSSES.values():
+        calls.append(lambda: loss_elements(xp, objective, Z, "y", labels=labels))
+    if type(problem.optimizer) not in OPTIMIZERS.values():
+        calls.append(lambda: [value for _, value in update_elements(xp, problem, Z, A, "k")])
+    return tuple(map(_description, calls))
+
+
+def _description(call: Callable[[], Sequence[Symbol]]) -> tuple[Any, ...] | None:
+    try:
+        return description(call())
+    except Exception:  # noqa: BLE001 - a user's function fails in whatever way it likes
+        return None
+
+
+def loss_elements(
+    xp: Recorder, objective: Objective, Z: Symbol, target: str, *, labels: bool
+) -> list[Symbol]:
+    """Return the loss and its derivative with respect to the logits of one output.
+
+    The target is called ``label`` or as said.
+    """
+    label = xp.symbol("label", kind="int64", extent="labels")
+    y = label if labels else xp.symbol(target)
+    return [*map(element, output_elements(xp, objective.structure.output, objective.loss, Z, y))]
 
 
 def keeps_zero(optimizer: Optimizer) -> bool:
@@ -82,25 +130,37 @@ def hidden_kinds(problem: Problem) -> list[HiddenKind]:
     return kinds
 
 
-def is_in_place(activation: Activation) -> bool:
+def is_in_place(activation: Activation, dtype: str) -> bool:
     """Whether g(Z) may replace Z: g' is written without Z.
 
     A derivative that cannot be recorded may need it.
     """
+    xp = Recorder(dtype)
     try:
-        derivative = activation.derivative(RECORDER, symbol("Z"), symbol("A"))
+        derivative = activation.derivative(xp, xp.symbol("Z"), xp.symbol("A"))
     except Exception:  # noqa: BLE001 - a user's function fails in whatever way it likes
         return False
     return not depends_on(derivative, "Z")
 
 
-def depends_on(node: object, name: str) -> bool:
+def element(value: Any) -> Symbol:
+    """Return a formula's value, after checking that it is an array of full rows.
+
+    Raises
+    ------
+    NotImplementedError
+        If it is anything else: a kernel writes one real number for each element.
+    """
+    if not (isinstance(value, Symbol) and value.kind == "real" and value.extent == "row"):
+        raise NotImplementedError("its value is no array of real numbers of its input's shape")
+    return value
+
+
+def depends_on(value: object, name: str) -> bool:
     """Whether an expression uses the input of that name."""
-    if not isinstance(node, Symbol):
-        return False
-    if node.operation == "input":
-        return bool(node.operands[0] == name)
-    return any(depends_on(entry, name) for entry in node.operands)
+    return isinstance(value, Symbol) and any(
+        node.operation == "input" and node.operands[0] == name for node in walk([value])
+    )
 
 
 def is_label_target(objective: Objective, n_dimensions: int) -> bool:
@@ -108,20 +168,24 @@ def is_label_target(objective: Objective, n_dimensions: int) -> bool:
     return isinstance(objective.loss, SoftmaxCrossEntropy) and n_dimensions == 1
 
 
-def is_rowwise(node: object) -> bool:
+def is_rowwise(value: object) -> bool:
     """Whether a value depends on more of a row than its own element."""
-    if not isinstance(node, Symbol):
-        return False
-    if node.operation == "input":
-        return node.operands[0] in ("k", "n_row", "n_samples")
-    return node.operation in ("max", "sum") or any(map(is_rowwise, node.operands))
+    return isinstance(value, Symbol) and any(
+        node.operation in ("max", "sum")
+        or (node.operation == "input" and node.operands[0] in ("k", "n_row"))
+        for node in walk([value])
+    )
 
 
-def update_elements(problem: Problem, parameters: Symbol, gradient: Symbol, index: str) -> Outputs:
+def update_elements(
+    xp: Recorder, problem: Problem, parameters: Symbol, gradient: Symbol, index: str
+) -> Outputs:
     """Return what the optimizer makes of the parameters ``p`` and its state ``s0``, ``s1``, ...
 
     Parameters
     ----------
+    xp : Recorder
+        Where it is recorded.
     problem : Problem
         Its optimizer is recorded.
     parameters, gradient : Symbol
@@ -133,15 +197,25 @@ def update_elements(problem: Problem, parameters: Symbol, gradient: Symbol, inde
     -------
     list of (str, Symbol)
         Where each result goes, and what it is; coefficients are called ``c0``, ``c1``, ...
+
+    Raises
+    ------
+    NotImplementedError
+        If the state is not of arrays like the parameters.
     """
     optimizer = problem.optimizer
     names = [f"s{i}[{index}]" for i in range(len(optimizer.state_names))]
+    example = np.zeros(2, xp.name)
+    for entry in optimizer.init(Device("cpu").xp, example):
+        if (np.shape(entry), entry.dtype) != (example.shape, example.dtype):
+            raise NotImplementedError("its state is of another shape or dtype than the parameters")
     coefficients = range(len(optimizer.coefficients(1.0, 1)))
     new, state = optimizer.update(
-        RECORDER,
+        xp,
         parameters,
         gradient,
-        tuple(map(symbol, names)),
-        tuple(symbol(f"c{i}", varies=False) for i in coefficients),
+        tuple(map(xp.symbol, names)),
+        tuple(xp.symbol(f"c{i}", extent="number") for i in coefficients),
     )
-    return [(f"p[{index}]", new), *zip(names, state, strict=True)]
+    values = map(element, (new, *state))
+    return list(zip((f"p[{index}]", *names), values, strict=True))

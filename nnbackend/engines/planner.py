@@ -318,7 +318,9 @@ class Planner:
 
     def _is_in_place(self, layer: int) -> bool:
         """Whether a hidden layer's activations are where its products were."""
-        return self._fusions[layer] != _UNFUSED or is_in_place(self._structure.hidden[layer])
+        return self._fusions[layer] != _UNFUSED or is_in_place(
+            self._structure.hidden[layer], self._dtype
+        )
 
     def _has_operands(self, layer: int) -> bool:
         """Whether the next layer's operands are others than the activations."""

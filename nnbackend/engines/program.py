@@ -12,17 +12,24 @@ sizes are arguments.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from nnbackend.core.activations import Activation
-from nnbackend.core.propagation import output_elements
 from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, penalty_elements
 from nnbackend.engines import driver
-from nnbackend.engines.expression import RECORDER, Printer, Symbol, symbol
-from nnbackend.engines.formulas import hidden_kinds, is_in_place, is_rowwise, update_elements
+from nnbackend.engines.expression import Printer, Recorder, Symbol
+from nnbackend.engines.formulas import (
+    element,
+    hidden_kinds,
+    is_in_place,
+    is_rowwise,
+    loss_elements,
+    update_elements,
+)
 
 if TYPE_CHECKING:
     from nnbackend.engines import Problem
@@ -130,6 +137,7 @@ class Kernels:
     def __init__(self, problem: Problem, dtype: str, *, labels: bool) -> None:
         self._problem = problem
         self._dtype = dtype
+        self._xp = Recorder(dtype)
         self.labels = labels
         self._constants: dict[str, float] = {}
         self._functions: set[str] = set()
@@ -152,7 +160,7 @@ class Kernels:
         names = sorted(self._functions)
         head += [f"{name} = elementary.{self._dtype}.{name}" for name in names]
         for name, value in self._constants.items():
-            literal = f'float("{value!r}")' if "inf" in repr(value) else repr(value)
+            literal = repr(value) if math.isfinite(value) else f'float("{value!r}")'
             head.append(f"{name} = F({literal})")
         return "\n".join([*head, _FIXED, *self._column_functions(), *self._lines, ""])
 
@@ -197,8 +205,8 @@ class Kernels:
 
     def _flat(self, outputs: Sequence[tuple[str, Symbol]], length: str, indent: int) -> list[str]:
         """Print a loop over all elements of a block."""
-        for _, element in outputs:
-            if is_rowwise(element):
+        for _, value in outputs:
+            if is_rowwise(value):
                 raise NotImplementedError("a reduction over a row of units")
         return self._loop(outputs, length, indent)
 
@@ -274,15 +282,16 @@ class Kernels:
         A pass of its own for a ReLU in place would store nothing but zeros, and LLVM makes no
         vector code of a store that depends on the data.
         """
-        Z = symbol("z[k]") + symbol("bias[k]")
-        A = activation.function(RECORDER, Z)
-        if is_in_place(activation):
+        xp = self._xp
+        Z = xp.symbol("z[k]") + xp.symbol("bias[k]")
+        A = element(activation.function(xp, Z))
+        if is_in_place(activation, self._dtype):
             names, outputs = "Z", [("z[k]", A)]
         else:
             names, outputs = "ZA", [("z[k]", Z), ("a[k]", A)]
         if drops:
             names += "HM"
-            outputs.append(("h[k]", A * symbol("m[k]")))
+            outputs.append(("h[k]", A * xp.symbol("m[k]")))
         lines = [
             *self._long_rows("Z", names, "bias", "b", "tiled(b, group)"),
             *self._flat(outputs, "shape[1]", 12),
@@ -290,8 +299,9 @@ class Kernels:
         return _JIT, "Z, b, A, H, M", lines
 
     def _pull_back(self, activation: Activation, drops: bool) -> tuple[str, str, list[str]]:
-        dA = symbol("d[k]") * symbol("m[k]") if drops else symbol("d[k]")
-        dZ = dA * activation.derivative(RECORDER, symbol("z[k]"), symbol("a[k]"))
+        xp = self._xp
+        dA = xp.symbol("d[k]") * xp.symbol("m[k]") if drops else xp.symbol("d[k]")
+        dZ = dA * activation.derivative(xp, xp.symbol("z[k]"), xp.symbol("a[k]"))
         lines = [
             *self._long_rows("D", "DZAM" if drops else "DZA", "sums", "gb", _NO_SUMS),
             *self._flat([("d[k]", dZ)], "shape[1]", 12),
@@ -302,17 +312,14 @@ class Kernels:
 
     def _output_loss(self) -> tuple[str, str, list[str]]:
         """Print bias, loss and gradient; by rows, where the formulas reduce over a row."""
-        objective = self._problem.objective
+        objective, xp = self._problem.objective, self._xp
 
         def outputs(z: str, y: str, loss: str) -> list[tuple[str, Symbol]]:
-            target = symbol("label", varies=False, dtype="integral") if self.labels else symbol(y)
-            elements = output_elements(
-                RECORDER, objective.structure.output, objective.loss, symbol(z), target
-            )
+            elements = loss_elements(xp, objective, xp.symbol(z), y, labels=self.labels)
             return list(zip((loss, z), elements, strict=True))
 
         flat = outputs("z[k]", "y[k]", "l[k]")
-        if self.labels or any(is_rowwise(element) for _, element in flat):
+        if self.labels or any(is_rowwise(value) for _, value in flat):
             body = [
                 "        n_row = F(width)",
                 "        for i in range(top, bottom):",
@@ -352,12 +359,12 @@ class Kernels:
         return _JIT, "Z, b, y_rows, weight, divisor, L, gb", lines
 
     def _penalize(self) -> tuple[str, str, list[str]]:
-        objective = self._problem.objective
+        objective, xp = self._problem.objective, self._xp
         lines = ["    total = 0.0"]
         if objective.is_penalized:
-            value, gradient = penalty_elements(RECORDER, symbol("w[k]"), objective.l1, objective.l2)
+            value, gradient = penalty_elements(xp, xp.symbol("w[k]"), objective.l1, objective.l2)
             if objective.penalty_per_sample:
-                scale = symbol("scale", varies=False)
+                scale = xp.symbol("scale", extent="number")
                 value, gradient = value * scale, gradient * scale
             lines += [
                 "    scale = F(1.0 / divisor)",
@@ -373,16 +380,17 @@ class Kernels:
             (clip_by_global_norm, self._problem.clip_norm),
         ):
             if bound is not None:
-                clipped = clip(RECORDER, symbol("gradient[k]"), bound)
+                clipped = clip(self._xp, self._xp.symbol("gradient[k]"), bound)
                 lines += self._vector([("gradient[k]", clipped)], "gradient.shape[0]")
         return _JIT_SUMS, "gradient, hyper", [*lines, "    pass"]
 
     def _update(self) -> tuple[str, str, list[str]]:
-        outputs = update_elements(self._problem, symbol("p[k]"), symbol("g[k]"), "k")
+        xp = self._xp
+        outputs = update_elements(xp, self._problem, xp.symbol("p[k]"), xp.symbol("g[k]"), "k")
         numbers = range(len(outputs) - 1)
         count = len(self._problem.optimizer.coefficients(1.0, 1))
-        for _, element in outputs:
-            if is_rowwise(element):
+        for _, value in outputs:
+            if is_rowwise(value):
                 raise NotImplementedError("a reduction over all parameters")
         lines = [
             "    p, g = parameters, gradient",

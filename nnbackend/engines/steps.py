@@ -168,7 +168,7 @@ class Steps:
         self.is_updating = True
         parameters[:] = new
         for entry, value in zip(state, new_state, strict=False):
-            entry[:] = value
+            entry[...] = value
         self.is_updating = False
 
     def _loss(
