@@ -6,6 +6,7 @@ import math
 import mmap
 import os
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,15 @@ _DIGEST_RUNS = 8
 INDEX_COLUMN = re.compile(r"__index_level_\d+__")
 
 _Array = np.ndarray[Any, Any]
+
+# The threads that training has left in ``read``, by the identity of the source, which they hold,
+# and what is set when they are done.
+_LEFT: dict[int, tuple[threading.Thread, threading.Event]] = {}
+
+
+def leave(source: Source, thread: threading.Thread, done: threading.Event) -> None:
+    """Note that a thread is still in the source's ``read``, whose rows nobody waits for."""
+    _LEFT[id(source)] = thread, done
 
 
 class Rows(NamedTuple):
@@ -107,8 +117,10 @@ class Source(ABC):
     def read(self, start: int, stop: int) -> Rows:
         """Return the rows ``start`` to ``stop - 1``, where 0 <= start < stop <= n_samples.
 
-        It is called in a thread of its own, never twice at a time. A block has the dtypes and the
-        numbers of columns of every other.
+        It is called in a thread of its own, never twice at a time; one that takes long is left
+        alone where training ends meanwhile. A block has the dtypes and the numbers of columns of
+        every other. Its arrays are used, or copied, before the next call, which may return the
+        same arrays with other rows.
         """
 
     @property
@@ -122,6 +134,10 @@ class Source(ABC):
 
     def checked(self, start: int, stop: int) -> Rows:
         """Return ``read(start, stop)``, or raise an InputError where it is not what was asked."""
+        thread, done = _LEFT.get(id(self), (None, None))
+        if done is not None and thread is not threading.current_thread():
+            done.wait()
+            _LEFT.pop(id(self), None)
         rows = self.read(start, stop)
         if not isinstance(rows, Rows) or not all(
             isinstance(column, np.ndarray | None) for column in rows
