@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import re
 import threading
@@ -18,6 +17,7 @@ import numpy as np
 from nnbackend.checks import nearest, positive_integer
 from nnbackend.device import device_of
 from nnbackend.errors import InputError, MissingDependencyError
+from nnbackend.mapped_file import map_of, mapped_file
 
 __all__ = ["Arrays", "Parquet", "Rows", "Source", "as_source", "digest"]
 
@@ -223,6 +223,13 @@ class Arrays(Source):
     InputError
         If a shape or dtype is not as said, or a chunk is larger than a buffer.
 
+    Notes
+    -----
+    Leave the files as they are while they are in use. The rows of a memory map are read from its
+    file, so that one which is cut off is an error; where the file has been deleted or replaced, or
+    the map is one of mode "c", they come from the map, and a file that is cut off in that very
+    moment ends the process, as it does with a map that is no source.
+
     Examples
     --------
     >>> import numpy as np
@@ -250,7 +257,8 @@ class Arrays(Source):
                     f"{tuple(x.shape)}"
                 )
         self._arrays = (X, y, sample_weight)
-        for name, x in zip(("X", "y", "sample_weight"), self._arrays, strict=True):
+        self._files = tuple(map(mapped_file, Rows._fields, self._arrays))
+        for name, x in zip(Rows._fields, self._arrays, strict=True):
             chunks = getattr(x, "chunks", None) or (0,)
             size = math.prod(chunks) * np.dtype(getattr(x, "dtype", None)).itemsize
             if size > self.buffer_bytes:
@@ -278,9 +286,12 @@ class Arrays(Source):
 
     def read(self, start: int, stop: int) -> Rows:
         """Return copies of the rows ``start`` to ``stop - 1``."""
-        X, *others = self._arrays
-        y, weight = (None if x is None else _copied(x, start, stop) for x in others)
-        return Rows(_copied(X, start, stop), y, weight)
+        X, y, weight = (
+            None if x is None else _copied(x, start, stop) if file is None
+            else file.read(start, stop)
+            for x, file in zip(self._arrays, self._files, strict=True)
+        )  # fmt: skip
+        return Rows(X, y, weight)  # type: ignore[arg-type]
 
 
 def _shape(name: str, x: Any, ndims: tuple[int, ...], expected: str) -> tuple[int, ...]:
@@ -309,10 +320,8 @@ def _shape(name: str, x: Any, ndims: tuple[int, ...], expected: str) -> tuple[in
 
 
 def _copied(x: Any, start: int, stop: int) -> _Array:
-    # A view of mapped memory would be read later, by whoever touches it first.
-    if isinstance(x, np.ndarray):
-        return np.array(x[start:stop])
-    return np.asarray(x[start:stop])
+    rows = x[start:stop]
+    return np.array(rows) if isinstance(x, np.ndarray) else np.asarray(rows)
 
 
 class Parquet(Source):
@@ -584,10 +593,7 @@ def _is_in_file(x: Any) -> bool:
     if not isinstance(x, np.ndarray):
         # By name: neither is imported for this.
         return type(x).__module__.partition(".")[0] in ("zarr", "h5py") and hasattr(x, "dtype")
-    base: Any = x
-    while isinstance(base, np.ndarray | memoryview):
-        base = base.base if isinstance(base, np.ndarray) else base.obj
-    return isinstance(base, mmap.mmap)
+    return map_of(x) is not None
 
 
 def digest(source: Source) -> str:

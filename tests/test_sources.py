@@ -729,3 +729,121 @@ def test_a_source_of_ones_own_needs_three_things():
         stream(network(1), Parity(buffer_bytes=8 * KIB), 16).parts(np.random.default_rng(1))
     )
     assert sorted(np.concatenate([rows_in_order(part) for part in parts])) == list(range(1000))
+
+
+# Files that change while they are in use
+
+
+def layouts(folder, X):
+    """Return memory maps of the same numbers, and views of them."""
+    row_major = memmap(folder, "c", X)
+    np.save(folder / "f.npy", np.asfortranarray(X))
+    big_endian = memmap(folder, "big", X.astype(">f8"))
+    wide = memmap(folder, "wide", np.repeat(X, 3, axis=1))
+    with open(folder / "offset", "wb") as file:
+        file.write(bytes(5000) + X.tobytes())
+    twice = memmap(folder, "twice", np.repeat(X, 2, axis=0))
+    return {
+        "C": row_major,
+        "Fortran": np.load(folder / "f.npy", mmap_mode="r"),
+        "another byte order": big_endian,
+        "columns": wide[:, ::3],
+        "offset": np.memmap(folder / "offset", X.dtype, "r", offset=5000, shape=X.shape),
+        "every other row": twice[::2],
+        "from behind": memmap(folder, "reversed", X[::-1])[::-1],
+        "a part": memmap(folder, "longer", np.vstack([X, X]))[len(X) :],
+        "an ndarray": np.asarray(row_major),
+        "transposed": memmap(folder, "t", np.ascontiguousarray(X.T)).T,
+        "copy on write": np.memmap(folder / "c", X.dtype, "c", shape=X.shape),
+    }
+
+
+LAYOUTS = ["C", "Fortran", "another byte order", "columns", "offset", "every other row",
+           "from behind", "a part", "an ndarray", "transposed", "copy on write"]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_of_a_memmap_is_read(layout, tmp_path):
+    X, y, _ = data(250)
+    mapped = layouts(tmp_path, X)[layout]
+    source = Arrays(mapped, y)
+    for start, stop in [(0, 250), (0, 1), (40, 137), (249, 250)]:
+        got = source.read(start, stop).X
+        assert got.dtype == mapped.dtype
+        assert not np.shares_memory(got, mapped)
+        np.testing.assert_array_equal(got, X[start:stop])
+
+
+@given(st.data())
+def test_any_view_of_a_memmap_is_read(tmp_path_factory, drawn):
+    folder = tmp_path_factory.mktemp("view")
+    cube = memmap(folder, "cube", np.arange(4 * 5 * 6, dtype="int16").reshape(4, 5, 6))
+
+    def part(size):
+        step = drawn.draw(st.sampled_from([1, 2, 3, -1, -2]))
+        first, last = sorted(drawn.draw(st.lists(st.integers(0, size), min_size=2, max_size=2)))
+        return slice(first, last, step) if step > 0 else slice(last, first, step)
+
+    order = drawn.draw(st.permutations(range(3)))
+    view = cube[part(4), part(5), drawn.draw(st.integers(0, 5))]
+    view = view if order[0] < order[1] else view.T
+    if view.size:
+        np.testing.assert_array_equal(Arrays(view).read(0, len(view)).X, np.array(view))
+
+
+def test_what_was_written_to_a_memmap_is_read(tmp_path):
+    X, y, _ = data(50)
+    memmap(tmp_path, "x", X)
+    for mode in ("r+", "c"):
+        mapped = np.memmap(tmp_path / "x", X.dtype, mode, shape=X.shape)
+        source = Arrays(mapped, y)
+        mapped[7, 1] = 123
+        assert source.read(5, 10).X[2, 1] == 123
+        # In a copy of its own the file has no part.
+        np.testing.assert_array_equal(source.read(0, 50).X, mapped)
+
+
+def cut(path, n_bytes):
+    with open(path, "r+b") as file:
+        file.truncate(n_bytes)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_memmap_whose_file_was_cut_off_is_refused(layout, tmp_path):
+    X, y, _ = data(25_000)
+    mapped = layouts(tmp_path, X)[layout]
+    source = Arrays(mapped, y, buffer_bytes=64 * KIB)
+    path = {"an ndarray": "c", "copy on write": "c", "Fortran": "f.npy",
+            "another byte order": "big", "columns": "wide", "every other row": "twice", "from behind": "reversed",
+            "a part": "longer", "transposed": "t"}.get(layout, layout.lower())  # fmt: skip
+    cut(tmp_path / path, 4096)
+    message = rf"X: cannot read '.*{path}': it was cut off .* 4096 bytes"
+    for use in (
+        lambda: source.read(0, 25_000),
+        lambda: network().standardize(source),
+        lambda: nb.train(network(), source, epochs=1),
+        lambda: nb.MLPClassifier((4,)).partial_fit(source, classes=[0, 1]),
+    ):
+        with pytest.raises(InputError, match=message):
+            use()
+
+
+def test_a_memmap_cut_off_during_training_keeps_what_was_learnt(tmp_path):
+    X, y, _ = data(25_000)
+    source = Arrays(memmap(tmp_path, "x", X), y, buffer_bytes=64 * KIB)
+    net = network()
+    before = net.parameters.copy()
+    with pytest.raises(InputError, match=r"cannot read '.*x'"):
+        nb.train(net, source, epochs=5, callbacks=lambda _: cut(tmp_path / "x", 8192))
+    assert not np.array_equal(net.parameters, before)
+
+
+def test_a_map_outlives_the_name_of_its_file(tmp_path):
+    X, y, _ = data(250)
+    source = Arrays(memmap(tmp_path, "x", X), y)
+    other = Arrays(memmap(tmp_path, "other", X), y)
+    (tmp_path / "x").unlink()
+    (tmp_path / "new").write_bytes((X + 1).tobytes())
+    (tmp_path / "new").replace(tmp_path / "other")
+    for each in (source, other):
+        np.testing.assert_array_equal(each.read(3, 200).X, X[3:200])
