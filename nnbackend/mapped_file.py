@@ -24,9 +24,10 @@ def map_of(x: Any) -> tuple[np.memmap[Any, Any] | None, mmap.mmap] | None:
     owner: Any = None
     base: Any = x
     while isinstance(base, np.ndarray | memoryview):
-        if isinstance(base, np.memmap) and isinstance(base.base, mmap.mmap):
+        below: Any = base.base if isinstance(base, np.ndarray) else base.obj
+        if isinstance(base, np.memmap) and isinstance(below, mmap.mmap):
             owner = base
-        base = base.base if isinstance(base, np.ndarray) else base.obj
+        base = below
     return (owner, base) if isinstance(base, mmap.mmap) else None
 
 

@@ -424,6 +424,7 @@ class Parquet(Source):
             dtypes = [_dtype(argument, name, types, self._groups[0][0]) for name in names]
             parts[argument] = (list(names), np.result_type(*dtypes) if dtypes else None)
         self._parts = [parts[name] for name in ("features", "target", "sample_weight")]
+        self._types = {name: types[name] for name in used}
 
     @property
     def n_samples(self) -> int:
@@ -458,9 +459,10 @@ class Parquet(Source):
         file, index = self._groups[group]
         first, last = int(self._starts[group]), int(self._starts[group + 1])
         begin, end = max(start, first), min(stop, last)
-        columns = [name for names, _ in self._parts for name in names]
+        columns = list(self._types)
         batch_rows = max(1, _BLOCK_BYTES // (8 * len(columns)))
         with _opened(file) as content:
+            self._require_unchanged(file, index, last - first, content)
             row = first
             for batch in content.iter_batches(batch_rows, [index], columns):
                 low, high = max(begin, row), min(end, row + len(batch))
@@ -473,10 +475,24 @@ class Parquet(Source):
                 row += len(batch)
                 if row >= end:
                     return
-        raise InputError(
-            f"path: expected {last - first} rows in row group {index} of {file!r}, as there were "
-            f"at first, got {row - first}; leave the files as they are while they are in use"
-        )
+
+    def _require_unchanged(self, file: str, index: int, n_rows: int, content: Any) -> None:
+        """Raise an InputError if a row group is not what it was when the source was made."""
+        advice = "leave the files as they are while they are in use"
+        types = _types(file, content.schema_arrow)
+        for name, kind in self._types.items():
+            if types.get(name) != kind:
+                raise InputError(
+                    f"path: expected column {name!r} of {file!r} to be {kind}, as at first, got "
+                    f"{types.get(name, 'none')}; {advice}"
+                )
+        has_group = index < content.num_row_groups
+        found = content.metadata.row_group(index).num_rows if has_group else 0
+        if found != n_rows:
+            raise InputError(
+                f"path: expected {n_rows} rows in row group {index} of {file!r}, as there were at "
+                f"first, got {found}; {advice}"
+            )
 
 
 def _parquet_files(path: str | os.PathLike[str]) -> list[str]:

@@ -242,13 +242,47 @@ def test_missing_values_are_refused_with_file_and_column(tmp_path):
         source.read(0, 4)
 
 
-def test_a_file_that_was_replaced_is_refused(tmp_path):
-    path = tmp_path / "1.parquet"
-    pq.write_table(pa.table({"a": [1.0, 2.0], "b": [0, 1]}), path)
-    source = Parquet(path, "b")
-    pq.write_table(pa.table({"a": [1.0], "b": [0]}), path)
-    with pytest.raises(InputError, match="expected 2 rows in row group 0"):
-        source.read(0, 2)
+REPLACED = [
+    (
+        {"a": [1.0], "b": [0]},
+        "expected 2 rows in row group 0 of '.*2.parquet', .* got 1; leave the",
+    ),
+    (
+        {"a": np.ones(0), "b": np.ones(0, int)},
+        "expected 2 rows in row group 0 of '.*2.parquet', .* got 0",
+    ),
+    ({"a": [1.0] * 4, "b": [0] * 4}, "expected 2 rows in row group 0 of '.*2.parquet', .* got 4"),
+    ({"a": [1.0] * 2, "b": [0] * 2}, "expected 2 rows in row group 1 of '.*2.parquet', .* got 0"),
+    ({"a": [1.0] * 4}, "expected column 'b' of '.*2.parquet' to be int64, .* got none; leave the"),
+    ({"b": [1] * 4}, "expected column 'a' of '.*2.parquet' to be double, .* got none"),
+    ({"a": ["x"] * 4, "b": [0] * 4}, "column 'a' of '.*2.parquet' to be double, .* got string"),
+    ({"a": [1.0] * 4, "b": [0.5] * 4}, "column 'b' of '.*2.parquet' to be int64, .* got double"),
+]
+
+
+@pytest.mark.parametrize(("columns", "message"), REPLACED)
+def test_a_file_that_was_replaced_is_refused(tmp_path, columns, message):
+    for name in "12":
+        table = pa.table({"a": [1.0, 2.0, 3.0, 4.0], "b": [0, 1, 0, 1]})
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=2)
+    source = Parquet(tmp_path, "b")
+    pq.write_table(pa.table(columns), tmp_path / "2.parquet")
+    for use in (
+        lambda: source.read(0, 8),
+        lambda: network(1).standardize(source),
+        lambda: nb.train(network(1), source, epochs=1),
+    ):
+        with pytest.raises(InputError, match=f"path: .*{message}"):
+            use()
+
+
+def test_columns_in_another_order_in_a_replaced_file_are_the_same_rows(tmp_path):
+    columns = {"a": [1.0, 2.0], "b": [0, 1]}
+    pq.write_table(pa.table(columns), tmp_path / "1.parquet")
+    source = Parquet(tmp_path, "b")
+    pq.write_table(pa.table({"c": [5, 6], "b": [0, 1], "a": [1.0, 2.0]}), tmp_path / "1.parquet")
+    X, y, _ = source.read(0, 2)
+    assert (X.tolist(), y.tolist()) == ([[1], [2]], [0, 1])
 
 
 def test_what_is_in_a_file_and_larger_than_a_buffer_is_a_source(tmp_path, monkeypatch):
@@ -813,9 +847,18 @@ def test_a_memmap_whose_file_was_cut_off_is_refused(layout, tmp_path):
     X, y, _ = data(25_000)
     mapped = layouts(tmp_path, X)[layout]
     source = Arrays(mapped, y, buffer_bytes=64 * KIB)
-    path = {"an ndarray": "c", "copy on write": "c", "Fortran": "f.npy",
-            "another byte order": "big", "columns": "wide", "every other row": "twice", "from behind": "reversed",
-            "a part": "longer", "transposed": "t"}.get(layout, layout.lower())  # fmt: skip
+    cut_off = {
+        "an ndarray": "c",
+        "copy on write": "c",
+        "Fortran": "f.npy",
+        "another byte order": "big",
+        "columns": "wide",
+        "every other row": "twice",
+        "from behind": "reversed",
+        "a part": "longer",
+        "transposed": "t",
+    }
+    path = cut_off.get(layout, layout.lower())
     cut(tmp_path / path, 4096)
     message = rf"X: cannot read '.*{path}': it was cut off .* 4096 bytes"
     for use in (
