@@ -12,6 +12,7 @@ from nnbackend.core.types import Array
 from nnbackend.device import Device, device_of, is_native
 from nnbackend.errors import InputError
 from nnbackend.sources import Source
+from nnbackend.stored_chunks import stored_chunks
 
 __all__ = [
     "check_features",
@@ -94,12 +95,16 @@ def _converted(name: str, x: Any) -> Array:
             f"{name}: expected a dense array, got the sparse {_kind(x)}; convert it with .toarray()"
         )
     try:
-        return np.asarray(x)
+        array = np.asarray(x)
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"{name}: expected an array or rows of equal length, got {_kind(x)} that NumPy cannot "
             f"convert ({_one_line(error)})"
         ) from error
+    stored = stored_chunks(name, x) if array.dtype.kind in "biuf" and array.size else None
+    if stored is not None:
+        stored.require(0, array, "pass the array's numbers, array[:]")
+    return array
 
 
 def _shared(name: str, x: Any, home: Device | None) -> Array:

@@ -18,6 +18,7 @@ from nnbackend.checks import nearest, positive_integer
 from nnbackend.device import device_of
 from nnbackend.errors import InputError, MissingDependencyError
 from nnbackend.mapped_file import map_of, mapped_file
+from nnbackend.stored_chunks import stored_chunks
 
 __all__ = ["Arrays", "Parquet", "Rows", "Source", "as_source", "digest"]
 
@@ -217,18 +218,23 @@ class Arrays(Source):
         Weights >= 0.
     buffer_bytes : int, default 2**28
         As for ``Source``. Of a chunked array whole chunks are decoded, so one has to fit.
+    allow_missing_chunks : bool, default False
+        Take a chunk of a Zarr array that is not stored as its fill value, as Zarr does: by default
+        Zarr does not store what holds nothing else, such as 0 throughout.
 
     Raises
     ------
     InputError
-        If a shape or dtype is not as said, or a chunk is larger than a buffer.
+        If a shape or dtype is not as said, or a chunk is larger than a buffer; on reading, if a
+        chunk of a Zarr array is missing, or the file of a memory map was cut off.
 
     Notes
     -----
     Leave the files as they are while they are in use. The rows of a memory map are read from its
     file, so that one which is cut off is an error; where the file has been deleted or replaced, or
     the map is one of mode "c", they come from the map, and a file that is cut off in that very
-    moment ends the process, as it does with a map that is no source.
+    moment ends the process, as it does with a map that is no source. HDF5 does not tell apart what
+    was never written and what is 0.
 
     Examples
     --------
@@ -240,9 +246,19 @@ class Arrays(Source):
     """
 
     def __init__(
-        self, X: Any, y: Any = None, sample_weight: Any = None, *, buffer_bytes: int = BUFFER_BYTES
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        buffer_bytes: int = BUFFER_BYTES,
+        allow_missing_chunks: bool = False,
     ) -> None:
         super().__init__(buffer_bytes=buffer_bytes)
+        if not isinstance(allow_missing_chunks, bool):
+            raise InputError(
+                f"allow_missing_chunks: expected True or False, got {allow_missing_chunks!r}"
+            )
         n_samples, self._n_features = _shape("X", X, (2,), "(n_samples, n_features)")
         if n_samples == 0 or self._n_features == 0:
             raise InputError(
@@ -258,6 +274,10 @@ class Arrays(Source):
                 )
         self._arrays = (X, y, sample_weight)
         self._files = tuple(map(mapped_file, Rows._fields, self._arrays))
+        self._stored = tuple(
+            None if allow_missing_chunks else stored_chunks(name, x)
+            for name, x in zip(Rows._fields, self._arrays, strict=True)
+        )
         for name, x in zip(Rows._fields, self._arrays, strict=True):
             chunks = getattr(x, "chunks", None) or (0,)
             size = math.prod(chunks) * np.dtype(getattr(x, "dtype", None)).itemsize
@@ -291,6 +311,11 @@ class Arrays(Source):
             else file.read(start, stop)
             for x, file in zip(self._arrays, self._files, strict=True)
         )  # fmt: skip
+        for stored, rows in zip(self._stored, (X, y, weight), strict=True):
+            if stored is not None and rows is not None:
+                stored.require(
+                    start, rows, "pass nb.sources.Arrays(..., allow_missing_chunks=True)"
+                )
         return Rows(X, y, weight)  # type: ignore[arg-type]
 
 

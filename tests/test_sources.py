@@ -890,3 +890,118 @@ def test_a_map_outlives_the_name_of_its_file(tmp_path):
     (tmp_path / "new").replace(tmp_path / "other")
     for each in (source, other):
         np.testing.assert_array_equal(each.read(3, 200).X, X[3:200])
+
+
+# Chunks of Zarr arrays that are missing
+
+ZARR_LAYOUTS = {
+    "format 2": {"zarr_format": 2, "chunks": (10, 3)},
+    "format 3": {"zarr_format": 3, "chunks": (10, 3)},
+    "blocks of columns": {"zarr_format": 3, "chunks": (10, 2)},
+    "shards": {"zarr_format": 3, "chunks": (5, 1), "shards": (20, 2)},
+    "filled with NaN": {"zarr_format": 3, "chunks": (10, 3), "fill_value": np.nan},
+}
+
+
+def zarr_array(path, x, **options):
+    zarr = require("zarr")
+    array = zarr.create_array(store=str(path), shape=x.shape, dtype=x.dtype, **options)
+    array[...] = x
+    return zarr.open_array(str(path), mode="r")
+
+
+def chunk_files(path):
+    """Return the files of a Zarr array's chunks, or shards, in the order of their rows."""
+    files = [file for file in path.rglob("*") if file.is_file() and file.name[0] not in ".z"]
+
+    def indices(file):
+        return [
+            int(i) for i in str(file.relative_to(path)).replace("/", ".").split(".") if i != "c"
+        ]
+
+    return sorted(files, key=indices)
+
+
+@pytest.mark.parametrize("layout", ZARR_LAYOUTS)
+@pytest.mark.parametrize("number", [0, 3, -1])
+def test_a_missing_chunk_is_refused(layout, number, tmp_path):
+    X, y, _ = data(101)
+    array = zarr_array(tmp_path / "x", X, **ZARR_LAYOUTS[layout])
+    source = Arrays(array, y, buffer_bytes=4 * KIB)
+    np.testing.assert_array_equal(source.read(0, 101).X, X)
+    # It vanishes while the source is in use.
+    chunk_files(tmp_path / "x")[number].unlink()
+    what = "shards" if layout == "shards" else "chunks"
+    message = rf"X: expected a Zarr array whose {what} are all stored, got \d+ of \d+, .* rows"
+    for use in (
+        lambda: source.read(0, 101),
+        lambda: [source.read(i, i + 1) for i in range(101)],
+        lambda: network().standardize(source),
+        lambda: nb.train(network(), source, epochs=1),
+        lambda: nb.train(network(), Arrays(array, y), epochs=1),
+        lambda: nb.train(network(), array, y, epochs=1),
+        lambda: nb.MLPClassifier((4,)).partial_fit(source, classes=[0, 1]),
+        lambda: network().predict(array),
+    ):
+        with pytest.raises(InputError, match=message):
+            use()
+    # What is asked for is given.
+    allowed = Arrays(array, y, allow_missing_chunks=True).read(0, 101).X
+    np.testing.assert_array_equal(allowed, array[:])
+    if layout != "filled with NaN":
+        network().predict(array[:])
+
+
+@pytest.mark.parametrize("name", ["y", "sample_weight"])
+def test_missing_targets_and_weights_are_refused_too(name, tmp_path):
+    arrays = dict(zip(("X", "y", "sample_weight"), data(100), strict=True))
+    arrays[name] = zarr_array(tmp_path / "x", arrays[name], chunks=(10,))
+    source = Arrays(**arrays)
+    chunk_files(tmp_path / "x")[4].unlink()
+    with pytest.raises(
+        InputError, match=rf"{name}: .* got 9 of 10, and .* 0(.0)? in rows 40 to 49"
+    ):
+        source.read(35, 60)
+    with pytest.raises(InputError, match=rf"{name}: .* got 9 of 10"):
+        nb.train(network(), arrays.pop("X"), **arrays, epochs=1)
+
+
+@pytest.mark.parametrize("layout", ZARR_LAYOUTS)
+def test_stored_chunks_of_the_fill_value_are_data(layout, tmp_path):
+    X, y, _ = data(101)
+    X[20:61] = X[:, 2:] = 0
+    options = {**ZARR_LAYOUTS[layout], "config": {"write_empty_chunks": True}}
+    source = Arrays(zarr_array(tmp_path / "x", X, **options), y)
+    for start, stop in [(0, 101), (25, 31), (100, 101)]:
+        np.testing.assert_array_equal(source.read(start, stop).X, X[start:stop])
+
+
+def test_chunks_are_counted_where_one_may_be_missing_and_once(tmp_path):
+    X, y, _ = data(101)
+    X[20:61] = 0
+    counted = []
+
+    class Counting:
+        """A Zarr array that notes when its chunks are counted."""
+
+        def __init__(self, array):
+            self.array = array
+
+        def __getattr__(self, name):
+            return getattr(self.array, name)
+
+        def __getitem__(self, rows):
+            return self.array[rows]
+
+        @property
+        def nchunks_initialized(self):
+            counted.append(1)
+            return self.array.nchunks_initialized
+
+    options = {"chunks": (10, 3), "config": {"write_empty_chunks": True}}
+    source = Arrays(Counting(zarr_array(tmp_path / "x", X, **options)), y)
+    source.read(0, 20)
+    assert counted == []
+    for _ in range(3):
+        source.read(0, 101)
+    assert counted == [1]
