@@ -80,13 +80,23 @@ class Part(NamedTuple):
         return Part(self.data, rows[taken], len(kept)), kept
 
 
+def is_zero_weight(data: Data, batch_size: int) -> Any:
+    """Return on the host which examples have weight 0; None where they cannot make up a batch."""
+    weight = data.sample_weight
+    device = device_of(weight)
+    n_last = data.n_samples % batch_size or min(batch_size, data.n_samples)
+    if weight is None or device is None or int((weight == 0).sum()) < n_last:
+        return None
+    return device.to_numpy(weight) == 0
+
+
 def empty_steps(is_zero: Any, order: Any, batch_size: int) -> Any:
     """Return which steps have nothing but examples of weight 0; None where there is none.
 
     Parameters
     ----------
     is_zero : NumPy array (n_samples,) of bool or None
-        Whether each example has weight 0.
+        What ``is_zero_weight`` returns.
     order, batch_size
         As for ``Part``.
     """
@@ -95,12 +105,6 @@ def empty_steps(is_zero: Any, order: Any, batch_size: int) -> Any:
     taken = is_zero if order is None else is_zero[order]
     empty = np.logical_and.reduceat(taken, np.arange(0, len(taken), batch_size))
     return empty if empty.any() else None
-
-
-def is_zero_weight(data: Data) -> Any:
-    """Return, on the host, whether each example has weight 0; None where there are no weights."""
-    device = device_of(data.sample_weight)
-    return None if device is None else device.to_numpy(data.sample_weight) == 0
 
 
 class Examples(Protocol):
@@ -143,13 +147,13 @@ class Resident:
 
     def __init__(self, data: Data, batch_size: int, shuffle: bool | Callable[[], Any]) -> None:
         self.data, self._batch_size, self._shuffle = data, batch_size, shuffle
-        is_zero = is_zero_weight(data)
-        n_last = data.n_samples - (len(self) - 1) * batch_size
-        #: Examples of weight 0, where they may make up a whole batch.
-        self.n_without_weight = 0 if is_zero is None else int(is_zero.sum())
-        if len(self) == 1 or self.n_without_weight < n_last:
-            self.n_without_weight = 0
-        self._is_zero = is_zero if self.n_without_weight else None
+        # One batch of all has weight: that was checked.
+        self._is_zero = None if len(self) == 1 else is_zero_weight(data, batch_size)
+
+    @property
+    def n_without_weight(self) -> int:
+        """The number of examples of weight 0, where they may make up a batch; else 0."""
+        return 0 if self._is_zero is None else int(self._is_zero.sum())
 
     @property
     def n_samples(self) -> int:
@@ -269,7 +273,7 @@ class Feed:
             names = (f"X[{number}][0]", f"X[{number}][1]", f"X[{number}][2]")
             data = Data(*self._net.prepare(X, y, self._loss, weight, names, is_whole=False))
             n_samples += data.n_samples
-            empty = empty_steps(is_zero_weight(data), None, data.n_samples)
+            empty = empty_steps(is_zero_weight(data, data.n_samples), None, data.n_samples)
             has_weight = has_weight or empty is None
             yield Part(data, None, 1, empty)
         if number + 1 != len(self):

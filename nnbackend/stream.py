@@ -218,5 +218,6 @@ class Stream:
         if isinstance(order, np.integer):
             order = np.random.default_rng(order).permutation(data.n_samples)
         n_steps = math.ceil(data.n_samples / self._batch_size)
-        empty = empty_steps(is_zero_weight(data), order, self._batch_size)
+        is_zero = is_zero_weight(data, self._batch_size)
+        empty = empty_steps(is_zero, order, self._batch_size)
         return Part(data, order, n_steps, empty).steps(n_done, n_steps, self._batch_size)
