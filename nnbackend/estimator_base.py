@@ -34,8 +34,9 @@ from nnbackend.core.structure import Structure
 from nnbackend.core.types import Array, Namespace
 from nnbackend.device import device_of, get_device, in_library_of
 from nnbackend.errors import DivergenceError, InputError
+from nnbackend.inputs import no_weight_error
 from nnbackend.network import Network
-from nnbackend.sources import Source, as_source
+from nnbackend.sources import Rows, Source, as_source
 from nnbackend.training import TrainingState, train
 
 try:
@@ -271,9 +272,16 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
         # Copies of the features in float64, labels as numbers and as columns, orders of the rows.
         working_bytes = 24 * source.n_features + 16 * n_outputs + 64
         batch_size = self._rows_per_batch(source.n_samples)
+        has_weight = False
         for where, rows in source.blocks(working_bytes, batch_size):
-            weight = None if sample_weight is None else sample_weight[where]
-            yield rows if is_source else (rows.X, y[where], weight)
+            weight = None if sample_weight is None else np.asarray(sample_weight[where])
+            block = rows if is_source else Rows(rows.X, y[where], weight)
+            # As if such rows were not there.
+            if block.sample_weight is None or np.any(block.sample_weight):
+                has_weight = True
+                yield block
+        if not has_weight:
+            raise no_weight_error("sample_weight", "a largest of 0")
 
     @with_callbacks  # type: ignore[untyped-decorator]
     def _train(

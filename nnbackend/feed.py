@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -17,12 +17,21 @@ import numpy as np
 from nnbackend.device import device_of
 from nnbackend.engines import Data
 from nnbackend.errors import InputError
+from nnbackend.inputs import no_weight_error
 
 if TYPE_CHECKING:
     from nnbackend.core.losses import Loss
     from nnbackend.network import Network
 
-__all__ = ["Examples", "Feed", "Part", "Resident", "data_digest"]
+__all__ = [
+    "Examples",
+    "Feed",
+    "Part",
+    "Resident",
+    "data_digest",
+    "empty_steps",
+    "is_zero_weight",
+]
 
 # Bytes that are hashed at once.
 _HASHED_BYTES = 2**24
@@ -39,21 +48,63 @@ class Part(NamedTuple):
         Which of them to take, a batch after the other; None: all, as they are.
     n_steps : int
         Steps.
+    empty : NumPy array (n_steps,) of bool, optional
+        The steps whose examples all have weight 0; None: there are none.
     """
 
     data: Data
     order: Any
     n_steps: int
+    empty: Any = None
 
     def steps(self, start: int, stop: int, batch_size: int) -> Part:
         """Return some of the steps."""
         if (start, stop) == (0, self.n_steps):
             return self
         first, last = start * batch_size, stop * batch_size
+        empty = None if self.empty is None else self.empty[start:stop]
         if self.order is not None:
-            return Part(self.data, self.order[first:last], stop - start)
+            return Part(self.data, self.order[first:last], stop - start, empty)
         last = min(last, self.data.n_samples)
-        return Part(self.data.rows(first, last), None, stop - start)
+        return Part(self.data.rows(first, last), None, stop - start, empty)
+
+    def with_weight(self, rates: Sequence[float], batch_size: int) -> tuple[Part, Sequence[float]]:
+        """Return the steps that are taken, those whose examples have weight, and their rates."""
+        if self.empty is None or not self.empty.any():
+            return self, rates
+        if self.empty.all():
+            return Part(self.data, self.order, 0), []
+        rows = np.arange(self.data.n_samples) if self.order is None else self.order
+        taken = np.repeat(~self.empty, batch_size)[: len(rows)]
+        kept = [rate for rate, empty in zip(rates, self.empty, strict=True) if not empty]
+        return Part(self.data, rows[taken], len(kept)), kept
+
+
+def is_zero_weight(data: Data, batch_size: int) -> Any:
+    """Return on the host which examples have weight 0; None where they cannot make up a batch."""
+    weight = data.sample_weight
+    device = device_of(weight)
+    n_last = data.n_samples % batch_size or min(batch_size, data.n_samples)
+    if weight is None or device is None or int((weight == 0).sum()) < n_last:
+        return None
+    return device.to_numpy(weight) == 0
+
+
+def empty_steps(is_zero: Any, order: Any, batch_size: int) -> Any:
+    """Return which steps have nothing but examples of weight 0; None where there is none.
+
+    Parameters
+    ----------
+    is_zero : NumPy array (n_samples,) of bool or None
+        What ``is_zero_weight`` returns.
+    order, batch_size
+        As for ``Part``.
+    """
+    if is_zero is None:
+        return None
+    taken = is_zero if order is None else is_zero[order]
+    empty = np.logical_and.reduceat(taken, np.arange(0, len(taken), batch_size))
+    return empty if empty.any() else None
 
 
 class Examples(Protocol):
@@ -66,8 +117,16 @@ class Examples(Protocol):
     def __len__(self) -> int:
         """Return the number of steps of an epoch."""
 
-    def parts(self, rng: np.random.Generator, first_step: int = 0) -> Generator[Part, None, None]:
-        """Yield an epoch from some step on; ``rng`` draws as for the whole epoch, at once."""
+    def parts(
+        self,
+        rng: np.random.Generator,
+        first_step: int = 0,
+        while_waiting: Callable[[], None] | None = None,
+    ) -> Generator[Part, None, None]:
+        """Yield an epoch from some step on; ``rng`` draws as for the whole epoch, at once.
+
+        Where a part takes long to come, ``while_waiting`` is called, which may end the epoch.
+        """
 
     def digest(self, to_numpy: Callable[[Any], Any]) -> str:
         """Return what tells these examples from others; ``to_numpy`` reads the device's arrays."""
@@ -88,6 +147,13 @@ class Resident:
 
     def __init__(self, data: Data, batch_size: int, shuffle: bool | Callable[[], Any]) -> None:
         self.data, self._batch_size, self._shuffle = data, batch_size, shuffle
+        # One batch of all has weight: that was checked.
+        self._is_zero = None if len(self) == 1 else is_zero_weight(data, batch_size)
+
+    @property
+    def n_without_weight(self) -> int:
+        """The number of examples of weight 0, where they may make up a batch; else 0."""
+        return 0 if self._is_zero is None else int(self._is_zero.sum())
 
     @property
     def n_samples(self) -> int:
@@ -120,9 +186,17 @@ class Resident:
         """Return the SHA-256 of all examples."""
         return data_digest(self.data, to_numpy)
 
-    def parts(self, rng: np.random.Generator, first_step: int = 0) -> Generator[Part, None, None]:
+    def parts(
+        self,
+        rng: np.random.Generator,
+        first_step: int = 0,
+        while_waiting: Callable[[], None] | None = None,
+    ) -> Generator[Part, None, None]:
         """Yield one part: the epoch from some step on."""
-        whole = Part(self.data, self.draw(rng), len(self))
+        del while_waiting
+        order = self.draw(rng)
+        empty = empty_steps(self._is_zero, order, self._batch_size)
+        whole = Part(self.data, order, len(self), empty)
         yield whole.steps(first_step, len(self), self._batch_size)
 
 
@@ -173,10 +247,16 @@ class Feed:
         del to_numpy
         return f"{len(self)} batches"
 
-    def parts(self, rng: np.random.Generator, first_step: int = 0) -> Generator[Part, None, None]:
+    def parts(
+        self,
+        rng: np.random.Generator,
+        first_step: int = 0,
+        while_waiting: Callable[[], None] | None = None,
+    ) -> Generator[Part, None, None]:
         """Yield a part for each batch, in whatever order they come."""
-        del rng
-        n_samples, number = 0, first_step - 1
+        # They are made in this thread, so that nothing else can be done meanwhile.
+        del rng, while_waiting
+        n_samples, number, has_weight = 0, first_step - 1, first_step > 0
         for number, batch in enumerate(islice(self._batches, first_step, None), first_step):
             is_tuple = isinstance(batch, tuple | list)
             if not is_tuple or len(batch) not in (2, 3):
@@ -191,14 +271,18 @@ class Feed:
                 )
             X, y, weight = (*batch, None)[:3]
             names = (f"X[{number}][0]", f"X[{number}][1]", f"X[{number}][2]")
-            data = Data(*self._net.prepare(X, y, self._loss, weight, names))
+            data = Data(*self._net.prepare(X, y, self._loss, weight, names, is_whole=False))
             n_samples += data.n_samples
-            yield Part(data, None, 1)
+            empty = empty_steps(is_zero_weight(data, data.n_samples), None, data.n_samples)
+            has_weight = has_weight or empty is None
+            yield Part(data, None, 1, empty)
         if number + 1 != len(self):
             raise InputError(
                 f"X: expected {len(self)} batches in every epoch, as its length says, got "
                 f"{number + 1}"
             )
+        if not has_weight:
+            raise no_weight_error("X", "batches of nothing but weights of 0")
         if first_step == 0:
             self.n_samples = n_samples
 

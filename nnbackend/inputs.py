@@ -12,12 +12,14 @@ from nnbackend.core.types import Array
 from nnbackend.device import Device, device_of, is_native
 from nnbackend.errors import InputError
 from nnbackend.sources import Source
+from nnbackend.stored_chunks import stored_chunks
 
 __all__ = [
     "check_features",
     "check_finite",
     "check_sample_weight",
     "check_targets",
+    "no_weight_error",
     "place",
     "to_array",
 ]
@@ -93,12 +95,16 @@ def _converted(name: str, x: Any) -> Array:
             f"{name}: expected a dense array, got the sparse {_kind(x)}; convert it with .toarray()"
         )
     try:
-        return np.asarray(x)
+        array = np.asarray(x)
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"{name}: expected an array or rows of equal length, got {_kind(x)} that NumPy cannot "
             f"convert ({_one_line(error)})"
         ) from error
+    stored = stored_chunks(name, x) if array.dtype.kind in "biuf" and array.size else None
+    if stored is not None:
+        stored.require(0, array, "pass the array's numbers, array[:]")
+    return array
 
 
 def _shared(name: str, x: Any, home: Device | None) -> Array:
@@ -343,10 +349,24 @@ def _check_values(name: str, y: Array, loss: Loss, device: Device) -> None:
         )
 
 
+def no_weight_error(name: str, what: str) -> InputError:
+    """Return the error of data that has weights, all of them 0."""
+    return InputError(f"{name}: expected weights >= 0 that are not all zero, got {what}")
+
+
 def check_sample_weight(
-    name: str, sample_weight: Any, n_samples: int, device: Device, dtype: Any
+    name: str,
+    sample_weight: Any,
+    n_samples: int,
+    device: Device,
+    dtype: Any,
+    *,
+    is_whole: bool = True,
 ) -> Array | None:
-    """Return sample weights (n_samples,) >= 0 with a positive sum, on ``device``; None stays."""
+    """Return sample weights (n_samples,) >= 0 on ``device``; None stays.
+
+    Unless these are only a part of the data, they are not all 0.
+    """
     if sample_weight is None:
         return None
     weight = to_array(name, sample_weight, device)
@@ -356,11 +376,12 @@ def check_sample_weight(
             f"{tuple(weight.shape)}"
         )
     weight = place(name, weight, device, dtype)
-    if bool((weight < 0).any()) or not bool((weight > 0).any()):
+    if bool((weight < 0).any()):
         raise InputError(
-            f"{name}: expected weights >= 0 that are not all zero, got a smallest of "
-            f"{float(weight.min()):g} and a largest of {float(weight.max()):g}"
+            f"{name}: expected weights >= 0, got a smallest of {float(weight.min()):g}"
         )
+    if is_whole and not bool((weight > 0).any()):
+        raise no_weight_error(name, "a largest of 0")
     with np.errstate(over="ignore"):
         total = float(weight.sum())
     if not np.isfinite(total):

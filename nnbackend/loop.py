@@ -251,7 +251,11 @@ class Loop:
         """Return the engine if the next epoch is to be run in parts."""
         if self.partial is None:
             return None
-        if self.team is None and isinstance(self.examples, Resident):
+        if (
+            self.team is None
+            and isinstance(self.examples, Resident)
+            and not self.examples.n_without_weight
+        ):
             if self.keeper is None:
                 return None
             is_short = self.seconds_per_epoch <= SECONDS_PER_CALL
@@ -266,14 +270,17 @@ class Loop:
     def _in_parts(self, engine: PartialEngine, rates: list[float]) -> tuple[Any, Any]:
         """Run an epoch from where it stands, pausing between its parts."""
         size = self.problem.batch_size
-        with closing(self.examples.parts(self.generators.shuffle, self.position)) as parts:
+        epoch = self.examples.parts(self.generators.shuffle, self.position, self._end_if_asked)
+        with closing(epoch) as parts:
             for part in parts:
                 done = 0
                 while done < part.n_steps:
                     n = min(part.n_steps - done, self._steps_at_once())
-                    piece, start = part.steps(done, done + n, size), perf_counter()
                     now = slice(self.position, self.position + n)
-                    engine.run_steps(piece.data, piece.order, rates[now])
+                    piece, taken = part.steps(done, done + n, size).with_weight(rates[now], size)
+                    start = perf_counter()
+                    if piece.n_steps:
+                        engine.run_steps(piece.data, piece.order, taken)
                     seconds = perf_counter() - start
                     wanted = int(n * SECONDS_PER_CALL / max(seconds, 1e-9))
                     self.steps_per_call = max(1, min(wanted, 16 * n))
@@ -311,6 +318,12 @@ class Loop:
 
     def _pause(self) -> None:
         """Between two steps: write a checkpoint that is due; end for a signal."""
+        self._end_if_asked()
+        if self.keeper is not None and self.keeper.is_due(self._steps_done):
+            self._write_checkpoint()
+
+    def _end_if_asked(self) -> None:
+        """End for a signal, or have all processes of a team do so after their next step."""
         if self.team is not None:
             is_to_end = self.team.stop_requested
             if self.interruption.number is not None:
@@ -319,8 +332,6 @@ class Loop:
             is_to_end = self.interruption.number is not None
         if is_to_end:
             raise _StoppedError
-        if self.keeper is not None and self.keeper.is_due(self._steps_done):
-            self._write_checkpoint()
 
     def _tell_of_the_signal(self) -> None:
         """Have all processes of a team end as the one does that a signal came to."""

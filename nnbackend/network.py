@@ -499,10 +499,12 @@ class Network:
         names: tuple[str, str, str] = ("X", "y", "sample_weight"),
         *,
         home: Device | None = None,
+        is_whole: bool = True,
     ) -> tuple[Array, Array, Array | None]:
         """Return checked data as the core takes it: on the device, standardized, in its dtype.
 
-        With ``home`` the features are kept on that device instead.
+        With ``home`` the features are kept on that device instead. The weights of a part, unlike
+        those of the whole data, may all be 0.
         """
         require_same_device(**dict(zip(names, (X, y, sample_weight), strict=True)))
         prepared = self.prepare_features(X, names[0], home)
@@ -519,7 +521,9 @@ class Network:
         )
         if target is not None:
             y = place(names[1], target.apply(y), self._device, dtype, y)
-        weight = check_sample_weight(names[2], sample_weight, n_samples, self._device, dtype)
+        weight = check_sample_weight(
+            names[2], sample_weight, n_samples, self._device, dtype, is_whole=is_whole
+        )
         return prepared, y, weight
 
     def _follow(self, result: Array, given: Any) -> Array:

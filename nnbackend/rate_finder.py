@@ -273,9 +273,9 @@ class _Rows:
     ) -> None:
         self._device = get_device(net.device)
         objective = net.objective(loss)
-        memory = Memory(net, objective, optimizer, batch_size)
-        with self._device.activate(), memory.explained():
-            self._data = memory.prepare(X, y, objective.loss, sample_weight)
+        self._memory = Memory(net, objective, optimizer, batch_size)
+        with self._device.activate(), self._memory.explained():
+            self._data = self._memory.prepare(X, y, objective.loss, sample_weight)
         weight = self._data.sample_weight
         # A batch of nothing but weights of zero would have no loss.
         self.all = (
@@ -293,14 +293,13 @@ class _Rows:
                 yield order[start : start + self._batch_size]
 
     def take(self, rows: Any) -> tuple[Any, Any, Any]:
-        """Return X, y and sample_weight of some rows, where each of them lives."""
+        """Return X, y and sample_weight of some rows on the device."""
         data, xp = self._data, self._device.xp
-        with self._device.activate():
+        with self._device.activate(), self._memory.explained():
             here = self._device.place(rows)
-            X = data.X[rows] if data.streams else xp.take(data.X, here, axis=0)
             weight = data.sample_weight
             return (
-                X,
+                self._device.place(data.X[rows]) if data.streams else xp.take(data.X, here, axis=0),
                 xp.take(data.y, here, axis=0),
                 None if weight is None else xp.take(weight, here, axis=0),
             )

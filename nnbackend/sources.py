@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +17,8 @@ import numpy as np
 from nnbackend.checks import nearest, positive_integer
 from nnbackend.device import device_of
 from nnbackend.errors import InputError, MissingDependencyError
+from nnbackend.mapped_file import map_of, mapped_file
+from nnbackend.stored_chunks import stored_chunks
 
 __all__ = ["Arrays", "Parquet", "Rows", "Source", "as_source", "digest"]
 
@@ -32,6 +34,15 @@ _DIGEST_RUNS = 8
 INDEX_COLUMN = re.compile(r"__index_level_\d+__")
 
 _Array = np.ndarray[Any, Any]
+
+# The threads that training has left in ``read``, by the identity of the source, which they hold,
+# and what is set when they are done.
+_LEFT: dict[int, tuple[threading.Thread, threading.Event]] = {}
+
+
+def leave(source: Source, thread: threading.Thread, done: threading.Event) -> None:
+    """Note that a thread is still in the source's ``read``, whose rows nobody waits for."""
+    _LEFT[id(source)] = thread, done
 
 
 class Rows(NamedTuple):
@@ -107,8 +118,10 @@ class Source(ABC):
     def read(self, start: int, stop: int) -> Rows:
         """Return the rows ``start`` to ``stop - 1``, where 0 <= start < stop <= n_samples.
 
-        It is called in a thread of its own, never twice at a time. A block has the dtypes and the
-        numbers of columns of every other.
+        It is called in a thread of its own, never twice at a time; one that takes long is left
+        alone where training ends meanwhile. A block has the dtypes and the numbers of columns of
+        every other. Its arrays are used, or copied, before the next call, which may return the
+        same arrays with other rows.
         """
 
     @property
@@ -122,6 +135,10 @@ class Source(ABC):
 
     def checked(self, start: int, stop: int) -> Rows:
         """Return ``read(start, stop)``, or raise an InputError where it is not what was asked."""
+        thread, done = _LEFT.get(id(self), (None, None))
+        if done is not None and thread is not threading.current_thread():
+            done.wait()
+            _LEFT.pop(id(self), None)
         rows = self.read(start, stop)
         if not isinstance(rows, Rows) or not all(
             isinstance(column, np.ndarray | None) for column in rows
@@ -201,11 +218,23 @@ class Arrays(Source):
         Weights >= 0.
     buffer_bytes : int, default 2**28
         As for ``Source``. Of a chunked array whole chunks are decoded, so one has to fit.
+    allow_missing_chunks : bool, default False
+        Take a chunk of a Zarr array that is not stored as its fill value, as Zarr does: by default
+        Zarr does not store what holds nothing else, such as 0 throughout.
 
     Raises
     ------
     InputError
-        If a shape or dtype is not as said, or a chunk is larger than a buffer.
+        If a shape or dtype is not as said, or a chunk is larger than a buffer; on reading, if a
+        chunk of a Zarr array is missing, or the file of a memory map was cut off.
+
+    Notes
+    -----
+    Leave the files as they are while they are in use. The rows of a memory map are read from its
+    file, so that one which is cut off is an error; where the file has been deleted or replaced, or
+    the map is one of mode "c", they come from the map, and a file that is cut off in that very
+    moment ends the process, as it does with a map that is no source. HDF5 does not tell apart what
+    was never written and what is 0.
 
     Examples
     --------
@@ -217,9 +246,19 @@ class Arrays(Source):
     """
 
     def __init__(
-        self, X: Any, y: Any = None, sample_weight: Any = None, *, buffer_bytes: int = BUFFER_BYTES
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        buffer_bytes: int = BUFFER_BYTES,
+        allow_missing_chunks: bool = False,
     ) -> None:
         super().__init__(buffer_bytes=buffer_bytes)
+        if not isinstance(allow_missing_chunks, bool):
+            raise InputError(
+                f"allow_missing_chunks: expected True or False, got {allow_missing_chunks!r}"
+            )
         n_samples, self._n_features = _shape("X", X, (2,), "(n_samples, n_features)")
         if n_samples == 0 or self._n_features == 0:
             raise InputError(
@@ -234,7 +273,12 @@ class Arrays(Source):
                     f"{tuple(x.shape)}"
                 )
         self._arrays = (X, y, sample_weight)
-        for name, x in zip(("X", "y", "sample_weight"), self._arrays, strict=True):
+        self._files = tuple(map(mapped_file, Rows._fields, self._arrays))
+        self._stored = tuple(
+            None if allow_missing_chunks else stored_chunks(name, x)
+            for name, x in zip(Rows._fields, self._arrays, strict=True)
+        )
+        for name, x in zip(Rows._fields, self._arrays, strict=True):
             chunks = getattr(x, "chunks", None) or (0,)
             size = math.prod(chunks) * np.dtype(getattr(x, "dtype", None)).itemsize
             if size > self.buffer_bytes:
@@ -262,9 +306,17 @@ class Arrays(Source):
 
     def read(self, start: int, stop: int) -> Rows:
         """Return copies of the rows ``start`` to ``stop - 1``."""
-        X, *others = self._arrays
-        y, weight = (None if x is None else _copied(x, start, stop) for x in others)
-        return Rows(_copied(X, start, stop), y, weight)
+        X, y, weight = (
+            None if x is None else _copied(x, start, stop) if file is None
+            else file.read(start, stop)
+            for x, file in zip(self._arrays, self._files, strict=True)
+        )  # fmt: skip
+        for stored, rows in zip(self._stored, (X, y, weight), strict=True):
+            if stored is not None and rows is not None:
+                stored.require(
+                    start, rows, "pass nb.sources.Arrays(..., allow_missing_chunks=True)"
+                )
+        return Rows(X, y, weight)  # type: ignore[arg-type]
 
 
 def _shape(name: str, x: Any, ndims: tuple[int, ...], expected: str) -> tuple[int, ...]:
@@ -293,10 +345,8 @@ def _shape(name: str, x: Any, ndims: tuple[int, ...], expected: str) -> tuple[in
 
 
 def _copied(x: Any, start: int, stop: int) -> _Array:
-    # A view of mapped memory would be read later, by whoever touches it first.
-    if isinstance(x, np.ndarray):
-        return np.array(x[start:stop])
-    return np.asarray(x[start:stop])
+    rows = x[start:stop]
+    return np.array(rows) if isinstance(x, np.ndarray) else np.asarray(rows)
 
 
 class Parquet(Source):
@@ -399,6 +449,7 @@ class Parquet(Source):
             dtypes = [_dtype(argument, name, types, self._groups[0][0]) for name in names]
             parts[argument] = (list(names), np.result_type(*dtypes) if dtypes else None)
         self._parts = [parts[name] for name in ("features", "target", "sample_weight")]
+        self._types = {name: types[name] for name in used}
 
     @property
     def n_samples(self) -> int:
@@ -433,9 +484,10 @@ class Parquet(Source):
         file, index = self._groups[group]
         first, last = int(self._starts[group]), int(self._starts[group + 1])
         begin, end = max(start, first), min(stop, last)
-        columns = [name for names, _ in self._parts for name in names]
+        columns = list(self._types)
         batch_rows = max(1, _BLOCK_BYTES // (8 * len(columns)))
         with _opened(file) as content:
+            self._require_unchanged(file, index, last - first, content)
             row = first
             for batch in content.iter_batches(batch_rows, [index], columns):
                 low, high = max(begin, row), min(end, row + len(batch))
@@ -448,10 +500,24 @@ class Parquet(Source):
                 row += len(batch)
                 if row >= end:
                     return
-        raise InputError(
-            f"path: expected {last - first} rows in row group {index} of {file!r}, as there were "
-            f"at first, got {row - first}; leave the files as they are while they are in use"
-        )
+
+    def _require_unchanged(self, file: str, index: int, n_rows: int, content: Any) -> None:
+        """Raise an InputError if a row group is not what it was when the source was made."""
+        advice = "leave the files as they are while they are in use"
+        types = _types(file, content.schema_arrow)
+        for name, kind in self._types.items():
+            if types.get(name) != kind:
+                raise InputError(
+                    f"path: expected column {name!r} of {file!r} to be {kind}, as at first, got "
+                    f"{types.get(name, 'none')}; {advice}"
+                )
+        has_group = index < content.num_row_groups
+        found = content.metadata.row_group(index).num_rows if has_group else 0
+        if found != n_rows:
+            raise InputError(
+                f"path: expected {n_rows} rows in row group {index} of {file!r}, as there were at "
+                f"first, got {found}; {advice}"
+            )
 
 
 def _parquet_files(path: str | os.PathLike[str]) -> list[str]:
@@ -568,10 +634,7 @@ def _is_in_file(x: Any) -> bool:
     if not isinstance(x, np.ndarray):
         # By name: neither is imported for this.
         return type(x).__module__.partition(".")[0] in ("zarr", "h5py") and hasattr(x, "dtype")
-    base: Any = x
-    while isinstance(base, np.ndarray | memoryview):
-        base = base.base if isinstance(base, np.ndarray) else base.obj
-    return isinstance(base, mmap.mmap)
+    return map_of(x) is not None
 
 
 def digest(source: Source) -> str:

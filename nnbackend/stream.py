@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,9 @@ from nnbackend.core.types import Array
 from nnbackend.device import get_device
 from nnbackend.engines import Data
 from nnbackend.errors import InputError
-from nnbackend.feed import Part
-from nnbackend.inputs import check_sample_weight, place
+from nnbackend.feed import Part, empty_steps, is_zero_weight
+from nnbackend.inputs import check_sample_weight, no_weight_error, place
+from nnbackend.reading import Reading
 from nnbackend.sources import Rows, Source, digest
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ __all__ = ["Stream"]
 _BLOCKS_PER_BUFFER = 32
 
 _Block = tuple[int, int]
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 class Stream:
@@ -101,7 +105,10 @@ class Stream:
         return f"{digest(self._source)} in {self._blocks_per_part} blocks of {self._block} rows"
 
     def parts(
-        self, rng: np.random.Generator | None, first_step: int = 0
+        self,
+        rng: np.random.Generator | None,
+        first_step: int = 0,
+        while_waiting: Callable[[], None] | None = None,
     ) -> Generator[Part, None, None]:
         """Return the parts of an epoch.
 
@@ -113,12 +120,19 @@ class Stream:
         first_step : int, default 0
             The epoch goes on from this step: earlier parts are not read, and the steps done are
             cut off the first.
+        while_waiting : callable, optional
+            Called again and again while a part is not there yet; what it raises ends the epoch.
 
         Returns
         -------
         generator of Part
-            Rows that are in memory together, and their order. Close it where it is not used up,
-            which ends the thread that reads.
+            Rows that are in memory together, and their order. Close it where it is not used up:
+            no further block is read then, and one that is being read is not waited for.
+
+        Raises
+        ------
+        InputError
+            If a block is not as the first row, or, at the end, no row of an epoch has weight.
         """
         size, n_samples = self._block, self.n_samples
         n_full, n_blocks = n_samples // size, -(-n_samples // size)
@@ -132,14 +146,15 @@ class Stream:
                 # A short block is last, where the epoch's short batch has to be.
                 blocks[:n_full] = rng.permutation(n_full)
                 orders = list(rng.integers(2**63, size=n_parts))
-        return self._parts(blocks, orders, first_step)
+        return self._parts(blocks, orders, first_step, while_waiting or _nothing)
 
     def _parts(
-        self, blocks: np.ndarray[Any, Any], orders: list[Any], first_step: int
+        self,
+        blocks: np.ndarray[Any, Any],
+        orders: list[Any],
+        first_step: int,
+        while_waiting: Callable[[], None],
     ) -> Generator[Part, None, None]:
-        # Imported where it is used: importing nnbackend stays light.
-        from concurrent.futures import ThreadPoolExecutor
-
         if first_step >= len(self):
             return
         size, count = self._block, self._blocks_per_part
@@ -148,23 +163,24 @@ class Stream:
             [(int(i) * size, min((int(i) + 1) * size, self.n_samples)) for i in blocks[at:][:count]]
             for at in range(first * count, len(blocks), count)
         ]
-        ended = threading.Event()
-        with ThreadPoolExecutor(1, "nnbackend-reader") as pool:
-            try:
-                reading = [pool.submit(self._read, parts[0], ended)]
-                for number, part in enumerate(parts):
-                    data = self._prepared(part, reading.pop().result())
-                    # Not before: two parts as they are read would be in memory together.
-                    if number + 1 < len(parts):
-                        reading.append(pool.submit(self._read, parts[number + 1], ended))
-                    yield self._part(data, orders[first + number], n_done)
-                    n_done = 0
-            finally:
-                ended.set()
-
-    def _read(self, part: list[_Block], ended: threading.Event) -> list[Rows]:
-        """Read the blocks of a part; what is read is of no use once the epoch has ended."""
-        return [self._source.checked(*block) for block in part if not ended.is_set()]
+        has_weight = first_step > 0
+        reading = Reading(self._source, parts[0])
+        try:
+            reading.start()
+            for number, part in enumerate(parts):
+                data = self._prepared(part, reading.result(while_waiting))
+                # Not before: two parts as they are read would be in memory together.
+                if number + 1 < len(parts):
+                    reading = Reading(self._source, parts[number + 1])
+                    reading.start()
+                made = self._part(data, orders[first + number], n_done)
+                has_weight = has_weight or made.empty is None or not made.empty.all()
+                n_done = 0
+                yield made
+        finally:
+            reading.end()
+        if not has_weight:
+            raise no_weight_error("sample_weight", "an epoch of nothing but 0")
 
     def _prepared(self, part: list[_Block], blocks: list[Rows]) -> Data:
         """Return the rows of a part on the device; an error names those of the source."""
@@ -191,8 +207,10 @@ class Stream:
                     column[at : at + len(x)] = x
                 at += stop - start
             X, y, weight = (*columns, None)[:3]
-            # Of all of them together: a block may well have no weight.
-            weight = check_sample_weight("sample_weight", weight, n_rows, device, X.dtype)
+            # Of all of them together, any of which may make up a batch.
+            weight = check_sample_weight(
+                "sample_weight", weight, n_rows, device, X.dtype, is_whole=False
+            )
         return Data(X, y, weight)
 
     def _part(self, data: Data, order: Any, n_done: int) -> Part:
@@ -200,4 +218,6 @@ class Stream:
         if isinstance(order, np.integer):
             order = np.random.default_rng(order).permutation(data.n_samples)
         n_steps = math.ceil(data.n_samples / self._batch_size)
-        return Part(data, order, n_steps).steps(n_done, n_steps, self._batch_size)
+        is_zero = is_zero_weight(data, self._batch_size)
+        empty = empty_steps(is_zero, order, self._batch_size)
+        return Part(data, order, n_steps, empty).steps(n_done, n_steps, self._batch_size)

@@ -125,7 +125,10 @@ def train(
     seed : int or None, default 0
         Draws the orders and the dropout masks, on the host. None is a new draw each time.
     sample_weight : array-like (n_samples,), optional
-        Weights >= 0; the loss of a batch is the weighted mean over its examples.
+        Weights >= 0, not all 0; the loss of a batch is the weighted mean over its examples. One of
+        weight 0 is as if it were not there, and a batch of nothing but such is left out: no step
+        is taken, and momentum and penalties do nothing. ``engine="cuda"`` cannot leave a batch
+        out, and refuses as many of them as make one.
     validation_data : tuple (X, y) or (X, y, sample_weight), optional
         Its loss is taken after every epoch.
     early_stopping : EarlyStopping, optional
@@ -261,11 +264,12 @@ def train(
             interruption, team,
         )  # fmt: skip
         if checkpoint is not None or team is not None:
-            stack.enter_context(interruption)
             _check_parts(loop.partial, problem, device)
+            # Before signals are noted alone: of a source it reads rows, which may take long.
             options = _options(
                 net, problem, examples, validation, shuffle, seed, early_stopping, engine
             )
+            stack.enter_context(interruption)
             _keep_and_share(loop, folder, every, options, found)
         loop.run()
     return loop.history
@@ -496,6 +500,12 @@ def _engine_name(
                 f"{engine!r}; pass arrays X and y for it"
             )
         return "reference"
+    if isinstance(examples, Resident) and examples.n_without_weight and engine == "cuda":
+        raise InputError(
+            "sample_weight: expected fewer weights of 0 than examples in a batch with "
+            f"engine='cuda', got {examples.n_without_weight} that are 0; leave those examples out, "
+            "or use engine='reference'"
+        )
     if isinstance(examples, Stream) and engine == "cuda":
         raise InputError(
             "engine: expected 'auto' or 'reference' with data that is read in blocks, got 'cuda', "

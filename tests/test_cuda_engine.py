@@ -31,7 +31,7 @@ from test_engines import (
 )
 
 import nnbackend as nb
-from nnbackend import engines
+from nnbackend import engines, feed
 from nnbackend.core.optimizers import OptimizerState
 from nnbackend.device import get_device
 from nnbackend.engines import cublaslt, cuda, cuda_runtime
@@ -273,8 +273,10 @@ def test_early_stopping_restores_the_best_epoch(place, choose, precision):
 
 
 @pytest.mark.parametrize("program", ["fused", "tiny"])
-def test_an_optimizer_that_keeps_parameters_and_tiny_weights(place, choose, program):
+def test_an_optimizer_that_keeps_parameters_and_tiny_weights(place, choose, program, monkeypatch):
     choose(program)
+    # Training leaves batches without weight out; the kernels are right on them nevertheless.
+    monkeypatch.setattr(feed, "is_zero_weight", lambda *_: None)
     losses = []
     for engine, device in (("reference", "cpu"), ("cuda", place)):
         net = nb.Network([6, 4, 3], output="softmax", seed=1, device=device)

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import strict_gpu
 
 import nnbackend as nb
 from nnbackend import memory
-from nnbackend.device import Device
+from nnbackend.device import Device, get_device
 
 X = np.random.default_rng(0).standard_normal((5000, 8)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(int)
@@ -104,3 +105,56 @@ def test_on_the_cpu_nothing_is_streamed_and_there_is_no_peak():
     assert nb.train(net, X, Y, epochs=1).peak_device_bytes is None
     assert Device("cpu").free_bytes() > 0
     assert Device("cpu").total_bytes() > 0
+
+
+# On a stand-in for a GPU that refuses NumPy's arrays
+
+
+def trained(device, weight=None, **options):
+    net = nb.Network([8, 4, 1], seed=0, device=device, dtype="float64").standardize(X)
+    options = {"engine": "reference", "epochs": 2, "batch_size": 500, **options}
+    history = nb.train(net, X, Y, sample_weight=weight, validation_data=(X, Y, weight), **options)
+    return net, history
+
+
+@pytest.mark.parametrize("free_bytes", [0, 2**30], ids=["streams", "fits"])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_on_a_gpu_training_gives_the_numbers_of_the_cpu(monkeypatch, free_bytes, shuffle):
+    weight = np.random.default_rng(1).uniform(0.5, 2, len(X))
+    expected, said = trained("cpu", weight, shuffle=shuffle)
+    strict_gpu.install(monkeypatch, free_bytes)
+    net, history = trained("cuda", weight, shuffle=shuffle)
+    assert type(net.parameters) is strict_gpu.Array
+    # The same operations in the same order, but for the blocks of the validation loss.
+    np.testing.assert_array_equal(get_device("cuda").to_numpy(net.parameters), expected.parameters)
+    assert history.loss == said.loss
+    assert history.validation_loss == pytest.approx(said.validation_loss, rel=1e-13)
+
+
+@pytest.mark.parametrize("free_bytes", [0, 2**30], ids=["streams", "fits"])
+@pytest.mark.parametrize("batch_size", [128, None])
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+def test_rates_are_tried_on_a_gpu_as_on_the_cpu(monkeypatch, free_bytes, batch_size, weighted):
+    weight = np.random.default_rng(1).integers(0, 3, len(X)) if weighted else None
+    net = nb.Network([8, 4, 1], seed=0, dtype="float64").standardize(X)
+    options = {"batch_size": batch_size, "steps": 5, "sample_weight": weight}
+    expected = nb.find_learning_rate(net, X, Y, **options)
+    strict_gpu.install(monkeypatch, free_bytes)
+    found = nb.find_learning_rate(net.to("cuda"), X, Y, **options)
+    assert found.rates == expected.rates
+    assert found.losses == pytest.approx(expected.losses, rel=1e-13)
+
+
+def test_a_gpu_without_room_for_a_batch_says_so_when_rates_are_tried(monkeypatch):
+    strict_gpu.install(monkeypatch, free_bytes=0)
+    net = nb.Network([8, 4, 1], device="cuda")
+    place_one = Device.place
+
+    def place(device, x, *arguments, **options):
+        if getattr(x, "shape", ()) == (len(X), 8) and device.kind == "cuda":
+            raise strict_gpu.OutOfMemoryError
+        return place_one(device, x, *arguments, **options)
+
+    monkeypatch.setattr(Device, "place", place)
+    with pytest.raises(nb.DeviceMemoryError, match=r"lower batch_size \(now all rows\)"):
+        nb.find_learning_rate(net, X, Y, batch_size=None)

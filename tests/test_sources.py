@@ -242,13 +242,47 @@ def test_missing_values_are_refused_with_file_and_column(tmp_path):
         source.read(0, 4)
 
 
-def test_a_file_that_was_replaced_is_refused(tmp_path):
-    path = tmp_path / "1.parquet"
-    pq.write_table(pa.table({"a": [1.0, 2.0], "b": [0, 1]}), path)
-    source = Parquet(path, "b")
-    pq.write_table(pa.table({"a": [1.0], "b": [0]}), path)
-    with pytest.raises(InputError, match="expected 2 rows in row group 0"):
-        source.read(0, 2)
+REPLACED = [
+    (
+        {"a": [1.0], "b": [0]},
+        "expected 2 rows in row group 0 of '.*2.parquet', .* got 1; leave the",
+    ),
+    (
+        {"a": np.ones(0), "b": np.ones(0, int)},
+        "expected 2 rows in row group 0 of '.*2.parquet', .* got 0",
+    ),
+    ({"a": [1.0] * 4, "b": [0] * 4}, "expected 2 rows in row group 0 of '.*2.parquet', .* got 4"),
+    ({"a": [1.0] * 2, "b": [0] * 2}, "expected 2 rows in row group 1 of '.*2.parquet', .* got 0"),
+    ({"a": [1.0] * 4}, "expected column 'b' of '.*2.parquet' to be int64, .* got none; leave the"),
+    ({"b": [1] * 4}, "expected column 'a' of '.*2.parquet' to be double, .* got none"),
+    ({"a": ["x"] * 4, "b": [0] * 4}, "column 'a' of '.*2.parquet' to be double, .* got string"),
+    ({"a": [1.0] * 4, "b": [0.5] * 4}, "column 'b' of '.*2.parquet' to be int64, .* got double"),
+]
+
+
+@pytest.mark.parametrize(("columns", "message"), REPLACED)
+def test_a_file_that_was_replaced_is_refused(tmp_path, columns, message):
+    for name in "12":
+        table = pa.table({"a": [1.0, 2.0, 3.0, 4.0], "b": [0, 1, 0, 1]})
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=2)
+    source = Parquet(tmp_path, "b")
+    pq.write_table(pa.table(columns), tmp_path / "2.parquet")
+    for use in (
+        lambda: source.read(0, 8),
+        lambda: network(1).standardize(source),
+        lambda: nb.train(network(1), source, epochs=1),
+    ):
+        with pytest.raises(InputError, match=f"path: .*{message}"):
+            use()
+
+
+def test_columns_in_another_order_in_a_replaced_file_are_the_same_rows(tmp_path):
+    columns = {"a": [1.0, 2.0], "b": [0, 1]}
+    pq.write_table(pa.table(columns), tmp_path / "1.parquet")
+    source = Parquet(tmp_path, "b")
+    pq.write_table(pa.table({"c": [5, 6], "b": [0, 1], "a": [1.0, 2.0]}), tmp_path / "1.parquet")
+    X, y, _ = source.read(0, 2)
+    assert (X.tolist(), y.tolist()) == ([[1], [2]], [0, 1])
 
 
 def test_what_is_in_a_file_and_larger_than_a_buffer_is_a_source(tmp_path, monkeypatch):
@@ -729,3 +763,245 @@ def test_a_source_of_ones_own_needs_three_things():
         stream(network(1), Parity(buffer_bytes=8 * KIB), 16).parts(np.random.default_rng(1))
     )
     assert sorted(np.concatenate([rows_in_order(part) for part in parts])) == list(range(1000))
+
+
+# Files that change while they are in use
+
+
+def layouts(folder, X):
+    """Return memory maps of the same numbers, and views of them."""
+    row_major = memmap(folder, "c", X)
+    np.save(folder / "f.npy", np.asfortranarray(X))
+    big_endian = memmap(folder, "big", X.astype(">f8"))
+    wide = memmap(folder, "wide", np.repeat(X, 3, axis=1))
+    with open(folder / "offset", "wb") as file:
+        file.write(bytes(5000) + X.tobytes())
+    twice = memmap(folder, "twice", np.repeat(X, 2, axis=0))
+    return {
+        "C": row_major,
+        "Fortran": np.load(folder / "f.npy", mmap_mode="r"),
+        "another byte order": big_endian,
+        "columns": wide[:, ::3],
+        "offset": np.memmap(folder / "offset", X.dtype, "r", offset=5000, shape=X.shape),
+        "every other row": twice[::2],
+        "from behind": memmap(folder, "reversed", X[::-1])[::-1],
+        "a part": memmap(folder, "longer", np.vstack([X, X]))[len(X) :],
+        "an ndarray": np.asarray(row_major),
+        "transposed": memmap(folder, "t", np.ascontiguousarray(X.T)).T,
+        "copy on write": np.memmap(folder / "c", X.dtype, "c", shape=X.shape),
+    }
+
+
+LAYOUTS = ["C", "Fortran", "another byte order", "columns", "offset", "every other row",
+           "from behind", "a part", "an ndarray", "transposed", "copy on write"]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_of_a_memmap_is_read(layout, tmp_path):
+    X, y, _ = data(250)
+    mapped = layouts(tmp_path, X)[layout]
+    source = Arrays(mapped, y)
+    for start, stop in [(0, 250), (0, 1), (40, 137), (249, 250)]:
+        got = source.read(start, stop).X
+        assert got.dtype == mapped.dtype
+        assert not np.shares_memory(got, mapped)
+        np.testing.assert_array_equal(got, X[start:stop])
+
+
+@given(st.data())
+def test_any_view_of_a_memmap_is_read(tmp_path_factory, drawn):
+    folder = tmp_path_factory.mktemp("view")
+    cube = memmap(folder, "cube", np.arange(4 * 5 * 6, dtype="int16").reshape(4, 5, 6))
+
+    def part(size):
+        step = drawn.draw(st.sampled_from([1, 2, 3, -1, -2]))
+        first, last = sorted(drawn.draw(st.lists(st.integers(0, size), min_size=2, max_size=2)))
+        return slice(first, last, step) if step > 0 else slice(last, first, step)
+
+    order = drawn.draw(st.permutations(range(3)))
+    view = cube[part(4), part(5), drawn.draw(st.integers(0, 5))]
+    view = view if order[0] < order[1] else view.T
+    if view.size:
+        np.testing.assert_array_equal(Arrays(view).read(0, len(view)).X, np.array(view))
+
+
+def test_what_was_written_to_a_memmap_is_read(tmp_path):
+    X, y, _ = data(50)
+    memmap(tmp_path, "x", X)
+    for mode in ("r+", "c"):
+        mapped = np.memmap(tmp_path / "x", X.dtype, mode, shape=X.shape)
+        source = Arrays(mapped, y)
+        mapped[7, 1] = 123
+        assert source.read(5, 10).X[2, 1] == 123
+        # In a copy of its own the file has no part.
+        np.testing.assert_array_equal(source.read(0, 50).X, mapped)
+
+
+def cut(path, n_bytes):
+    with open(path, "r+b") as file:
+        file.truncate(n_bytes)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_memmap_whose_file_was_cut_off_is_refused(layout, tmp_path):
+    X, y, _ = data(25_000)
+    mapped = layouts(tmp_path, X)[layout]
+    source = Arrays(mapped, y, buffer_bytes=64 * KIB)
+    cut_off = {
+        "an ndarray": "c",
+        "copy on write": "c",
+        "Fortran": "f.npy",
+        "another byte order": "big",
+        "columns": "wide",
+        "every other row": "twice",
+        "from behind": "reversed",
+        "a part": "longer",
+        "transposed": "t",
+    }
+    path = cut_off.get(layout, layout.lower())
+    cut(tmp_path / path, 4096)
+    message = rf"X: cannot read '.*{path}': it was cut off .* 4096 bytes"
+    for use in (
+        lambda: source.read(0, 25_000),
+        lambda: network().standardize(source),
+        lambda: nb.train(network(), source, epochs=1),
+        lambda: nb.MLPClassifier((4,)).partial_fit(source, classes=[0, 1]),
+    ):
+        with pytest.raises(InputError, match=message):
+            use()
+
+
+def test_a_memmap_cut_off_during_training_keeps_what_was_learnt(tmp_path):
+    X, y, _ = data(25_000)
+    source = Arrays(memmap(tmp_path, "x", X), y, buffer_bytes=64 * KIB)
+    net = network()
+    before = net.parameters.copy()
+    with pytest.raises(InputError, match=r"cannot read '.*x'"):
+        nb.train(net, source, epochs=5, callbacks=lambda _: cut(tmp_path / "x", 8192))
+    assert not np.array_equal(net.parameters, before)
+
+
+def test_a_map_outlives_the_name_of_its_file(tmp_path):
+    X, y, _ = data(250)
+    source = Arrays(memmap(tmp_path, "x", X), y)
+    other = Arrays(memmap(tmp_path, "other", X), y)
+    (tmp_path / "x").unlink()
+    (tmp_path / "new").write_bytes((X + 1).tobytes())
+    (tmp_path / "new").replace(tmp_path / "other")
+    for each in (source, other):
+        np.testing.assert_array_equal(each.read(3, 200).X, X[3:200])
+
+
+# Chunks of Zarr arrays that are missing
+
+ZARR_LAYOUTS = {
+    "format 2": {"zarr_format": 2, "chunks": (10, 3)},
+    "format 3": {"zarr_format": 3, "chunks": (10, 3)},
+    "blocks of columns": {"zarr_format": 3, "chunks": (10, 2)},
+    "shards": {"zarr_format": 3, "chunks": (5, 1), "shards": (20, 2)},
+    "filled with NaN": {"zarr_format": 3, "chunks": (10, 3), "fill_value": np.nan},
+}
+
+
+def zarr_array(path, x, **options):
+    zarr = require("zarr")
+    array = zarr.create_array(store=str(path), shape=x.shape, dtype=x.dtype, **options)
+    array[...] = x
+    return zarr.open_array(str(path), mode="r")
+
+
+def chunk_files(path):
+    """Return the files of a Zarr array's chunks, or shards, in the order of their rows."""
+    files = [file for file in path.rglob("*") if file.is_file() and file.name[0] not in ".z"]
+
+    def indices(file):
+        return [
+            int(i) for i in str(file.relative_to(path)).replace("/", ".").split(".") if i != "c"
+        ]
+
+    return sorted(files, key=indices)
+
+
+@pytest.mark.parametrize("layout", ZARR_LAYOUTS)
+@pytest.mark.parametrize("number", [0, 3, -1])
+def test_a_missing_chunk_is_refused(layout, number, tmp_path):
+    X, y, _ = data(101)
+    array = zarr_array(tmp_path / "x", X, **ZARR_LAYOUTS[layout])
+    source = Arrays(array, y, buffer_bytes=4 * KIB)
+    np.testing.assert_array_equal(source.read(0, 101).X, X)
+    # It vanishes while the source is in use.
+    chunk_files(tmp_path / "x")[number].unlink()
+    what = "shards" if layout == "shards" else "chunks"
+    message = rf"X: expected a Zarr array whose {what} are all stored, got \d+ of \d+, .* rows"
+    for use in (
+        lambda: source.read(0, 101),
+        lambda: [source.read(i, i + 1) for i in range(101)],
+        lambda: network().standardize(source),
+        lambda: nb.train(network(), source, epochs=1),
+        lambda: nb.train(network(), Arrays(array, y), epochs=1),
+        lambda: nb.train(network(), array, y, epochs=1),
+        lambda: nb.MLPClassifier((4,)).partial_fit(source, classes=[0, 1]),
+        lambda: network().predict(array),
+    ):
+        with pytest.raises(InputError, match=message):
+            use()
+    # What is asked for is given.
+    allowed = Arrays(array, y, allow_missing_chunks=True).read(0, 101).X
+    np.testing.assert_array_equal(allowed, array[:])
+    if layout != "filled with NaN":
+        network().predict(array[:])
+
+
+@pytest.mark.parametrize("name", ["y", "sample_weight"])
+def test_missing_targets_and_weights_are_refused_too(name, tmp_path):
+    arrays = dict(zip(("X", "y", "sample_weight"), data(100), strict=True))
+    arrays[name] = zarr_array(tmp_path / "x", arrays[name], chunks=(10,))
+    source = Arrays(**arrays)
+    chunk_files(tmp_path / "x")[4].unlink()
+    with pytest.raises(
+        InputError, match=rf"{name}: .* got 9 of 10, and .* 0(.0)? in rows 40 to 49"
+    ):
+        source.read(35, 60)
+    with pytest.raises(InputError, match=rf"{name}: .* got 9 of 10"):
+        nb.train(network(), arrays.pop("X"), **arrays, epochs=1)
+
+
+@pytest.mark.parametrize("layout", ZARR_LAYOUTS)
+def test_stored_chunks_of_the_fill_value_are_data(layout, tmp_path):
+    X, y, _ = data(101)
+    X[20:61] = X[:, 2:] = 0
+    options = {**ZARR_LAYOUTS[layout], "config": {"write_empty_chunks": True}}
+    source = Arrays(zarr_array(tmp_path / "x", X, **options), y)
+    for start, stop in [(0, 101), (25, 31), (100, 101)]:
+        np.testing.assert_array_equal(source.read(start, stop).X, X[start:stop])
+
+
+def test_chunks_are_counted_where_one_may_be_missing_and_once(tmp_path):
+    X, y, _ = data(101)
+    X[20:61] = 0
+    counted = []
+
+    class Counting:
+        """A Zarr array that notes when its chunks are counted."""
+
+        def __init__(self, array):
+            self.array = array
+
+        def __getattr__(self, name):
+            return getattr(self.array, name)
+
+        def __getitem__(self, rows):
+            return self.array[rows]
+
+        @property
+        def nchunks_initialized(self):
+            counted.append(1)
+            return self.array.nchunks_initialized
+
+    options = {"chunks": (10, 3), "config": {"write_empty_chunks": True}}
+    source = Arrays(Counting(zarr_array(tmp_path / "x", X, **options)), y)
+    source.read(0, 20)
+    assert counted == []
+    for _ in range(3):
+        source.read(0, 101)
+    assert counted == [1]

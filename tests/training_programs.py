@@ -99,6 +99,11 @@ def equal():
     # Several buffers, each with batches of its own.
     source = nb.sources.Arrays(X, Y["sigmoid"], WEIGHT + 0.1, buffer_bytes=8000)
     expect_equal(X=source, y=None, engine="cpu")
+    # Batches without weight, which all processes leave out.
+    gaps = np.where(np.arange(len(X)) % 20 < 12, 0.0, 1.0)
+    source = nb.sources.Arrays(X, Y["sigmoid"], gaps, buffer_bytes=8000)
+    expect_equal(sample_weight=gaps, batch_size=4, shuffle=False)
+    expect_equal(X=source, y=None, batch_size=4, engine="cpu")
 
 
 def float32():
