@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import nnbackend as nb
-from nnbackend import persistence
+from nnbackend import files, persistence
 from nnbackend.checkpoints import CheckpointFolder, Keeper, checkpoint_files, read_checkpoint
 from nnbackend.errors import CheckpointError, DivergenceError, InputError, ModelFileError
 from nnbackend.sources import Arrays
@@ -316,12 +316,12 @@ def test_one_that_cannot_be_written_ends_training_with_what_was_learnt(
 
     with monkeypatch.context() as patch:
         if point == "write":
-            patch.setattr(persistence, "open", lambda *a: File(real_open(*a)), raising=False)
+            patch.setattr(files, "open", lambda *a, **k: File(real_open(*a, **k)), raising=False)
         elif point == "open":
             patch.setattr(
-                persistence,
+                files,
                 "open",
-                lambda *a: fails(*a) if "x" in a[1] else real_open(*a),
+                lambda *a, **k: fails(*a) if "x" in a[1] else real_open(*a, **k),
                 raising=False,
             )
         else:
