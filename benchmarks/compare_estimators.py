@@ -36,6 +36,7 @@ import nnbackend as nb
 from nnbackend.benchmark_report import duration
 from nnbackend.environment import environment
 from nnbackend.errors import MissingDependencyError
+from nnbackend.files import write_atomically
 
 FOLDS, ROUNDS, QUICK_ROUNDS, QUICK_EPOCHS = 5, 5, 2, 10
 COLUMNS = ["data", "score", "nnbackend", "scikit-learn", "no worse", "epochs", "fit, nnbackend"]
@@ -235,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
     record["environment"] = environment()
     print("", notes(record), sep="\n")
     if path is not None:
-        path.write_text(f"{json.dumps(record, indent=1)}\n")
+        write_atomically(path, f"{json.dumps(record, indent=1)}\n".encode())
     return 0 if all(r.get("is_no_worse", True) for r in record["results"].values()) else 1
 
 

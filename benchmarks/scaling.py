@@ -41,6 +41,8 @@ from nnbackend.device import get_device
 from nnbackend.distributed import Team
 from nnbackend.environment import environment
 from nnbackend.errors import MissingDependencyError
+from nnbackend.files import write_atomically
+from nnbackend.plots import drawn
 
 ROUNDS, SECONDS = 5, 0.5
 # Against hanging only: a launch that compiles takes a minute.
@@ -269,12 +271,12 @@ def main(arguments: list[str] | None = None) -> int:
             )
     record["assumptions"] = {name: getattr(options, name) for name in ASSUMPTIONS}
     record["analysis"] = analyse(record["measured"], record["assumptions"])
-    (options.out / "scaling.json").write_text(f"{json.dumps(record, indent=1)}\n")
+    write_atomically(options.out / "scaling.json", f"{json.dumps(record, indent=1)}\n".encode())
     text = report(record)
-    (options.out / "scaling.md").write_text(text)
-    for name, content in draw(record).items():
-        (options.out / f"scaling.{name}").write_bytes(content)
+    write_atomically(options.out / "scaling.md", text.encode())
     print(text)
+    for name, content in (drawn("scaling.png", lambda: draw(record)) or {}).items():
+        write_atomically(options.out / f"scaling.{name}", content)
     return 0
 
 

@@ -23,16 +23,17 @@ from nnbackend.checks import positive_integer, real
 from nnbackend.core.optimizers import OptimizerState
 from nnbackend.engines import EngineState
 from nnbackend.errors import CheckpointError, InputError, ModelFileError
-from nnbackend.history import LISTS, History
-from nnbackend.network import Network
-from nnbackend.persistence import (
-    STATE,
+from nnbackend.files import (
     checked_path,
     make_folders,
-    read_training,
-    to_bytes,
+    remove_leftovers,
+    require_writable,
     write_atomically,
 )
+from nnbackend.history import LISTS, History
+from nnbackend.locks import FolderLock
+from nnbackend.network import Network
+from nnbackend.persistence import STATE, read_training, to_bytes
 
 __all__ = [
     "Checkpoint",
@@ -47,10 +48,6 @@ __all__ = [
 
 _LOGGER = logging.getLogger("nnbackend")
 _NAME = re.compile(r"checkpoint-(\d{12})\.safetensors")
-_LOCK = ".lock"
-# The descriptors of the folders that this process has locked.
-_LOCKS: set[int] = set()
-_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _Array = np.ndarray[Any, Any]
 
 
@@ -175,40 +172,27 @@ class CheckpointFolder:
     def __init__(self, path: str | os.PathLike[str], keep: int = 3) -> None:
         self.path = checked_path(path, "checkpoint")
         self._keep = positive_integer("checkpoints_kept", keep)
-        self._lock: int | None = None
+        self._lock: FolderLock | None = None
         if os.path.isfile(self.path):
             raise CheckpointError(f"checkpoint: expected a folder, got the file {self.path!r}")
         try:
             make_folders(self.path)
-            self._lock = _locked(os.path.join(self.path, _LOCK))
-            # A folder that cannot be written is found out before the training.
-            write_atomically(os.path.join(self.path, ".writable"), b"")
-            os.unlink(os.path.join(self.path, ".writable"))
-        except InputError as error:
+            self._lock = FolderLock(self.path)
+            require_writable(self.path)
+            remove_leftovers(self.path)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"checkpoint: expected a folder that no other training is using, got "
+                f"{self.path!r}; choose another, or wait"
+            ) from error
+        except (InputError, OSError) as error:
             self.close()
-            raise self._unwritable(str(error.__cause__ or error)) from error
-        except OSError as error:
-            self.close()
-            raise self._unwritable(error.strerror or str(error)) from error
-        # What a process that was killed while it wrote has left behind.
-        for name in os.listdir(self.path):
-            if _TEMPORARY.fullmatch(name):
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(self.path, name))
+            raise self._unwritable(error) from error
 
     def close(self) -> None:
         """Let others use the folder."""
-        if self._lock not in _LOCKS:
-            return
-        import fcntl
-
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.join(self.path, _LOCK))
-        # A process that was forked meanwhile shares the lock: closing alone would leave it.
-        fcntl.flock(self._lock, fcntl.LOCK_UN)
-        _LOCKS.discard(self._lock)
-        os.close(self._lock)
-        self._lock = None
+        if self._lock is not None:
+            self._lock.release()
 
     def files(self) -> list[str]:
         """Return the paths of the checkpoints, the newest first."""
@@ -264,18 +248,30 @@ class CheckpointFolder:
         Raises
         ------
         CheckpointError
-            If it cannot be written; those before it stay.
+            If it cannot be written; those before it stay. Also if the folder was deleted, or is
+            another training's by now.
         """
         path = os.path.join(self.path, f"checkpoint-{step:012d}.safetensors")
         try:
+            self._require_own()
             write_atomically(path, content)
-        except InputError as error:
-            raise self._unwritable(str(error.__cause__ or error)) from error
+            self._require_own()
+        except (InputError, OSError) as error:
+            raise self._unwritable(error) from error
         for old in self.files()[self._keep :]:
             with contextlib.suppress(OSError):
                 os.unlink(old)
 
-    def _unwritable(self, reason: str) -> CheckpointError:
+    def _require_own(self) -> None:
+        if self._lock is not None and not self._lock.holds:
+            raise CheckpointError(
+                f"checkpoint: expected {self.path!r} to stay this training's, but it was deleted "
+                "or is another's by now; nothing more is written there: choose another folder"
+            )
+
+    def _unwritable(self, error: Exception) -> CheckpointError:
+        cause = error.__cause__ or error
+        reason = (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
         files = self.files()
         kept = f"; the newest is {files[0]!r}" if files else ""
         return CheckpointError(
@@ -316,54 +312,6 @@ def read_checkpoint(path: str, net: Network) -> Checkpoint:
         raise ModelFileError(
             f"path: {path!r} is not a valid checkpoint: {type(error).__name__}: {error}"
         ) from error
-
-
-def _locked(path: str) -> int | None:
-    """Return the descriptor of a locked file; None where the system cannot lock."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    # To be written, since that is what network file systems lock.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise CheckpointError(
-            f"checkpoint: expected a folder that no other training is using, got "
-            f"{os.path.dirname(path)!r}; choose another, or wait"
-        ) from error
-    except OSError as error:
-        os.close(descriptor)
-        _LOGGER.warning(
-            "nnbackend: the file system of %s has no locks (%s): see to it that no other training "
-            "uses the folder",
-            path,
-            error,
-        )
-        return None
-    try:
-        is_there = os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        is_there = False
-    if not is_there:
-        # Its last owner has deleted it since it was opened.
-        os.close(descriptor)
-        return _locked(path)
-    _LOCKS.add(descriptor)
-    return descriptor
-
-
-def _forget_locks() -> None:
-    """Close a forked child's copies: a lock is to end with the process that trains."""
-    for descriptor in _LOCKS:
-        os.close(descriptor)
-    _LOCKS.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_locks)
 
 
 class Keeper:

@@ -311,6 +311,7 @@ def _train(options: argparse.Namespace) -> None:
         return
     is_trained = False
     try:
+        folder.require_own()
         if not options.json:
             print(f"{_describe(dataset)}\n{net}: {net.n_parameters:,} parameters", flush=True)
             if options.resume is not None:
@@ -323,15 +324,17 @@ def _train(options: argparse.Namespace) -> None:
                 )
             is_trained = True
             ignore_others()
-            files = result.write(folder.path)
+            files = result.write(folder)
             # How far it is to go may have changed.
-            folder.write_command(arguments)
+            folder.write_command(arguments, has_outcome=True)
     except BaseException as error:
-        is_useless = folder.remove_if_useless()
+        is_useless = folder.abandon()
         if not is_useless and (is_trained or isinstance(error, SystemExit)):
             advice = f"what was learnt is kept: go on with: nnbackend train --resume {folder.path}"
             print(advice, file=sys.stderr, flush=True)
         raise
+    finally:
+        folder.close()
     if options.json:
         print(json.dumps({"run": str(folder.path), "files": files, **result.to_dict()}))
     else:
@@ -349,26 +352,30 @@ def _begin(
     from nnbackend.distributed import together
     from nnbackend.run_folder import RunFolder
 
-    with together(communicator) as team:
-        begun = None if options.resume is None else RunFolder.begun(options.resume)
-        if begun is not None:
-            options = _resumed(options, begun)
+    folder = None
+    with contextlib.ExitStack() as undo, together(communicator) as team:
+        is_writer = team is None or team.rank == 0
+        if options.resume is not None:
+            if is_writer:
+                folder = RunFolder.begun(options.resume)
+                undo.callback(folder.abandon)
+            options = _resumed(options)
         dataset, preset = _chosen_data(options)
         experiment = _experiment(options, preset)
         if team is not None and experiment.device == "cuda":
             experiment = replace(experiment, device=f"cuda:{team.local_rank}")
         net = experiment.network(dataset)
-        folder = None
-        if team is None or team.rank == 0:
-            folder = begun or RunFolder.made(options.out, dataset.name)
-            if begun is None:
-                folder.write_command(_arguments(options))
+        if is_writer and folder is None:
+            folder = RunFolder.made(options.out, dataset.name)
+            undo.callback(folder.abandon)
+            folder.write_command(_arguments(options))
         if team is not None:
             team.agree({"command": " ".join(_arguments(options))})
             if team.rank == 0:
                 # A launcher that reports a process's end names its number alone.
                 for rank, process in enumerate(team.processes):
                     print(f"rank {rank} is {process}", file=sys.stderr, flush=True)
+        undo.pop_all()
     return experiment, dataset, net, folder, _arguments(options)
 
 
@@ -404,8 +411,10 @@ def _arguments(options: argparse.Namespace) -> list[str]:
     return given
 
 
-def _resumed(options: argparse.Namespace, folder: RunFolder) -> argparse.Namespace:
+def _resumed(options: argparse.Namespace) -> argparse.Namespace:
     """Return the options that a run was begun with, and how far it is to go."""
+    from nnbackend.run_folder import read_command
+
     allowed = {"run", "command", "json", "resume", "epochs", "checkpoint_every", "data"}
     for name, default in vars(_parser().parse_args(["train"])).items():
         if getattr(options, name) != default and name not in allowed:
@@ -414,7 +423,7 @@ def _resumed(options: argparse.Namespace, folder: RunFolder) -> argparse.Namespa
                 "--epochs, --checkpoint-every and --json along with --resume, which goes on with "
                 "what the run began with"
             )
-    arguments = folder.read_command()
+    arguments = read_command(options.resume)
     try:
         silence = io.StringIO()
         with contextlib.redirect_stderr(silence), contextlib.redirect_stdout(silence):
@@ -700,7 +709,7 @@ def _predict(options: argparse.Namespace) -> None:
     if options.out is None:
         sys.stdout.write(text)
     else:
-        from nnbackend.persistence import write_atomically
+        from nnbackend.files import write_atomically
 
         for name, path in (("MODEL", model_file(options.model)), ("DATA", options.data)):
             if os.path.exists(options.out) and os.path.samefile(options.out, path):
@@ -773,14 +782,14 @@ def _bench(options: argparse.Namespace) -> None:
     from nnbackend.benchmark import run_benchmark
     from nnbackend.benchmark_picture import draw
     from nnbackend.benchmark_report import markdown, print_result
-    from nnbackend.persistence import write_atomically
-    from nnbackend.run_folder import make_run_folder, remove_if_empty
+    from nnbackend.plots import drawn
+    from nnbackend.run_folder import RunFolder
 
     workloads = _workloads(options)
     quick = {"rounds": 3, "seconds": 0.2} if options.quick else {}
     given = {name: getattr(options, name) for name in ("precision", "rounds", "seconds")}
     names = None if options.contestants is None else options.contestants.split(",")
-    folder, is_new = make_run_folder(options.out, "bench")
+    folder = RunFolder.made(options.out, "bench")
     try:
         with _status(shown=not options.json) as say:
 
@@ -799,17 +808,20 @@ def _bench(options: argparse.Namespace) -> None:
             )
         files = {"benchmark.json": f"{json.dumps(report.to_dict(), indent=1)}\n".encode()}
         files["benchmark.md"] = markdown(report).encode()
-        if any(result.timed for result in report.results):
-            files |= {f"benchmark.{name}": content for name, content in draw(report).items()}
         for name, content in files.items():
-            write_atomically(folder / name, content)
-    except BaseException:
-        remove_if_empty(folder, is_new=is_new, is_default=options.out is None)
-        raise
+            folder.write(name, content)
+        if any(result.timed for result in report.results):
+            pictures = drawn("benchmark.png", lambda: draw(report)) or {}
+            for name, content in pictures.items():
+                files[f"benchmark.{name}"] = content
+                folder.write(f"benchmark.{name}", content)
+    finally:
+        # What was written stays.
+        folder.abandon()
     if options.json:
-        print(json.dumps({"run": str(folder), "files": list(files), **report.to_dict()}))
+        print(json.dumps({"run": str(folder.path), "files": list(files), **report.to_dict()}))
     else:
-        print(f"run folder  {folder}: {', '.join(files)}")
+        print(f"run folder  {folder.path}: {', '.join(files)}")
 
 
 def _workloads(options: argparse.Namespace) -> list[Workload]:

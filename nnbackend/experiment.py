@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,9 +16,13 @@ from nnbackend.checks import nearest
 from nnbackend.core.optimizers import Optimizer
 from nnbackend.datasets import Dataset, class_name
 from nnbackend.errors import CheckpointError, DivergenceError, InputError
+from nnbackend.files import write_atomically
 from nnbackend.network import Network
-from nnbackend.persistence import to_bytes, write_atomically
+from nnbackend.persistence import to_bytes
 from nnbackend.training import Callback, EarlyStopping, History, train
+
+if TYPE_CHECKING:
+    from nnbackend.run_folder import RunFolder
 
 __all__ = ["Experiment", "Result", "Split", "class_indices", "evaluate", "split"]
 
@@ -320,13 +323,17 @@ class Result:
             },
         }
 
-    def write(self, folder: Path) -> list[str]:
-        """Write model, history, pictures and held-out rows: all of them, or nothing.
+    def write(self, folder: RunFolder) -> list[str]:
+        """Write model, history, held-out rows and pictures: all of them, or nothing.
+
+        A picture that cannot be drawn is left out, with a warning.
 
         Raises
         ------
         InputError
             If the folder cannot be written.
+        CheckpointError
+            If it was deleted, or is another run's by now.
         DivergenceError, KeyboardInterrupt
             If training ended within its first epoch, so that nothing was learnt.
 
@@ -335,38 +342,46 @@ class Result:
         list of str
             The names of the files.
         """
-        from nnbackend import plots
-
         if self.history.n_epochs == 0:
             raise self.error or KeyboardInterrupt
-        dataset, net = self.dataset, self.network
-        files = {
-            "model.safetensors": to_bytes(net),
-            "history.json": f"{json.dumps(self.to_dict())}\n".encode(),
-            "curves.png": plots.loss_curves(
-                self.history,
-                f"{dataset.name}: {net.layer_sizes}",
-                penalized=self.experiment.l1 > 0 or self.experiment.l2 > 0,
-                unit="standardized target" if dataset.class_names is None else None,
-            ),
-        }
-        if dataset.class_names is not None and dataset.X.shape[1] == 2:
-            files["decision_boundary.png"] = plots.decision_boundary(
-                net, dataset.X, dataset.y, f"{dataset.name}: {net.layer_sizes}"
-            )
-        files["held_out.csv"] = _csv(dataset, self.rows.held_out)
         written: list[str] = []
         try:
-            for name, content in files.items():
+            for name, content in self._files():
                 if content:
-                    write_atomically(folder / name, content)
+                    folder.require_own()
+                    write_atomically(folder.path / name, content)
                     written.append(name)
         except BaseException:
-            for name in written:
-                with contextlib.suppress(OSError):
-                    (folder / name).unlink()
+            if folder.is_own:
+                for name in written:
+                    with contextlib.suppress(OSError):
+                        (folder.path / name).unlink()
             raise
         return written
+
+    def _files(self) -> Iterator[tuple[str, bytes | None]]:
+        """Yield names and contents: first what was learnt, last what is drawn of it."""
+        from nnbackend import plots
+
+        dataset, net = self.dataset, self.network
+        title = f"{dataset.name}: {net.layer_sizes}"
+        yield "model.safetensors", to_bytes(net)
+        yield "history.json", f"{json.dumps(self.to_dict())}\n".encode()
+        yield "held_out.csv", _csv(dataset, self.rows.held_out)
+        pictures = {
+            "curves.png": lambda: plots.loss_curves(
+                self.history,
+                title,
+                penalized=self.experiment.l1 > 0 or self.experiment.l2 > 0,
+                unit="standardized target" if dataset.class_names is None else None,
+            )
+        }
+        if dataset.class_names is not None and dataset.X.shape[1] == 2:
+            pictures["decision_boundary.png"] = lambda: plots.decision_boundary(
+                net, dataset.X, dataset.y, title
+            )
+        for name, draw in pictures.items():
+            yield name, plots.drawn(name, draw)
 
 
 def _csv(dataset: Dataset, rows: np.ndarray[Any, Any]) -> bytes:

@@ -15,14 +15,9 @@ from nnbackend.core import propagation
 from nnbackend.core.activations import Activation
 from nnbackend.core.types import Array, Namespace
 from nnbackend.errors import InputError, MissingDependencyError
+from nnbackend.files import checked_path, write_atomically
 from nnbackend.network import Network
-from nnbackend.persistence import (
-    checked_names,
-    checked_path,
-    checked_tensors,
-    name_counts,
-    write_atomically,
-)
+from nnbackend.persistence import checked_names, checked_tensors, name_counts
 from nnbackend.standardization import Standardization
 
 __all__ = ["export_onnx"]
@@ -80,8 +75,8 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
 
         net = as_network(net)
     target = checked_path(path)
-    is_taken = os.path.exists(target) and not os.path.isdir(target)
-    if is_taken and not target.lower().endswith(".onnx"):
+    # A pipe or a device is written to, not replaced; of a link, its target is replaced.
+    if os.path.isfile(target) and not os.path.realpath(target).lower().endswith(".onnx"):
         raise InputError(
             f"path: expected a new file, or one to replace that ends in .onnx, got {target!r}, "
             "which exists"

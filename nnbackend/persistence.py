@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 from collections.abc import Iterator
@@ -16,20 +15,18 @@ from nnbackend.core.activations import ACTIVATIONS, OUTPUTS
 from nnbackend.core.structure import Structure
 from nnbackend.device import Device, get_device
 from nnbackend.errors import InputError, MissingDependencyError, ModelFileError
+from nnbackend.files import checked_path, write_atomically
 from nnbackend.network import DTYPES, Network
 from nnbackend.standardization import Standardization
 
 __all__ = [
     "checked_names",
-    "checked_path",
     "checked_tensors",
     "load",
-    "make_folders",
     "name_counts",
     "read_training",
     "save",
     "to_bytes",
-    "write_atomically",
 ]
 
 FORMAT = 2
@@ -56,7 +53,8 @@ def save(net: Any, path: str | os.PathLike[str]) -> None:
         or ``MLPRegressor``, or a Pipeline of a ``StandardScaler`` and one of them: it is stored as
         ``from_sklearn`` gives it, and loaded as a network.
     path : path-like
-        The file; its folder has to exist. An existing file is replaced.
+        The file; its folder has to exist. An existing file is replaced, with its mode and, where
+        that is permitted, its owner. Links are followed; pipes and devices are written to.
 
     Raises
     ------
@@ -179,78 +177,6 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[_Reader]:
             f"path: {path!r} is not a whole safetensors file ({_short(str(error), 200)}); was it "
             "truncated, or is it of another format?"
         ) from error
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
-
-    Raises
-    ------
-    InputError
-        If the folder is missing or not writable, the disk is full, or a folder is in the file's
-        place; no partial file is left.
-    """
-    target = checked_path(path)
-    if os.path.isdir(target):
-        raise InputError(f"path: expected the path of a file, got {target!r}, which is a folder")
-    folder = os.path.dirname(target)
-    temporary = os.path.join(folder, f".{os.urandom(8).hex()}.tmp")
-    try:
-        try:
-            with open(temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        _sync_folder(folder or os.curdir)
-    except OSError as error:
-        raise InputError(
-            f"path: cannot write {target!r} ({error.strerror or error}); choose another folder"
-        ) from error
-
-
-def checked_path(path: Any, name: str = "path") -> str:
-    """Return a path as a string; a number would be taken for an open file's descriptor."""
-    try:
-        text = os.fsdecode(path)
-    except TypeError:
-        text = ""
-    if not text or "\0" in text:
-        kind = "file" if name == "path" else "folder"
-        raise InputError(f"{name}: expected the path of a {kind}, got {path!r}")
-    return text
-
-
-def make_folders(path: str) -> None:
-    """Make a folder, and those that it lies in, durably; it may be there."""
-    missing = []
-    where = os.path.abspath(path)
-    while not os.path.isdir(where) and os.path.dirname(where) != where:
-        missing.append(where)
-        where = os.path.dirname(where)
-    os.makedirs(path, exist_ok=True)
-    for made in missing:
-        _sync_folder(os.path.dirname(made))
-
-
-def _sync_folder(folder: str) -> None:
-    """Make a rename durable where the system can; the file itself is written by now."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # systems on which a folder is no file
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some file systems do not offer it; a fault of the disk is told.
-        if error.errno == errno.EIO:
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _safetensors() -> Any:

@@ -89,7 +89,7 @@ class RateFinder:
         MissingDependencyError
             If matplotlib is not installed.
         """
-        from nnbackend.persistence import checked_path, write_atomically
+        from nnbackend.files import checked_path, write_atomically
         from nnbackend.plots import rate_curve
 
         target = checked_path(path)

@@ -39,12 +39,13 @@ from nnbackend.engines import (
 )
 from nnbackend.errors import CheckpointError, InputError
 from nnbackend.feed import Examples, Feed, Resident, data_digest
+from nnbackend.files import write_atomically
 from nnbackend.history import Callback, EarlyStopping, History, TrainingState
 from nnbackend.interruption import Interruption
 from nnbackend.loop import Generators, Loop
 from nnbackend.memory import Memory
 from nnbackend.network import Network
-from nnbackend.persistence import STANDARDIZATIONS, to_bytes, write_atomically
+from nnbackend.persistence import STANDARDIZATIONS, to_bytes
 from nnbackend.sources import as_source
 from nnbackend.stream import Stream
 

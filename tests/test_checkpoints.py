@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import nnbackend as nb
-from nnbackend import persistence
+from nnbackend import files, persistence
 from nnbackend.checkpoints import CheckpointFolder, Keeper, checkpoint_files, read_checkpoint
 from nnbackend.errors import CheckpointError, DivergenceError, InputError, ModelFileError
 from nnbackend.sources import Arrays
@@ -324,12 +324,12 @@ def test_one_that_cannot_be_written_ends_training_with_what_was_learnt(
 
     with monkeypatch.context() as patch:
         if point == "write":
-            patch.setattr(persistence, "open", lambda *a: File(real_open(*a)), raising=False)
+            patch.setattr(files, "open", lambda *a, **k: File(real_open(*a, **k)), raising=False)
         elif point == "open":
             patch.setattr(
-                persistence,
+                files,
                 "open",
-                lambda *a: fails(*a) if "x" in a[1] else real_open(*a),
+                lambda *a, **k: fails(*a) if "x" in a[1] else real_open(*a, **k),
                 raising=False,
             )
         else:
@@ -947,3 +947,30 @@ def test_an_engine_reads_the_checkpoints_of_another(engines, tmp_path):
     history = train(own, engine=engines[1], **options, **keeping(tmp_path, resume=True))
     np.testing.assert_allclose(history.loss, expected.loss, rtol=1e-5)
     np.testing.assert_allclose(own.parameters, net.parameters, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_anothers", [True, False], ids=["made anew", "deleted"])
+def test_a_folder_that_is_no_longer_this_trainings_gets_nothing(is_anothers, tmp_path):
+    net, path, others, learnt = network(), tmp_path / "folder", [], []
+
+    def meanwhile(state):
+        learnt.append(net.parameters.copy())
+        if state.epoch == 2:
+            shutil.rmtree(path)
+            if is_anothers:
+                others.append(CheckpointFolder(path))
+                others[0].write(7, b"theirs")
+
+    with pytest.raises(CheckpointError, match="was deleted or is another's by now") as caught:
+        train(net, callbacks=meanwhile, **keeping(path, every=1.0))
+    assert caught.value.history.n_epochs == len(learnt) == 2
+    np.testing.assert_array_equal(net.parameters, learnt[-1])
+    if not is_anothers:
+        assert not path.exists()
+        return
+    assert [name for name in names(path) if not name.startswith(".")] == [
+        "checkpoint-000000000007.safetensors"
+    ]
+    with pytest.raises(CheckpointError, match="no other training is using"):
+        CheckpointFolder(path)
+    others[0].close()

@@ -1,5 +1,6 @@
 """The command: runs that are broken off, and taken up again with ``train --resume RUN``."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ import pytest
 import nnbackend as nb
 from nnbackend import cli, plots
 from nnbackend.checkpoints import CheckpointFolder, Keeper, checkpoint_files
+from nnbackend.persistence import read_training
+from nnbackend.run_folder import RunFolder
 
 EPOCHS = 8
 ARGUMENTS = ["--epochs", EPOCHS, "--patience", 3, "--dropout", 0.2, "--hidden", 8]
@@ -348,3 +351,239 @@ def test_a_run_that_is_ended_within_its_first_epoch_is_gone_on_with(number, brok
     assert newest.endswith("checkpoint-000000000002.safetensors")
     assert run("train", "--resume", "r")[0] == 0
     assert outcome("r") == whole
+
+
+def test_a_finished_run_that_goes_on_and_is_killed_predicts_with_its_newest_checkpoint(run):
+    arguments = [*TRAIN[:-1], 1, "--patience", 0]
+    run(*arguments, "--out", "r")
+    data = "r/held_out.csv"
+    (last, *_) = checkpoint_files("r/checkpoints")
+    before = run("predict", "r", data, "--probabilities")
+    assert before == run("predict", "r/model.safetensors", data, "--probabilities")
+    command = [sys.executable, "-m", "nnbackend", "train", "--resume", "r", "--epochs", "1000000"]
+    command += ["--checkpoint-every", "50"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        deadline = monotonic() + 60
+        while checkpoint_files("r/checkpoints")[0] == last and monotonic() < deadline:
+            sleep(0.001)
+        process.terminate()
+        assert process.stderr.read().decode() == ADVICE
+        assert process.wait(60) == 143
+    (newest, *_) = checkpoint_files("r/checkpoints")
+    assert newest > last
+    expected = run("predict", newest, data, "--probabilities")
+    assert expected != before
+    assert run("predict", "r", data, "--probabilities") == expected
+    target = ["--target", "target", "--json"]
+    assert run("evaluate", "r", data, *target) == run("evaluate", newest, data, *target)
+
+
+@pytest.fixture
+def ended(run, monkeypatch):
+    """Return what goes on with a run and is ended by SIGTERM at the n-th checkpoint."""
+
+    def go_on(writes, *given):
+        write, count = Keeper.write, []
+
+        def signalled(*parts):
+            count.append(1)
+            if len(count) > writes:
+                raise SystemExit(143)
+            write(*parts)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Keeper, "write", signalled)
+            assert run("train", "--resume", "r", "--checkpoint-every", 1, *given)[0] == 143
+
+    return go_on
+
+
+def test_which_model_a_run_stands_for_follows_its_training(run, ended):
+    # With early stopping the model has the parameters of an epoch before the last checkpoint's.
+    train = ["train", "--dataset", "diabetes", "--hidden", 32, "--learning-rate", 0.05]
+    run(*train, "--epochs", 8, "--patience", 50, "--checkpoint-every", 1, "--out", "r")
+    model = "r/model.safetensors"
+    (last, *_) = checkpoint_files("r/checkpoints")
+    assert (nb.load(last).parameters != nb.load(model).parameters).any()
+    first = Path(model).read_bytes()
+
+    def stands_for():
+        out = run("predict", "r", "r/held_out.csv")
+        files = [model, *checkpoint_files("r/checkpoints")]
+        return [file for file in files if run("predict", file, "r/held_out.csv") == out]
+
+    assert stands_for() == [model]
+    # Nothing is lost or older if it is killed before it has written anything.
+    ended(0, "--epochs", 40)
+    assert stands_for() == [model]
+    assert Path(model).read_bytes() == first
+    ended(1, "--epochs", 40)
+    (newest, *_) = checkpoint_files("r/checkpoints")
+    assert newest > last
+    assert stands_for() == [newest]
+    # Finished, its model counts again; the time of the files' last change does not.
+    assert run("train", "--resume", "r", "--epochs", 12)[0] == 0
+    os.utime(model, (0, 0))
+    assert stands_for() == [model]
+
+
+def test_a_run_of_an_earlier_version_is_told_by_its_epochs(run, ended):
+    run("train", "--dataset", "diabetes", "--epochs", 3, "--checkpoint-every", 1, "--out", "r")
+    facts = json.loads(Path("r/command.json").read_text())
+    del facts["outcome"]
+    Path("r/command.json").write_text(json.dumps(facts))
+    given = ["r/held_out.csv", "--json"]
+    assert run("predict", "r", *given) == run("predict", "r/model.safetensors", *given)
+    ended(1, "--epochs", 40)
+    (newest, *_) = checkpoint_files("r/checkpoints")
+    assert run("predict", "r", *given) == run("predict", newest, *given)
+
+
+# Runs that meet in a folder
+
+# Waits at a place until it may go on: until a file is there.
+WAITING = """
+import sys, time
+from pathlib import Path
+import {module} as module
+from nnbackend import cli
+
+place = module.{place}
+
+def waiting(*given, **options):
+    Path("waiting").touch()
+    while not Path("go").exists():
+        time.sleep(0.001)
+    return place(*given, **options)
+
+module.{place} = waiting
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def started():
+    """Return what starts a process, which ends with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*command):
+            process = subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                text=True,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+def wait_for(is_so):
+    deadline = monotonic() + 60
+    while not is_so():
+        assert monotonic() < deadline
+        sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    ("module", "place"),
+    [("nnbackend.locks", "_locked"), ("nnbackend.run_folder", "write_atomically")],
+)
+def test_of_two_runs_with_one_folder_the_refused_one_leaves_the_other_whole(
+    module, place, started, run, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    train = ["train", *ARGUMENTS, "--engine", "reference", "--checkpoint-every", 1, "--out", "r"]
+    first = started("-c", WAITING.format(module=module, place=place), *train)
+    wait_for(Path("waiting").exists)
+    second = started("-m", "nnbackend", *train, "--epochs", 1_000_000, "--patience", 0)
+    # The second one is refused at once, or has the folder to itself by now.
+    wait_for(lambda: second.poll() is not None or checkpoint_files("r/checkpoints"))
+    Path("go").touch()
+    errors = first.communicate(timeout=60)[1]
+    has_won = first.returncode == 0
+    if has_won:
+        errors = second.communicate(timeout=60)[1]
+        assert second.returncode == 2
+    else:
+        assert first.returncode == 2
+        second.terminate()
+        assert second.communicate(timeout=60)[1] == ADVICE
+    epochs = read_training(checkpoint_files("r/checkpoints")[0])[1]["n_epochs"]
+    assert run("train", "--resume", "r", "--epochs", epochs + 1)[0] == 0
+    assert errors == (
+        "nnbackend train: --out: expected a folder that no other run is using, got 'r'; choose "
+        "another\n"
+    )
+    assert not list(Path("r").rglob(".*"))
+
+
+@pytest.mark.parametrize("step", [12, 11 * EPOCHS], ids=["in between", "the last"])
+def test_a_run_whose_folder_is_anothers_by_now_writes_nothing_there(step, run, monkeypatch):
+    write, others = CheckpointFolder.write, []
+
+    def meanwhile(folder, steps_done, content):
+        write(folder, steps_done, content)
+        if steps_done == step:
+            shutil.rmtree("r")
+            others.append(RunFolder.made("r", "other"))
+            others[0].write_command(["--epochs=1"])
+            others.append(CheckpointFolder(others[0].checkpoints))
+            others.append(contents("r"))
+
+    monkeypatch.setattr(CheckpointFolder, "write", meanwhile)
+    code, out, err = run(*TRAIN, "--patience", 0, "--out", "r", "--json")
+    assert (code, out) == (2, "")
+    assert err == (
+        "nnbackend train: the run folder 'r' was deleted, or is another run's by now: nothing more "
+        "is written there; begin anew\n"
+    )
+    folder, checkpoints, before = others
+    assert contents("r") == before
+    # It is still the other's.
+    assert run(*TRAIN, "--out", "r")[0] == 2
+    checkpoints.close()
+    folder.close()
+
+
+def test_a_run_without_a_folder_ends_at_its_next_checkpoint(run, monkeypatch):
+    write, count = CheckpointFolder.write, []
+
+    def meanwhile(*given):
+        write(*given)
+        count.append(1)
+        if len(count) == 2:
+            shutil.rmtree("r")
+
+    monkeypatch.setattr(CheckpointFolder, "write", meanwhile)
+    code, out, err = run(*TRAIN, "--out", "r", "--json")
+    assert (code, out) == (2, "")
+    assert err.startswith("nnbackend train: the run folder 'r' was deleted")
+    assert len(count) == 2
+    assert os.listdir() == []
+
+
+def test_a_benchmark_does_not_share_its_folder(run):
+    folder = RunFolder.made("r", "other")
+    own = ["--layers", "3-5-1", "--batch", "8", "--rounds", "1", "--seconds", "0.001"]
+    code, _, err = run("bench", *own, "--contestants", "textbook", "--out", "r")
+    assert code == 2
+    assert "--out: expected a folder that no other run is using" in err
+    assert os.listdir("r") == [".lock"]
+    folder.close()
+
+
+def test_what_a_killed_run_left_half_written_goes_with_the_next_that_goes_on(broken, run):
+    broken()
+    for folder in ("r", "r/checkpoints"):
+        Path(folder, ".0123456789abcdef.tmp").write_bytes(b"half")
+        Path(folder, ".lock").touch()
+    assert run("train", "--resume", "r")[0] == 0
+    assert not list(Path("r").rglob(".*"))
+    # Nor do they make a folder that was to be used one that holds files.
+    Path("s").mkdir()
+    Path("s/.0123456789abcdef.tmp").touch()
+    Path("s/.lock").touch()
+    assert run(*TRAIN, "--out", "s")[0] == 0
