@@ -10,6 +10,11 @@ from nnbackend.core.types import Array, Namespace
 
 __all__ = ["Moments", "Standardization"]
 
+# Steps of a dtype that are larger than this share of a column's deviation lose its signal.
+_LARGEST_STEP = 1e-4
+# Predictions of a target are expected within so many of its deviations.
+_FARTHEST = 1e4
+
 
 class Moments(NamedTuple):
     """Means and variances of columns, which those of further rows can be merged into.
@@ -135,5 +140,19 @@ class Standardization(NamedTuple):
         return standardized
 
     def undo(self, xp: Namespace, x: Array) -> Array:
-        """Return x scale + mean in the dtype of ``x``."""
-        return x * xp.astype(self.scale, x.dtype) + xp.astype(self.mean, x.dtype)
+        """Return x scale + mean in float64."""
+        return xp.astype(x, xp.float64) * self.scale + self.mean
+
+    def exceeds(self, xp: Namespace, dtype: object) -> Array:
+        """Return for which columns a dtype is too coarse where they are not standardized.
+
+        It is where its step at the mean, eps |mean|, is larger than 1e-4 scales, or where the
+        column comes near the largest or the smallest numbers that it has. float32 is too coarse for
+        a mean more than 839 scales from 0.
+        """
+        limits = xp.finfo(dtype)
+        size = xp.abs(self.mean)
+        tiny = float(limits.smallest_normal) * xp.ones_like(size)
+        step = float(limits.eps) * xp.maximum(size, tiny)
+        room = (float(limits.max) - size) / _FARTHEST
+        return (step > _LARGEST_STEP * self.scale) | (self.scale > room)

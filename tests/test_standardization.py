@@ -27,7 +27,9 @@ def of_blocks(blocks):
 @st.composite
 def offset_columns(draw):
     """Return numbers around an offset that vary by few or many of its steps, and where to cut."""
-    offset = draw(st.sampled_from([1e-30, 1.0, -1.7e9, 1e15, -1e15, 1.7e18, 1e-250, 1e300, 1.7e308]))
+    offset = draw(
+        st.sampled_from([1e-30, 1.0, -1.7e9, 1e15, -1e15, 1.7e18, 1e-250, 1e300, 1.7e308])
+    )
     step = float(np.spacing(offset)) * 2.0 ** draw(st.integers(0, 50))
     steps = draw(st.lists(st.integers(-1000, 1000), min_size=2, max_size=40))
     if draw(st.booleans()):
