@@ -114,7 +114,7 @@ HOLDERS = {
     "pandas": lambda X: frame("pandas", X),
     "polars": lambda X: frame("polars", X),
     "torch": lambda X: require("torch").asarray(X),
-    "source": lambda X: Arrays(X),
+    "source": Arrays,
     "source of float64": lambda X: Arrays(X.astype(float), buffer_bytes=2**13),
 }
 

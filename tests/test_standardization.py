@@ -1,4 +1,4 @@
-"""Standardization against exact arithmetic: what a dtype can tell apart is scaled, and comes back."""
+"""Standardization against exact arithmetic: what float64 can tell apart is scaled."""
 
 from __future__ import annotations
 
