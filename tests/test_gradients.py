@@ -274,14 +274,16 @@ def test_a_loss_gradient_off_by_3e_6_is_detected(drawn, error):
         nb.check_gradients(net, X, y, loss=wrong_loss(net.objective().loss, 1.0 + error))
 
 
-@given(networks(INITIALIZERS[:-1]), st.sampled_from([3e-6, -3e-6, 1e-3]))
-def test_a_derivative_off_by_3e_6_is_detected(drawn, error):
-    make, hidden, X, y = drawn
+@given(
+    # With initializer="normal" rounding is more than 3e-6 of the hidden layers' gradients.
+    st.tuples(networks(INITIALIZERS[1:-1]), st.sampled_from([3e-6, -3e-6]))
+    | st.tuples(networks(INITIALIZERS[:-1]), st.just(1e-3))
+)
+def test_a_derivative_off_by_3e_6_is_detected(drawn):
+    (make, hidden, X, y), error = drawn
     net = make(wrong(hidden, factor=1.0 + error))
     _, gradients = net.astype("float64").loss_and_gradients(X, y)
-    # Of a smaller gradient the rounding of differences is more than 3e-6.
-    smallest = 1e-4 if abs(error) < 1e-5 else 1e-6
-    assume(norm_of([*gradients.weights[:-1], *gradients.biases[:-1]]) > smallest)
+    assume(norm_of([*gradients.weights[:-1], *gradients.biases[:-1]]) > 1e-6)
     with pytest.raises(nb.GradientMismatchError, match="gradients differ"):
         nb.check_gradients(net, X, y)
 
