@@ -257,7 +257,7 @@ def check_targets(
         What the caller calls it.
     y : array-like
         (n_samples,) or (n_samples, n_outputs) numbers; integer labels (n_samples,) or rows that sum
-        to one for softmax cross-entropy.
+        to one, to within 1e-3, for softmax cross-entropy: they are divided by their sums.
     n_samples, n_outputs : int
         Rows of X, and size of the output layer.
     loss : Loss
@@ -296,10 +296,14 @@ def check_targets(
                 else ""
             )
         )
-    y = place(name, y, device, dtype)
+    is_distribution = isinstance(loss, SoftmaxCrossEntropy)
+    y = place(name, y, device, np.float64 if is_distribution else dtype)
     if is_column:
         y = y.reshape(-1, 1)
     _check_values(name, y, loss, device)
+    if is_distribution:
+        # The gradient p - t is that of rows that sum to 1 exactly, not nearly.
+        y = place(name, y / device.xp.sum(y, axis=1, keepdims=True), device, dtype)
     return y
 
 

@@ -143,9 +143,10 @@ def to_sklearn(net: Network) -> Any:
 
     scikit-learn's networks standardize nothing: the standardization is folded into the weights of
     the first layer, and that of a target into the last, in float64, before they are rounded to the
-    network's dtype. Where a feature's mean is far larger than its deviation this costs digits in
-    float32; ``to_sklearn(net.astype("float64"))`` keeps them. Dropout is left out: it plays no
-    part in prediction, and scikit-learn has none.
+    network's dtype. Where that is too coarse for a feature or target that is not standardized (in
+    float32 mostly one with a mean more than 839 deviations from 0), the network is refused;
+    ``to_sklearn(net.astype("float64"))`` keeps the digits. Dropout is left out: it plays no part in
+    prediction, and scikit-learn has none.
 
     ``class_names`` become the classes, sorted as scikit-learn has them, and with them the columns
     of ``predict_proba``. Where all of them are written as whole numbers they become numbers, and
@@ -167,7 +168,7 @@ def to_sklearn(net: Network) -> Any:
     Raises
     ------
     InputError
-        If scikit-learn has no such network.
+        If scikit-learn has no such network, or its dtype is too coarse for the standardization.
 
     See Also
     --------
@@ -354,6 +355,10 @@ def to_torch(net: Network) -> dict[str, Any]:
 
     Raises
     ------
+    InputError
+        If the network's dtype is too coarse for the standardization, as ``to_sklearn`` says. A
+        module that is to take ``to_torch(net.astype("float64"))`` has to be in float64 as well:
+        ``module.double()``.
     MissingDependencyError
         If torch is not installed.
 
@@ -436,12 +441,32 @@ def _folded(net: Any) -> tuple[list[Array], list[Array]]:
 def _rounded(
     net: Network, weights: list[Array], biases: list[Array]
 ) -> tuple[list[Array], list[Array]]:
-    """Return arrays in the network's dtype, in which they have to be finite."""
+    """Return arrays in the network's dtype, which has to hold them and what they compute."""
     cpu, dtype = Device("cpu"), DTYPES[net.dtype]
-    return (
+    rounded = (
         [place(f"weights[{i}]", W, cpu, dtype) for i, W in enumerate(weights)],
         [place(f"biases[{i}]", b, cpu, dtype) for i, b in enumerate(biases)],
     )
+    host = net.to("cpu")
+    for kind, columns in (
+        ("feature", host.standardization),
+        ("target", host.target_standardization),
+    ):
+        if columns is None or not (exceeds := columns.exceeds(np, dtype)).any():
+            continue
+        k = int(np.argmax(exceeds))
+        is_cured = net.dtype == "float32" and not columns.exceeds(np, np.float64).any()
+        remedy = (
+            "pass net.astype('float64')"
+            if is_cured
+            else f"subtract its mean from the {kind} before net.standardize and nb.train"
+        )
+        raise InputError(
+            f"net: expected a standardization that {net.dtype} weights can take up, got a mean of "
+            f"{columns.mean[k]:g} with a scale of {columns.scale[k]:g} for {kind} {k}, for which "
+            f"{net.dtype} is too coarse; {remedy}"
+        )
+    return rounded
 
 
 def _sklearn_parts(argument: str, estimator: Any) -> tuple[Any, Any]:

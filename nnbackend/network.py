@@ -99,7 +99,8 @@ class Network:
     dropout : float or one per hidden layer, default 0.0
         The probability in [0, 1) with which training drops a unit of a hidden layer.
     dtype : {"float32", "float64"}, default "float32"
-        The dtype of parameters and results.
+        The dtype of parameters and results. Where float32 is too coarse for a standardized target,
+        predictions of it are float64: see ``standardize``.
     device : str, default "cpu"
         Where parameters live and everything is computed: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or
         ``"auto"`` for the first GPU if there is one.
@@ -378,6 +379,14 @@ class Network:
         are in those units, and predictions come back in the units of ``y``. Call it with the
         training data, before training.
 
+        Standardization is computed in float64, so pass numbers with a large offset, such as times,
+        in float64 or integers: float32 has no digits left for what varies. (Integers beyond 2**53
+        are rounded to float64.) The scale of a column whose numbers are all equal is 1.
+
+        Predictions are in the network's dtype. A float32 network returns float64 where float32
+        steps at the mean of a target, 1.2e-7 |mean|, exceed 1e-4 of its scale (a mean more than 839
+        scales from 0), or where it has no numbers as large or as small as the target's.
+
         Parameters
         ----------
         X : array-like (n_samples, n_features) or Source
@@ -589,6 +598,8 @@ class Network:
         target = self.target_standardization
         if target is not None:
             A = target.undo(xp, A)
+            if not bool(xp.any(target.exceeds(xp, Z.dtype))):
+                A = xp.astype(A, Z.dtype)
         return A
 
     @_on_device
@@ -603,7 +614,8 @@ class Network:
         Returns
         -------
         array (n_samples, n_outputs)
-            In the network's dtype, where X is and of its library; NumPy for lists and data frames.
+            Where X is and of its library; NumPy for lists and data frames. In the network's dtype,
+            or float64 for a target that float32 is too coarse for, as ``standardize`` says.
         """
         return self._follow(self._forward(X), X)
 
@@ -621,7 +633,8 @@ class Network:
         array (n_samples,) or (n_samples, n_outputs)
             Sigmoid: int64 0 or 1 (1 where the activation is above 0.5), (n_samples,) for one output
             and a column per label for several. Softmax: the int64 index of the most probable class,
-            (n_samples,). Identity and exp: the outputs, (n_samples,) if there is only one.
+            (n_samples,). Identity and exp: the outputs, (n_samples,) if there is only one, in the
+            dtype that ``forward`` returns.
         """
         xp = self._device.xp
         A = self._forward(X)

@@ -30,7 +30,9 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     """Write a network as one ONNX file, whole or not at all.
 
     The file computes what the network does, standardization included. Its input is ``X``
-    (n_samples, n_features), in the network's dtype, for any number of examples. The outputs of a
+    (n_samples, n_features), for any number of examples, in the network's dtype; it is float64 where
+    float32 is too coarse for a standardized feature, by the rule by which ``standardize`` says it
+    of a target (a mean more than 839 deviations from 0, mostly). The outputs of a
     network with a sigmoid or softmax output are ``label``, what ``predict`` returns, and
     ``probabilities``, what ``predict_proba`` does; else ``prediction``, what ``predict`` returns.
     Shapes and dtypes are theirs as well: a label is int64, even of a class with a name.
@@ -59,8 +61,6 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     and, where the network has them, ``feature_names`` and ``class_names`` as JSON lists.
 
     Nothing is checked when the file is used: NaN in ``X`` gives NaN, and a label without meaning.
-    In float32 ``X`` has 7 digits; where those of a large mean leave none for the deviation, export
-    ``net.astype("float64")``.
 
     Examples
     --------
@@ -98,8 +98,10 @@ def _model(net: Network) -> Any:
     # Parameters are inputs of the trace, so that nothing is computed on them and each keeps its
     # name; the recorded graph gets them as constants.
     parameters = {name: _input(ndonnx, x.shape, x.dtype) for name, x in tensors.items()}
-    X = _input(ndonnx, ("n_samples", net.layer_sizes[0]), np.dtype(net.dtype))
-    outputs = _outputs(xp, net, _forward(xp, net, parameters, X))
+    given, returned = (_dtype(net, tensors, f"{kind}standardization") for kind in ("", "target_"))
+    X = _input(ndonnx, ("n_samples", net.layer_sizes[0]), given)
+    A = _forward(xp, net, parameters, X)
+    outputs = _outputs(xp, net, xp.astype(A, ndonnx.from_numpy_dtype(returned)))
     model = ndonnx.build({"X": X, **parameters}, outputs)
     for output in model.graph.output:
         batch, *columns = output.type.tensor_type.shape.dim
@@ -115,6 +117,14 @@ def _model(net: Network) -> Any:
     metadata = {key: json.dumps(value) for key, value in names.items() if value is not None}
     onnx.helper.set_model_props(model, {"nnbackend_version": nnbackend.__version__, **metadata})
     return model
+
+
+def _dtype(net: Network, tensors: Mapping[str, Array], standardization: str) -> np.dtype[Any]:
+    """Return the dtype of what is standardized: the network's, or float64 if that is too coarse."""
+    if getattr(net, standardization) is None:
+        return np.dtype(net.dtype)
+    exceeds = _standardization(tensors, standardization).exceeds(np, net.dtype)
+    return np.dtype("float64" if exceeds.any() else net.dtype)
 
 
 def _libraries() -> tuple[Any, Any, Any]:
@@ -163,10 +173,11 @@ class _Namespace:
 
 
 def _forward(xp: Namespace, net: Network, arrays: Mapping[str, Array], X: Array) -> Array:
-    """Return what ``Network.forward`` does."""
+    """Return what ``Network.forward`` does, a standardized target in float64."""
     A = X
     if net.standardization is not None:
-        A = xp.astype(_standardization(arrays, "standardization").apply(X), X.dtype)
+        standardized = _standardization(arrays, "standardization").apply(X)
+        A = xp.astype(standardized, arrays["weights.0"].dtype)
     structure = replace(net.structure, hidden=tuple(map(_traceable, net.structure.hidden)))
     layers = range(len(structure.weight_shapes))
     weights = [arrays[f"weights.{layer}"] for layer in layers]

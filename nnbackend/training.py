@@ -105,8 +105,8 @@ def train(
         regression.
     y : array-like
         Sigmoid: labels 0 and 1, (n_samples,) or (n_samples, n_outputs). Softmax: integer labels
-        (n_samples,), or rows (n_samples, n_classes) that sum to one. Identity, exp: numbers,
-        (n_samples,) or (n_samples, n_outputs).
+        (n_samples,), or rows (n_samples, n_classes) that sum to one (those that do to within 1e-3
+        are divided by their sums). Identity, exp: numbers, (n_samples,) or (n_samples, n_outputs).
     optimizer : str or Optimizer, optional
         ``nb.SGD``, ``nb.RMSprop``, ``nb.Adagrad``, ``nb.Adam`` or ``nb.AdamW``, with a learning
         rate or a schedule of ``nb.schedules``; or a name, for its defaults. By default

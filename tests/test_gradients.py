@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from backends import TORCH_ACTIVATIONS
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 import nnbackend as nb
 from nnbackend import losses
@@ -193,3 +195,112 @@ def test_a_float32_network_is_checked_in_float64_and_left_as_it_is():
     assert report.relative_error < 1e-6
     assert net.dtype == "float32"
     np.testing.assert_array_equal(net.parameters, before)
+
+
+INITIALIZERS = ["normal", "he_normal", "glorot_uniform", "orthogonal", "zeros"]
+
+
+@st.composite
+def networks(draw, initializers=INITIALIZERS):
+    """Return what makes a network of some hidden activation, and data for it."""
+    seed = draw(st.integers(0, 2**32))
+    output = draw(st.sampled_from(["sigmoid", "softmax", "identity", "exp"]))
+    n_outputs = draw(st.sampled_from([1, 3]))
+    n_samples = draw(st.sampled_from([1, 2, 12, 100, 500]))
+    rng = np.random.default_rng(seed)
+    y = {
+        "sigmoid": rng.integers(0, 2, (n_samples, n_outputs)),
+        "softmax": rng.integers(0, n_outputs, n_samples),
+        "identity": rng.normal(size=(n_samples, n_outputs)),
+        "exp": rng.poisson(2.0, (n_samples, n_outputs)),
+    }[output]
+    hidden = draw(st.sampled_from(["relu", "leaky_relu", "elu", "tanh", "gelu"]))
+    initializer = draw(st.sampled_from(initializers))
+
+    def make(activation):
+        return nb.Network(
+            [5, 8, 4, n_outputs],
+            hidden=activation,
+            output=output,
+            initializer=initializer,
+            seed=seed,
+        )
+
+    return make, hidden, rng.normal(size=(n_samples, 5)), y
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_relu_network_of_small_gradients_is_found_right(seed):
+    rng = np.random.default_rng(seed)
+    X, y = rng.normal(size=(500, 5)), rng.integers(0, 2, 500)
+    net = nb.Network([5, 8, 4, 1], hidden="relu", initializer="normal", seed=seed)
+    report = nb.check_gradients(net, X, y)
+    # A kink is a small part of 500 examples' gradient: many parameters have one within reach, and
+    # are compared or left out by what it does to the comparison.
+    assert report.n_compared > 0.4 * report.n_parameters
+
+
+@given(networks(), st.sampled_from([{}, {"l1": 0.01, "l2": 0.1}]))
+def test_right_gradients_are_found_right(drawn, penalties):
+    make, hidden, X, y = drawn
+    report = nb.check_gradients(make(hidden), X, y, **penalties)
+    # By default a third of the tolerance is left to kinks that stay below it.
+    assert report.relative_error < 5e-7
+    if hidden in ("tanh", "gelu") and not penalties:
+        assert report.n_skipped == 0
+
+
+def norm_of(arrays):
+    return float(np.sqrt(sum((x**2).sum() for x in arrays)))
+
+
+def wrong_loss(base, factor):
+    class Wrong(type(base)):
+        def elements(self, xp, Z, Y):
+            element, derivative = super().elements(xp, Z, Y)
+            return element, factor * derivative
+
+    return Wrong()
+
+
+@given(networks(), st.sampled_from([3e-6, -3e-6, 1e-3]))
+def test_a_loss_gradient_off_by_3e_6_is_detected(drawn, error):
+    make, hidden, X, y = drawn
+    net = make(hidden)
+    _, gradients = net.astype("float64").loss_and_gradients(X, y)
+    # Where targets are met there is no gradient to be off.
+    assume(norm_of([*gradients.weights, *gradients.biases]) > 1e-4)
+    with pytest.raises(nb.GradientMismatchError, match="gradients differ"):
+        nb.check_gradients(net, X, y, loss=wrong_loss(net.objective().loss, 1.0 + error))
+
+
+@given(
+    # With initializer="normal" rounding is more than 3e-6 of the hidden layers' gradients.
+    st.tuples(networks(INITIALIZERS[1:-1]), st.sampled_from([3e-6, -3e-6]))
+    | st.tuples(networks(INITIALIZERS[:-1]), st.just(1e-3))
+)
+def test_a_derivative_off_by_3e_6_is_detected(drawn):
+    (make, hidden, X, y), error = drawn
+    net = make(wrong(hidden, factor=1.0 + error))
+    _, gradients = net.astype("float64").loss_and_gradients(X, y)
+    assume(norm_of([*gradients.weights[:-1], *gradients.biases[:-1]]) > 1e-6)
+    with pytest.raises(nb.GradientMismatchError, match="gradients differ"):
+        nb.check_gradients(net, X, y)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_gradients_of_features_of_any_size_are_judged_by_their_own_size(scale):
+    rng = np.random.default_rng(0)
+    X, y = scale * rng.normal(size=(30, 4)), rng.poisson(2.0, (30, 1))
+    net = nb.Network([4, 6, 1], hidden="tanh", output="exp", dtype="float64")
+    assert nb.check_gradients(net, X, y).relative_error < 1e-6
+    with pytest.raises(nb.GradientMismatchError, match="gradients differ"):
+        nb.check_gradients(net, X, y, loss=wrong_loss(losses.Poisson(), 1.0 + 3e-6))
+
+
+def test_an_error_near_overflow_does_not_pass_as_nan():
+    net = nb.Network([1, 1], output="exp", dtype="float64")
+    net.set_parameters([[[1.0]]], [[0.0]])
+    assert nb.check_gradients(net, [[600.0]], [1.0]).relative_error < 1e-6
+    with pytest.raises(nb.GradientMismatchError, match="gradients differ"):
+        nb.check_gradients(net, [[600.0]], [1.0], loss=wrong_loss(losses.Poisson(), 1.0 + 3e-6))

@@ -499,9 +499,7 @@ def test_a_constant_column_is_moved_to_zero_and_not_scaled(value):
     X[:, 1] = value
     net = nb.Network([3, 1], dtype="float64").standardize(X)
     assert net.standardization.scale[1] == 1
-    prepared = net.prepare_features(X)
-    # The mean of 50 equal numbers is that number up to rounding.
-    assert abs(prepared[:, 1]).max() <= 1e-15 * abs(value)
+    assert not net.prepare_features(X)[:, 1].any()
     assert np.isfinite(net.forward(X)).all()
 
 

@@ -56,9 +56,15 @@ def serve(onnx, tmp_path):
         assert [path.name for path in tmp_path.glob("*.onnx*")] == ["served.onnx"]
         session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
-        return model, lambda X: dict(zip(names, session.run(names, {"X": X}), strict=True))
+        return model, lambda X: dict(zip(names, session.run(names, feeds(session, X)), strict=True))
 
     return export
+
+
+def feeds(session, X):
+    """Return the input of a session: X in the dtype that the file says."""
+    (given,) = session.get_inputs()
+    return {"X": X.astype({"tensor(float)": "float32", "tensor(double)": "float64"}[given.type])}
 
 
 def network(output, n_outputs, **options):
@@ -179,7 +185,7 @@ def test_any_structure_computes_what_the_network_does(
     nb.export_onnx(net, path)
     onnx.checker.check_model(path, full_check=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    found = session.run(None, {"X": X})
+    found = session.run(None, feeds(session, X))
     assert_same(net, dict(zip((x.name for x in session.get_outputs()), found, strict=True)), X)
 
 
