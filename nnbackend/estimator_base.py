@@ -32,6 +32,7 @@ from nnbackend.core.schedules import Clock, Schedule
 from nnbackend.core.types import Array, Namespace
 from nnbackend.device import device_of, get_device, in_library_of
 from nnbackend.errors import DivergenceError, InputError
+from nnbackend.floating_point import callers_errors, own_errors
 from nnbackend.network import Network
 from nnbackend.sources import Source, as_source
 from nnbackend.training import TrainingState, train
@@ -170,6 +171,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
     # Where the arrays are that a method is working on; empty: not on a GPU.
     _place = ""
 
+    @own_errors
     def _call(self, method: Callable[..., Any], name: str, X: Any, *more: Any, **named: Any) -> Any:
         """Call one of scikit-learn's methods with arrays of any library.
 
@@ -389,7 +391,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
         tasks = self._tasks(X, y, 0)
         start = device.to_numpy(net.parameters).astype(np.float64)
         options = {"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol}
-        with device.activate(), np.errstate(over="ignore", invalid="ignore"):
+        with device.activate():
             result = scipy.optimize.minimize(
                 evaluate, start, method="L-BFGS-B", jac=True, options=options
             )
@@ -575,6 +577,7 @@ class _Watch:
         self._hooks = _callbacks(model.callbacks)
         self.is_converged = False
 
+    @own_errors
     def __call__(self, state: TrainingState) -> None:
         model = self._model
         model.n_iter_ += 1
@@ -593,7 +596,8 @@ class _Watch:
         if model._no_improvement_count > model.n_iter_no_change:  # noqa: SLF001
             self._stop_or_slow_down(state)
         for hook in self._hooks:
-            hook(state)
+            with callers_errors():
+                hook(state)
         if self._tasks is None:
             return
         if self._tasks.end_epoch(model, model._fitted_so_far(state.network)):  # noqa: SLF001

@@ -17,6 +17,7 @@ import numpy as np
 from nnbackend.device import device_of
 from nnbackend.engines import Data
 from nnbackend.errors import InputError
+from nnbackend.floating_point import callers_errors, callers_items
 
 if TYPE_CHECKING:
     from nnbackend.core.losses import Loss
@@ -106,7 +107,8 @@ class Resident:
         return rng.permutation(self.n_samples) if self._shuffle and len(self) > 1 else None
 
     def _called(self) -> Any:
-        order = np.asarray(self._shuffle())  # type: ignore[operator]
+        with callers_errors():
+            order = np.asarray(self._shuffle())  # type: ignore[operator]
         n = self.n_samples
         # A permutation: anything else would leave rows out, or read beyond the data.
         if order.shape != (n,) or not np.array_equal(np.sort(order), np.arange(n)):
@@ -177,7 +179,9 @@ class Feed:
         """Yield a part for each batch, in whatever order they come."""
         del rng
         n_samples, number = 0, first_step - 1
-        for number, batch in enumerate(islice(self._batches, first_step, None), first_step):
+        for number, batch in enumerate(
+            islice(callers_items(self._batches), first_step, None), first_step
+        ):
             is_tuple = isinstance(batch, tuple | list)
             if not is_tuple or len(batch) not in (2, 3):
                 size = f" of {len(batch)}" if is_tuple else ""

@@ -13,6 +13,7 @@ from nnbackend.core.objective import Objective
 from nnbackend.core.types import Array, Namespace
 from nnbackend.device import get_device
 from nnbackend.errors import GradientMismatchError, InputError
+from nnbackend.floating_point import own_errors
 from nnbackend.network import Network
 
 __all__ = ["GradientReport", "check_gradients"]
@@ -65,6 +66,7 @@ class GradientReport:
         return "\n".join(lines)
 
 
+@own_errors
 def check_gradients(
     net: Network,
     X: Any,

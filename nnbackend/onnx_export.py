@@ -15,6 +15,7 @@ from nnbackend.core import propagation
 from nnbackend.core.activations import Activation
 from nnbackend.core.types import Array, Namespace
 from nnbackend.errors import InputError, MissingDependencyError
+from nnbackend.floating_point import own_errors
 from nnbackend.network import Network
 from nnbackend.persistence import (
     checked_names,
@@ -31,6 +32,7 @@ __all__ = ["export_onnx"]
 _LARGEST = 2**31 - 2**24
 
 
+@own_errors
 def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     """Write a network as one ONNX file, whole or not at all.
 
