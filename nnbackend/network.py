@@ -764,7 +764,9 @@ def _column_names(X: Any) -> tuple[str, ...] | None:
     if not hasattr(X, "__array__") or not hasattr(X, "columns"):
         return None
     names = tuple(X.columns)
-    return names if all(isinstance(name, str) for name in names) else None
+    # Names that are not distinct tell no columns apart: those go by position.
+    is_named = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+    return names if is_named else None
 
 
 def _dtype_name(dtype: Any) -> str:
