@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import statistics
 import sys
@@ -36,6 +35,7 @@ import nnbackend as nb
 from nnbackend.benchmark_report import duration
 from nnbackend.environment import environment
 from nnbackend.errors import MissingDependencyError
+from nnbackend.terminal import to_json
 
 FOLDS, ROUNDS, QUICK_ROUNDS, QUICK_EPOCHS = 5, 5, 2, 10
 COLUMNS = ["data", "score", "nnbackend", "scikit-learn", "no worse", "epochs", "fit, nnbackend"]
@@ -235,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     record["environment"] = environment()
     print("", notes(record), sep="\n")
     if path is not None:
-        path.write_text(f"{json.dumps(record, indent=1)}\n")
+        path.write_text(to_json(record, indent=1))
     return 0 if all(r.get("is_no_worse", True) for r in record["results"].values()) else 1
 
 

@@ -41,6 +41,7 @@ from nnbackend.device import get_device
 from nnbackend.distributed import Team
 from nnbackend.environment import environment
 from nnbackend.errors import MissingDependencyError
+from nnbackend.terminal import to_json
 
 ROUNDS, SECONDS = 5, 0.5
 # Against hanging only: a launch that compiles takes a minute.
@@ -120,7 +121,7 @@ def work(job: dict[str, Any]) -> None:
     do = {"steps": step_seconds, "all-reduce": all_reduce_seconds}[job["what"]]
     found = do(job, MPI.COMM_WORLD)
     if found is not None:
-        print(json.dumps(found))
+        print(json.dumps(found, allow_nan=False))
 
 
 @cache
@@ -269,7 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
     record["assumptions"] = {name: getattr(options, name) for name in ASSUMPTIONS}
     record["analysis"] = analyse(record["measured"], record["assumptions"])
-    (options.out / "scaling.json").write_text(f"{json.dumps(record, indent=1)}\n")
+    (options.out / "scaling.json").write_text(to_json(record, indent=1))
     text = report(record)
     (options.out / "scaling.md").write_text(text)
     for name, content in draw(record).items():

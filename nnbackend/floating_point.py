@@ -9,6 +9,7 @@ callbacks, shuffles, batches - finds the state that the caller has set.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -21,7 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-# The state outside of the outermost door.
+# The state outside of the door that we are in; None outside of all.
 _CALLERS: ContextVar[dict[str, Any] | None] = ContextVar("callers", default=None)
 
 
@@ -38,20 +39,28 @@ def own_errors(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        token = _CALLERS.set(dict(np.geterr())) if _CALLERS.get() is None else None
+        if _CALLERS.get() is not None:
+            return function(*args, **kwargs)
+        token = _CALLERS.set(dict(np.geterr()))
         try:
             with np.errstate(all="ignore"):
                 return function(*args, **kwargs)
         finally:
-            if token is not None:
-                _CALLERS.reset(token)
+            _CALLERS.reset(token)
 
     return wrapped
 
 
-def callers_errors() -> np.errstate:
-    """Return the context of the caller's error state, in which the caller's code is to run."""
-    return np.errstate(**(_CALLERS.get() or {}))
+@contextmanager
+def callers_errors() -> Iterator[None]:
+    """Go out of the door: the caller's code runs in the caller's error state."""
+    state = _CALLERS.get() or {}
+    token = _CALLERS.set(None)
+    try:
+        with np.errstate(**state):
+            yield
+    finally:
+        _CALLERS.reset(token)
 
 
 def callers_items(items: Iterable[T]) -> Iterator[T]:

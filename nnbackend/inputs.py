@@ -181,8 +181,7 @@ def place(name: str, x: Array, device: Device, dtype: Any, original: Array | Non
 
     ``original`` is what the caller gave, for the message, where ``x`` was computed from it.
     """
-    with np.errstate(over="ignore"):
-        placed = device.place(x, dtype)
+    placed = device.place(x, dtype)
     check_finite(name, placed, x if original is None else original)
     return placed
 
@@ -361,8 +360,7 @@ def check_sample_weight(
             f"{name}: expected weights >= 0 that are not all zero, got a smallest of "
             f"{float(weight.min()):g} and a largest of {float(weight.max()):g}"
         )
-    with np.errstate(over="ignore"):
-        total = float(weight.sum())
+    total = float(weight.sum())
     if not np.isfinite(total):
         raise InputError(
             f"{name}: expected weights whose sum is finite, got a largest of "

@@ -243,6 +243,13 @@ def test_what_is_called_of_the_callers_finds_the_callers_state():
 
     with states(seen):
         net = nb.Network([3, 2, 1])
+
+        def predict(state):
+            # A door again, of the network in a callback; behind it, the callback's own state.
+            assert np.isfinite(state.network.predict(1e-30 * X)).all()
+            note()
+
+        nb.train(net, X, LABELS, epochs=1, callbacks=[predict, note])
         nb.train(net, X, LABELS, epochs=2, batch_size=5, callbacks=note, shuffle=order)
     seen.clear()
     with states(seen):
