@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import statistics
 import sys
@@ -37,6 +36,7 @@ from nnbackend.benchmark_report import duration
 from nnbackend.environment import environment
 from nnbackend.errors import MissingDependencyError
 from nnbackend.files import write_atomically
+from nnbackend.terminal import to_json
 
 FOLDS, ROUNDS, QUICK_ROUNDS, QUICK_EPOCHS = 5, 5, 2, 10
 COLUMNS = ["data", "score", "nnbackend", "scikit-learn", "no worse", "epochs", "fit, nnbackend"]
@@ -236,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
     record["environment"] = environment()
     print("", notes(record), sep="\n")
     if path is not None:
-        write_atomically(path, f"{json.dumps(record, indent=1)}\n".encode())
+        write_atomically(path, to_json(record, indent=1).encode())
     return 0 if all(r.get("is_no_worse", True) for r in record["results"].values()) else 1
 
 

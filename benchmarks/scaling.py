@@ -43,6 +43,7 @@ from nnbackend.environment import environment
 from nnbackend.errors import MissingDependencyError
 from nnbackend.files import write_atomically
 from nnbackend.plots import drawn
+from nnbackend.terminal import to_json
 
 ROUNDS, SECONDS = 5, 0.5
 # Against hanging only: a launch that compiles takes a minute.
@@ -122,7 +123,7 @@ def work(job: dict[str, Any]) -> None:
     do = {"steps": step_seconds, "all-reduce": all_reduce_seconds}[job["what"]]
     found = do(job, MPI.COMM_WORLD)
     if found is not None:
-        print(json.dumps(found))
+        print(json.dumps(found, allow_nan=False))
 
 
 @cache
@@ -271,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
     record["assumptions"] = {name: getattr(options, name) for name in ASSUMPTIONS}
     record["analysis"] = analyse(record["measured"], record["assumptions"])
-    write_atomically(options.out / "scaling.json", f"{json.dumps(record, indent=1)}\n".encode())
+    write_atomically(options.out / "scaling.json", to_json(record, indent=1).encode())
     text = report(record)
     write_atomically(options.out / "scaling.md", text.encode())
     print(text)

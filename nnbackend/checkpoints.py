@@ -22,7 +22,7 @@ import numpy as np
 from nnbackend.checks import positive_integer, real
 from nnbackend.core.optimizers import OptimizerState
 from nnbackend.engines import EngineState
-from nnbackend.errors import CheckpointError, InputError, ModelFileError
+from nnbackend.errors import CheckpointError, InputError, ModelFileError, UnusableModelError
 from nnbackend.files import (
     checked_path,
     make_folders,
@@ -209,7 +209,8 @@ class CheckpointFolder:
         Raises
         ------
         CheckpointError
-            If there are checkpoints and none of them is whole.
+            If there are checkpoints and none of them is whole, or the newest that is whole cannot
+            be used here.
 
         Those that are damaged are renamed where an older one is whole.
         """
@@ -219,6 +220,12 @@ class CheckpointFolder:
         for path in files:
             try:
                 checkpoint = read_checkpoint(path, net)
+            except UnusableModelError as error:
+                # Not damaged: it can be gone on from once what it needs is here.
+                reason = str(error).removeprefix("path: ")
+                raise CheckpointError(
+                    f"checkpoint: expected one to go on from: {reason}; the file is kept"
+                ) from error
             except ModelFileError as error:
                 cause = error.__cause__
                 if isinstance(cause, OSError) and not isinstance(cause, IsADirectoryError):
@@ -309,7 +316,7 @@ def read_checkpoint(path: str, net: Network) -> Checkpoint:
     try:
         return Checkpoint.from_parts(stored, description, arrays)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise ModelFileError(
+        raise UnusableModelError(
             f"path: {path!r} is not a valid checkpoint: {type(error).__name__}: {error}"
         ) from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import nnbackend
 from nnbackend.checks import lookup, real
@@ -25,6 +24,15 @@ from nnbackend.core.optimizers import OPTIMIZERS, SGD, AdamW, Optimizer, optimiz
 from nnbackend.core.schedules import Cosine
 from nnbackend.datasets import DATASETS, load_dataset
 from nnbackend.errors import InputError, MissingDependencyError, NNBackendError
+from nnbackend.terminal import (
+    OutputError,
+    csv_text,
+    printable,
+    show,
+    standard_streams,
+    to_json,
+    write_csv,
+)
 
 if TYPE_CHECKING:
     from nnbackend.benchmark import Workload
@@ -66,43 +74,71 @@ SCHEDULES: dict[str, Any] = {
 }
 
 _UNITS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
+# What the other commands call the library's arguments.
+_ARGUMENTS = {"path": "MODEL", "X": "DATA"}
 # Options of ``train`` that are not about what is trained.
 _OWN_OPTIONS = {"run", "command", "out", "json", "resume", "checkpoint_every", "data"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    with standard_streams():
+        try:
+            try:
+                return _run(arguments)
+            finally:
+                # Here, where it can be told that the last of it cannot be written.
+                sys.stdout.flush()
+        except OutputError as error:
+            if error.is_closed_pipe:
+                # As a shell reports a tool that SIGPIPE has ended, quietly: 128 + 13. With pipefail
+                # a pipeline thus tells a reader that left early from one that read all.
+                return 141
+            _complain("nnbackend", str(error))
+            return 2
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+    except OutputError:
+        raise
     except NNBackendError as error:
-        print(f"nnbackend {options.command}: {_in_options(error, options)}", file=sys.stderr)
+        _complain(f"nnbackend {options.command}", _in_options(error, options))
         return 2
     except MemoryError as error:
-        print(f"nnbackend {options.command}: not enough memory ({error})", file=sys.stderr)
+        _complain(f"nnbackend {options.command}", f"not enough memory ({error})")
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader of a pipe has gone; what is still buffered has nowhere to go.
-        sys.stderr.close()
-        return 141
     return 0
+
+
+def _complain(who: str, sentence: str) -> None:
+    show(f"{who}: {printable(sentence)}", sys.stderr)
 
 
 def _in_options(error: NNBackendError, options: argparse.Namespace) -> str:
     """Return an error's sentence with the option that was typed for the library's argument."""
     name, colon, rest = str(error).partition(":")
-    if name == "path" and options.command != "train":
-        return f"MODEL:{rest}"
+    if name in _ARGUMENTS and options.command != "train":
+        return f"{_ARGUMENTS[name]}:{rest}"
     option = {"hidden": "activation", "path": "out"}.get(name, name)
     if options.command == "train" and hasattr(options, option) and name.isidentifier():
         return f"--{option.replace('_', '-')}{colon}{rest}"
     return str(error)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Repeats what was typed in a form that any terminal can show."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="nnbackend",
         description="Train fully connected neural networks on NumPy (CPU) and CuPy (CUDA).",
     )
@@ -313,10 +349,13 @@ def _train(options: argparse.Namespace) -> None:
     try:
         folder.require_own()
         if not options.json:
-            print(f"{_describe(dataset)}\n{net}: {net.n_parameters:,} parameters", flush=True)
+            show(f"{printable(_describe(dataset))}\n{net}: {net.n_parameters:,} parameters")
             if options.resume is not None:
                 files = checkpoint_files(folder.checkpoints)
-                print(f"going on from {files[0]}" if files else "no checkpoint yet: beginning anew")
+                begun = (
+                    f"going on from {files[0]}" if files else "no checkpoint yet: beginning anew"
+                )
+                show(begun)
         with _first_interrupt_only() as ignore_others:
             with all_or_none(communicator), _progress(experiment, options.json) as callbacks:
                 result = experiment.run(
@@ -331,12 +370,12 @@ def _train(options: argparse.Namespace) -> None:
         is_useless = folder.abandon()
         if not is_useless and (is_trained or isinstance(error, SystemExit)):
             advice = f"what was learnt is kept: go on with: nnbackend train --resume {folder.path}"
-            print(advice, file=sys.stderr, flush=True)
+            show(advice, sys.stderr)
         raise
     finally:
         folder.close()
     if options.json:
-        print(json.dumps({"run": str(folder.path), "files": files, **result.to_dict()}))
+        sys.stdout.write(to_json({"run": str(folder.path), "files": files, **result.to_dict()}))
     else:
         _print_result(result, folder.path, files)
     if result.error is not None:
@@ -374,7 +413,7 @@ def _begin(
             if team.rank == 0:
                 # A launcher that reports a process's end names its number alone.
                 for rank, process in enumerate(team.processes):
-                    print(f"rank {rank} is {process}", file=sys.stderr, flush=True)
+                    show(f"rank {rank} is {process}", sys.stderr)
         undo.pop_all()
     return experiment, dataset, net, folder, _arguments(options)
 
@@ -562,7 +601,7 @@ def _first_interrupt_only() -> Iterator[Callable[[], None]]:
 
     def handle(_signal: int, _frame: Any) -> None:
         ignore_others()
-        print("interrupted: writing what was learnt so far", file=sys.stderr, flush=True)
+        show("interrupted: writing what was learnt so far", sys.stderr)
         raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGINT, handle)
@@ -651,8 +690,7 @@ def _score_lines(scores: dict[str, float], prefix: str = "") -> list[tuple[str, 
 
 def _print_lines(lines: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in lines)
-    for name, value in lines:
-        print(f"{name:<{width}}  {value}")
+    show("\n".join(f"{name:<{width}}  {printable(value)}" for name, value in lines))
 
 
 def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
@@ -686,51 +724,46 @@ def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    from nnbackend.experiment import finite_predictions
     from nnbackend.run_folder import model_file
 
     net, _, X = _model_features(options)
-    predicted = net.predict(X)
-    if predicted.ndim == 1:
-        columns: dict[str, list[Any]] = {"prediction": predicted.tolist()}
-    else:
-        columns = {f"prediction_{k}": predicted[:, k].tolist() for k in range(predicted.shape[1])}
-    is_single = net.output == "softmax" or (net.output == "sigmoid" and predicted.ndim == 1)
-    if net.class_names is not None and is_single:
-        columns["prediction"] = [net.class_names[k] for k in columns["prediction"]]
     if options.probabilities and net.output not in ("sigmoid", "softmax"):
         raise InputError("--probabilities: expected a classifier, got the model of a regression")
+    predicted = finite_predictions(net, X)
+    columns: list[tuple[str, list[Any]]]
+    if predicted.ndim == 1:
+        values = predicted.tolist()
+        if net.output in ("sigmoid", "softmax") and net.class_names is not None:
+            values = [net.class_names[k] for k in values]
+        columns = [("prediction", values)]
+    else:
+        columns = [(f"prediction_{k}", values.tolist()) for k, values in enumerate(predicted.T)]
     if options.probabilities:
         probability = net.predict_proba(X)
         names = net.class_names or tuple(str(k) for k in range(probability.shape[1]))
-        columns |= {
-            f"probability_{name}": probability[:, k].tolist() for k, name in enumerate(names)
-        }
-    text = f"{json.dumps(columns)}\n" if options.json else _csv_text(columns)
+        columns += [
+            (f"probability_{name}", values.tolist())
+            for name, values in zip(names, probability.T, strict=True)
+        ]
     if options.out is None:
-        sys.stdout.write(text)
-    else:
-        from nnbackend.files import write_atomically
+        if options.json:
+            sys.stdout.write(to_json(dict(columns)))
+        else:
+            write_csv(columns)
+        return
+    from nnbackend.files import write_atomically
 
-        for name, path in (("MODEL", model_file(options.model)), ("DATA", options.data)):
-            if os.path.exists(options.out) and os.path.samefile(options.out, path):
-                raise InputError(
-                    f"--out: expected a file other than {name}, got {options.out!r}, which it is"
-                )
-        try:
-            write_atomically(options.out, text.encode())
-        except InputError as error:
-            raise InputError(str(error).replace("path:", "--out:", 1)) from error
-
-
-def _csv_text(columns: dict[str, list[Any]]) -> str:
-    import csv
-    import io
-
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return buffer.getvalue()
+    for name, path in (("MODEL", model_file(options.model)), ("DATA", options.data)):
+        if os.path.exists(options.out) and os.path.samefile(options.out, path):
+            raise InputError(
+                f"--out: expected a file other than {name}, got {options.out!r}, which it is"
+            )
+    text = to_json(dict(columns)) if options.json else csv_text(columns)
+    try:
+        write_atomically(options.out, text.encode())
+    except InputError as error:
+        raise InputError(str(error).replace("path:", "--out:", 1)) from error
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -738,6 +771,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     from nnbackend.experiment import class_indices, evaluate
 
     net, table, X = _model_features(options)
+    n_outputs = net.layer_sizes[-1]
+    if n_outputs > 1 and net.output != "softmax":
+        raise InputError(
+            f"MODEL: expected a model of one target, got one of {n_outputs}, which one column "
+            "cannot measure; write what predict gives with --out, and compare it column by column"
+        )
     target = options.target or table.target
     if target is None:
         raise InputError("--target: expected the column with the true values, got none")
@@ -749,7 +788,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         y, _ = encode_target(target, values, "regression")
     scores = evaluate(net, X, y)
     if options.json:
-        print(json.dumps(scores))
+        sys.stdout.write(to_json(scores))
     else:
         _print_lines(_score_lines(scores))
 
@@ -772,7 +811,7 @@ def _export(options: argparse.Namespace) -> None:
     is_classifier = net.output in ("sigmoid", "softmax")
     outputs = ["label", "probabilities"] if is_classifier else ["prediction"]
     if options.json:
-        print(json.dumps({"file": options.out, "inputs": ["X"], "outputs": outputs}))
+        sys.stdout.write(to_json({"file": options.out, "inputs": ["X"], "outputs": outputs}))
         return
     X = f"X (n_samples, {net.layer_sizes[0]}) {net.dtype}"
     _print_lines([("file", options.out), ("input", X), ("outputs", ", ".join(outputs))])
@@ -793,7 +832,7 @@ def _bench(options: argparse.Namespace) -> None:
     try:
         with _status(shown=not options.json) as say:
 
-            def show(result: BenchmarkResult) -> None:
+            def show_result(result: BenchmarkResult) -> None:
                 if not options.json:
                     say("")
                     print_result(result)
@@ -803,10 +842,10 @@ def _bench(options: argparse.Namespace) -> None:
                 contestants=names,
                 device_names=None if options.device is None else [options.device],
                 on_progress=say,
-                on_result=show,
+                on_result=show_result,
                 **{**quick, **{name: value for name, value in given.items() if value is not None}},
             )
-        files = {"benchmark.json": f"{json.dumps(report.to_dict(), indent=1)}\n".encode()}
+        files = {"benchmark.json": to_json(report.to_dict(), indent=1).encode()}
         files["benchmark.md"] = markdown(report).encode()
         for name, content in files.items():
             folder.write(name, content)
@@ -819,9 +858,10 @@ def _bench(options: argparse.Namespace) -> None:
         # What was written stays.
         folder.abandon()
     if options.json:
-        print(json.dumps({"run": str(folder.path), "files": list(files), **report.to_dict()}))
+        facts = {"run": str(folder.path), "files": list(files), **report.to_dict()}
+        sys.stdout.write(to_json(facts))
     else:
-        print(f"run folder  {folder.path}: {', '.join(files)}")
+        show(f"run folder  {folder.path}: {', '.join(files)}")
 
 
 def _workloads(options: argparse.Namespace) -> list[Workload]:
@@ -885,7 +925,7 @@ def _info(options: argparse.Namespace) -> None:
 
         facts = environment()
     if options.json:
-        print(json.dumps(facts))
+        sys.stdout.write(to_json(facts))
         return
     lines = []
     for name, value in facts.items():

@@ -18,6 +18,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelFileError",
     "NNBackendError",
+    "UnusableModelError",
 ]
 
 
@@ -31,6 +32,10 @@ class InputError(NNBackendError, ValueError):
 
 class ModelFileError(InputError):
     """A model file is missing, damaged, or not one of nnbackend's."""
+
+
+class UnusableModelError(ModelFileError):
+    """A model file is not damaged, and cannot be used: as it stands, or with what is here."""
 
 
 class CheckpointError(NNBackendError, RuntimeError):

@@ -34,6 +34,7 @@ from nnbackend.core.structure import Structure
 from nnbackend.core.types import Array, Namespace
 from nnbackend.device import device_of, get_device, in_library_of
 from nnbackend.errors import DivergenceError, InputError
+from nnbackend.floating_point import callers_errors, own_errors
 from nnbackend.inputs import no_weight_error
 from nnbackend.network import Network
 from nnbackend.sources import Rows, Source, as_source
@@ -235,6 +236,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
     # Where the arrays are that a method is working on; empty: not on a GPU.
     _place = ""
 
+    @own_errors
     def _call(self, method: Callable[..., Any], name: str, X: Any, *more: Any, **named: Any) -> Any:
         """Call one of scikit-learn's methods with arrays of any library.
 
@@ -477,7 +479,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
         tasks = self._tasks(net, 0)
         start = device.to_numpy(_packed(device.xp, net.weights, net.biases)).astype(np.float64)
         options = {"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol}
-        with device.activate(), np.errstate(over="ignore", invalid="ignore"):
+        with device.activate():
             result = scipy.optimize.minimize(
                 evaluate, start, method="L-BFGS-B", jac=True, options=options
             )
@@ -808,6 +810,7 @@ class _Watch:
         self._best_epoch: int | None = None
         self.is_converged = False
 
+    @own_errors
     def __call__(self, state: TrainingState) -> None:
         model = self._model
         model.n_iter_ += 1
@@ -824,7 +827,8 @@ class _Watch:
         if model._no_improvement_count > model.n_iter_no_change:  # noqa: SLF001
             self._stop_or_slow_down(state)
         for hook in self._hooks:
-            hook(state)
+            with callers_errors():
+                hook(state)
         if self._tasks is None:
             return
         if self._tasks.end_epoch():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
@@ -15,16 +14,25 @@ import numpy as np
 from nnbackend.checks import nearest
 from nnbackend.core.optimizers import Optimizer
 from nnbackend.datasets import Dataset, class_name
-from nnbackend.errors import CheckpointError, DivergenceError, InputError
+from nnbackend.errors import CheckpointError, DivergenceError, InputError, NNBackendError
 from nnbackend.files import write_atomically
 from nnbackend.network import Network
 from nnbackend.persistence import to_bytes
+from nnbackend.terminal import csv_text, to_json
 from nnbackend.training import Callback, EarlyStopping, History, train
 
 if TYPE_CHECKING:
     from nnbackend.run_folder import RunFolder
 
-__all__ = ["Experiment", "Result", "Split", "class_indices", "evaluate", "split"]
+__all__ = [
+    "Experiment",
+    "Result",
+    "Split",
+    "class_indices",
+    "evaluate",
+    "finite_predictions",
+    "split",
+]
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,15 @@ def evaluate(net: Network, X: Any, y: np.ndarray[Any, Any]) -> dict[str, float]:
     dict of str to float
         ``n_samples``; ``accuracy``, ``macro_f1`` and ``log_loss`` for classes; ``r2`` (of two or
         more examples), ``rmse`` and ``mae`` for values, the latter two in units of the target.
+
+    Raises
+    ------
+    InputError
+        If a prediction is not finite.
     """
     from sklearn import metrics
 
-    predicted = net.predict(X)
+    predicted = finite_predictions(net, X)
     if net.output in ("sigmoid", "softmax"):
         probability = net.predict_proba(X).astype(np.float64)
         probability /= probability.sum(axis=1, keepdims=True)
@@ -118,13 +131,36 @@ def evaluate(net: Network, X: Any, y: np.ndarray[Any, Any]) -> dict[str, float]:
             "log_loss": metrics.log_loss(y, probability, labels=labels),
         }
     else:
-        predicted = predicted.astype(np.float64)
+        # A power of two changes no digit, and keeps squares from over- and underflowing.
+        largest = max(np.abs(y).max(), np.abs(predicted).max())
+        exponent = int(np.frexp(largest)[1])
+        y, predicted = (np.ldexp(x.astype(np.float64), -exponent) for x in (y, predicted))
+        errors = (
+            metrics.root_mean_squared_error(y, predicted),
+            metrics.mean_absolute_error(y, predicted),
+        )
+        with np.errstate(over="ignore"):
+            rmse, mae = np.ldexp(errors, exponent)
         scores = {
             **({"r2": metrics.r2_score(y, predicted)} if len(y) > 1 else {}),
-            "rmse": metrics.root_mean_squared_error(y, predicted),
-            "mae": metrics.mean_absolute_error(y, predicted),
+            "rmse": rmse,
+            "mae": mae,
         }
     return {"n_samples": len(y), **{name: float(score) for name, score in scores.items()}}
+
+
+def finite_predictions(net: Network, X: Any) -> np.ndarray[Any, Any]:
+    """Return ``net.predict(X)``; raise an InputError if one of the values is not finite."""
+    predicted: np.ndarray[Any, Any] = net.predict(X)
+    bad = np.argwhere(~np.isfinite(predicted))
+    if len(bad):
+        raise InputError(
+            f"DATA: expected features for which the model's numbers stay finite, got the "
+            f"prediction {predicted[tuple(bad[0])]} in row {bad[0][0]} ({len(bad)} such values): "
+            f"too large for {net.dtype}; correct the features, or train a model with "
+            "--dtype float64"
+        )
+    return predicted
 
 
 @dataclass(frozen=True)
@@ -209,7 +245,7 @@ class Experiment:
             early_stopping = EarlyStopping(
                 patience=self.patience, monitor="validation_loss" if has_validation else "loss"
             )
-        error = None
+        error: NNBackendError | None = None
         try:
             history = train(
                 net,
@@ -243,7 +279,11 @@ class Experiment:
             history, error = caught.history, caught
         scores = {}
         if len(rows.held_out) and history.n_epochs:
-            scores = evaluate(net, dataset.X[rows.held_out], dataset.y[rows.held_out])
+            try:
+                scores = evaluate(net, dataset.X[rows.held_out], dataset.y[rows.held_out])
+            except InputError as caught:
+                # What was learnt is kept all the same.
+                error = error or caught
         return Result(self, dataset, rows, net, history, scores, error)
 
 
@@ -265,8 +305,8 @@ class Result:
         The training.
     scores : dict of str to float
         Metrics on the held-out part; empty where there is none.
-    error : DivergenceError, CheckpointError or None
-        Why training failed.
+    error : NNBackendError or None
+        Why training, or measuring what it gave, failed.
     """
 
     experiment: Experiment
@@ -275,7 +315,7 @@ class Result:
     network: Network
     history: History
     scores: dict[str, float] = field(default_factory=dict)
-    error: DivergenceError | CheckpointError | None = None
+    error: NNBackendError | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures as a dictionary that JSON can hold."""
@@ -366,7 +406,7 @@ class Result:
         dataset, net = self.dataset, self.network
         title = f"{dataset.name}: {net.layer_sizes}"
         yield "model.safetensors", to_bytes(net)
-        yield "history.json", f"{json.dumps(self.to_dict())}\n".encode()
+        yield "history.json", to_json(self.to_dict()).encode()
         yield "held_out.csv", _csv(dataset, self.rows.held_out)
         pictures = {
             "curves.png": lambda: plots.loss_curves(
@@ -386,19 +426,16 @@ class Result:
 
 def _csv(dataset: Dataset, rows: np.ndarray[Any, Any]) -> bytes:
     """Return the given rows as CSV, as ``evaluate`` and ``predict`` read them."""
-    import csv
-    import io
-
     if len(rows) == 0:
         return b""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*dataset.feature_names, dataset.target_name])
-    for row in rows:
-        y = dataset.y[row]
-        target = float(y) if dataset.class_names is None else dataset.class_names[int(y)]
-        writer.writerow([*(float(value) for value in dataset.X[row]), target])
-    return buffer.getvalue().encode()
+    X, y = dataset.X[rows], dataset.y[rows].tolist()
+    classes = dataset.class_names
+    return csv_text(
+        [
+            *zip(dataset.feature_names, X.astype(np.float64).T.tolist(), strict=True),
+            (dataset.target_name, [float(v) if classes is None else classes[v] for v in y]),
+        ]
+    ).encode()
 
 
 def class_indices(net: Network, column: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

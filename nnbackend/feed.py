@@ -17,6 +17,7 @@ import numpy as np
 from nnbackend.device import device_of
 from nnbackend.engines import Data
 from nnbackend.errors import InputError
+from nnbackend.floating_point import callers_errors, callers_items
 from nnbackend.inputs import no_weight_error
 
 if TYPE_CHECKING:
@@ -172,7 +173,8 @@ class Resident:
         return rng.permutation(self.n_samples) if self._shuffle and len(self) > 1 else None
 
     def _called(self) -> Any:
-        order = np.asarray(self._shuffle())  # type: ignore[operator]
+        with callers_errors():
+            order = np.asarray(self._shuffle())  # type: ignore[operator]
         n = self.n_samples
         # A permutation: anything else would leave rows out, or read beyond the data.
         if order.shape != (n,) or not np.array_equal(np.sort(order), np.arange(n)):
@@ -257,7 +259,9 @@ class Feed:
         # They are made in this thread, so that nothing else can be done meanwhile.
         del rng, while_waiting
         n_samples, number, has_weight = 0, first_step - 1, first_step > 0
-        for number, batch in enumerate(islice(self._batches, first_step, None), first_step):
+        for number, batch in enumerate(
+            islice(callers_items(self._batches), first_step, None), first_step
+        ):
             is_tuple = isinstance(batch, tuple | list)
             if not is_tuple or len(batch) not in (2, 3):
                 size = f" of {len(batch)}" if is_tuple else ""

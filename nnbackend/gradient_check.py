@@ -16,6 +16,7 @@ from nnbackend.core.regularization import penalty_elements
 from nnbackend.core.types import Array
 from nnbackend.device import Device, get_device
 from nnbackend.errors import GradientMismatchError, InputError
+from nnbackend.floating_point import own_errors
 from nnbackend.network import Network
 
 __all__ = ["GradientReport", "check_gradients"]
@@ -77,6 +78,7 @@ class GradientReport:
         return "\n".join(lines)
 
 
+@own_errors
 def check_gradients(
     net: Network,
     X: Any,

@@ -187,8 +187,7 @@ def place(name: str, x: Array, device: Device, dtype: Any, original: Array | Non
 
     ``original`` is what the caller gave, for the message, where ``x`` was computed from it.
     """
-    with np.errstate(over="ignore"):
-        placed = device.place(x, dtype)
+    placed = device.place(x, dtype)
     check_finite(name, placed, x if original is None else original)
     return placed
 
@@ -386,8 +385,7 @@ def check_sample_weight(
         )
     if is_whole and not bool((weight > 0).any()):
         raise no_weight_error(name, "a largest of 0")
-    with np.errstate(over="ignore"):
-        total = float(weight.sum())
+    total = float(weight.sum())
     if not np.isfinite(total):
         raise InputError(
             f"{name}: expected weights whose sum is finite, got a largest of "

@@ -15,6 +15,7 @@ from nnbackend.core.activations import ACTIVATIONS, LEAKY_RELU_SLOPE
 from nnbackend.core.types import Array
 from nnbackend.device import Device, get_device
 from nnbackend.errors import InputError, MissingDependencyError
+from nnbackend.floating_point import own_errors
 from nnbackend.inputs import place
 from nnbackend.network import DTYPES, Network
 from nnbackend.standardization import Standardization
@@ -55,6 +56,7 @@ def as_network(net: Any) -> Network:
     return _from_sklearn("net", net, "cpu")
 
 
+@own_errors
 def from_sklearn(estimator: Any, *, device: str | Device = "cpu") -> Network:
     """Return the network that a fitted estimator of scikit-learn is.
 
@@ -134,6 +136,7 @@ def _from_sklearn(argument: str, estimator: Any, device: str | Device) -> Networ
     return net
 
 
+@own_errors
 def to_sklearn(net: Network) -> Any:
     """Return a network as a fitted estimator of scikit-learn.
 
@@ -231,6 +234,7 @@ def to_sklearn(net: Network) -> Any:
     return estimator
 
 
+@own_errors
 def from_torch(
     source: Any,
     *,
@@ -334,6 +338,7 @@ def from_torch(
     )
 
 
+@own_errors
 def to_torch(net: Network) -> dict[str, Any]:
     """Return a network as the state dict of a torch.nn.Sequential.
 

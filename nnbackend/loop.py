@@ -19,6 +19,7 @@ from nnbackend.engines import Data, Engine, EngineState, PartialEngine, Problem
 from nnbackend.engines.share import Share
 from nnbackend.errors import CheckpointError, DivergenceError
 from nnbackend.feed import Examples, Resident
+from nnbackend.floating_point import callers_errors
 from nnbackend.history import Callback, EarlyStopping, History, TrainingState
 from nnbackend.interruption import Interruption
 
@@ -447,8 +448,9 @@ class Loop:
         if self.callbacks:
             self._write_back()
             self.state.epoch = epoch
-            for callback in self.callbacks:
-                callback(self.state)
+            with callers_errors():
+                for callback in self.callbacks:
+                    callback(self.state)
         if self._is_asked_to_stop():
             history.stopped = "callback"
             return True

@@ -23,6 +23,7 @@ from nnbackend.core.structure import Structure
 from nnbackend.core.types import Array
 from nnbackend.device import Device, device_of, get_device, in_library_of, require_same_device
 from nnbackend.errors import DeviceError, InputError
+from nnbackend.floating_point import own_errors
 from nnbackend.inputs import (
     check_features,
     check_sample_weight,
@@ -62,8 +63,12 @@ R = TypeVar("R")
 def _on_device(
     method: Callable[Concatenate[Network, P], R],
 ) -> Callable[Concatenate[Network, P], R]:
-    """Make a method create its arrays on the network's device, whichever GPU is current."""
+    """Make a method a door: its arrays are made on the network's device, whichever GPU is current.
 
+    NumPy's error state there is ours; see ``own_errors``.
+    """
+
+    @own_errors
     @wraps(method)
     def wrapped(self: Network, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with self._device.activate():
@@ -157,6 +162,7 @@ class Network:
         flat = _initial_parameters(structure, initializer, _generator(seed))
         self._build(structure, flat, _dtype_name(dtype), get_device(device))
 
+    @own_errors
     def _build(self, structure: Structure, parameters: Array, dtype: str, device: Device) -> None:
         """Set every attribute; the parameters are copied."""
         self._structure = structure
@@ -327,6 +333,7 @@ class Network:
         """Return a network with parameters of its own, equal to this one's."""
         return self._copy(self._dtype, self._device)
 
+    @own_errors
     def _copy(self, dtype: str, device: Device) -> Network:
         def move(x: Array) -> Array:
             return x if device == self._device else device.place(self._device.to_numpy(x))
@@ -635,9 +642,17 @@ class Network:
             and a column per label for several. Softmax: the int64 index of the most probable class,
             (n_samples,). Identity and exp: the outputs, (n_samples,) if there is only one, in the
             dtype that ``forward`` returns.
+
+        Raises
+        ------
+        InputError
+            If an output is NaN, so that it tells no class: the numbers in between have overflown.
+            Values come back as they are, infinite or NaN.
         """
         xp = self._device.xp
         A = self._forward(X)
+        if self.output in ("sigmoid", "softmax"):
+            self._require_classes(A)
         if self.output == "softmax":
             result = xp.argmax(A, axis=-1)
         else:
@@ -645,6 +660,18 @@ class Network:
             if A.shape[1] == 1:
                 result = result[:, 0]
         return self._follow(result, X)
+
+    def _require_classes(self, A: Array) -> None:
+        """Raise an InputError if an output is NaN, which an argmax would take for class 0."""
+        xp = self._device.xp
+        bad = xp.any(xp.isnan(A), axis=1)
+        if bool(xp.any(bad)):
+            row = int(xp.argmax(xp.astype(bad, xp.int64)))
+            raise InputError(
+                f"X: expected features for which the network's numbers stay finite, got NaN as the "
+                f"output of row {row}: its numbers are too large for {self._dtype}; scale X, or "
+                "use net.astype('float64')"
+            )
 
     @_on_device
     def predict_proba(self, X: Any) -> Array:
@@ -754,7 +781,9 @@ def _column_names(X: Any) -> tuple[str, ...] | None:
     if not hasattr(X, "__array__") or not hasattr(X, "columns"):
         return None
     names = tuple(X.columns)
-    return names if all(isinstance(name, str) for name in names) else None
+    # Names that are not distinct tell no columns apart: those go by position.
+    is_named = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+    return names if is_named else None
 
 
 def _dtype_name(dtype: Any) -> str:
@@ -821,6 +850,7 @@ def _per_layer(
     return tuple(check(entry) for entry in entries)
 
 
+@own_errors
 def _initial_parameters(
     structure: Structure, initializer: str | None, rng: np.random.Generator
 ) -> Array:

@@ -16,6 +16,7 @@ from nnbackend.core.activations import Activation
 from nnbackend.core.types import Array, Namespace
 from nnbackend.errors import InputError, MissingDependencyError
 from nnbackend.files import checked_path, write_atomically
+from nnbackend.floating_point import own_errors
 from nnbackend.network import Network
 from nnbackend.persistence import checked_names, checked_tensors, name_counts
 from nnbackend.standardization import Standardization
@@ -26,6 +27,7 @@ __all__ = ["export_onnx"]
 _LARGEST = 2**31 - 2**24
 
 
+@own_errors
 def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     """Write a network as one ONNX file, whole or not at all.
 

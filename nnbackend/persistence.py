@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,12 @@ from nnbackend import __version__
 from nnbackend.core.activations import ACTIVATIONS, OUTPUTS
 from nnbackend.core.structure import Structure
 from nnbackend.device import Device, get_device
-from nnbackend.errors import InputError, MissingDependencyError, ModelFileError
+from nnbackend.errors import (
+    InputError,
+    MissingDependencyError,
+    ModelFileError,
+    UnusableModelError,
+)
 from nnbackend.files import checked_path, write_atomically
 from nnbackend.network import DTYPES, Network
 from nnbackend.standardization import Standardization
@@ -109,7 +115,9 @@ def to_bytes(
     if training is not None:
         description["training"] = {**training, "arrays": sorted(arrays or {})}
     description["sha256"] = _digest(description, tensors)
-    content: bytes = _safetensors().numpy.save(tensors, {_KEY: json.dumps(description)})
+    content: bytes = _safetensors().numpy.save(
+        tensors, {_KEY: json.dumps(description, allow_nan=False)}
+    )
     return content
 
 
@@ -153,7 +161,11 @@ def read_training(
     with _opened(path) as reader:
         net = reader.network(get_device("cpu"))
         training = reader.header.get("training")
-        reader.require(training is not None, "it holds a model, and no state of a training")
+        if training is None:
+            raise ModelFileError(
+                f"path: {reader.path!r} is not a checkpoint: it holds a model, and no state of a "
+                "training"
+            )
         return net, training, reader.training_arrays
 
 
@@ -197,13 +209,18 @@ def name_counts(structure: Structure) -> dict[str, int]:
     return {"feature_names": structure.layer_sizes[0], "class_names": n_classes}
 
 
-def _are_names(value: Any, size: int) -> bool:
-    """Whether a value is None, or a list or tuple of ``size`` strings."""
-    return value is None or (
+def _problem_of_names(value: Any, size: int) -> str | None:
+    """Return why a value is neither None nor a list or tuple of ``size`` distinct strings."""
+    if value is None:
+        return None
+    if not (
         isinstance(value, list | tuple)
         and len(value) == size
         and all(isinstance(entry, str) and _is_unicode(entry) for entry in value)
-    )
+    ):
+        return f"not {size} names"
+    twice = next((name for name, count in Counter(value).items() if count > 1), None)
+    return None if twice is None else f"not distinct: {_short(repr(twice))} is there twice"
 
 
 def _is_unicode(text: str) -> bool:
@@ -221,8 +238,9 @@ def checked_names(net: Network) -> dict[str, Any]:
     for key, size in name_counts(net.structure).items():
         given = getattr(net, key)
         names[key] = given.tolist() if isinstance(given, np.ndarray) else given
-        if not _are_names(names[key], size):
-            raise InputError(f"net.{key}: expected None or {size} strings, got {given!r}")
+        if problem := _problem_of_names(names[key], size):
+            distinct = "distinct " if "distinct" in problem else ""
+            raise InputError(f"net.{key}: expected None or {size} {distinct}strings, got {given!r}")
     return names
 
 
@@ -266,23 +284,42 @@ class _Reader:
     def __init__(self, path: str, file: Any) -> None:
         self.path = path
         self.file = file
-        metadata = file.metadata() or {}
-        self.require(_KEY in metadata, "it was not written by nnbackend")
         self.training_arrays: dict[str, Any] = {}
         self.header: Any = None
+        metadata = file.metadata() or {}
+        self.require(_KEY in metadata, "it was not written by nnbackend")
         with contextlib.suppress(ValueError, RecursionError):
             self.header = json.loads(metadata[_KEY])
         self.require(isinstance(self.header, dict), "its description is not a JSON object")
         version = self.header.get("format")
-        self.require(
-            version == FORMAT,
-            f"its format is {_short(repr(version))}, and this version of nnbackend reads {FORMAT}",
+        reads = (
+            f"its format is {_short(repr(version))}, and this version of nnbackend reads {FORMAT}"
         )
+        # Whatever a checksum is there: nothing is known of that, and nothing is taken for damage.
+        if type(version) is int and version > FORMAT:
+            raise UnusableModelError(
+                f"path: cannot read {path!r} yet: {reads}; update nnbackend, which was "
+                f"{_short(repr(self._writer()))} where it was written"
+            )
+        self.require(version == FORMAT, reads)
 
     def require(self, holds: bool, problem: str) -> None:
-        """Raise a ModelFileError that names the problem unless the condition holds."""
+        """Raise an error that names the problem unless the condition holds."""
         if not holds:
-            raise ModelFileError(f"path: {self.path!r} is not a valid model: {problem}")
+            kind = UnusableModelError if self.is_whole() else ModelFileError
+            raise kind(f"path: {self.path!r} is not a valid model: {problem}")
+
+    def is_whole(self) -> bool:
+        """Whether all of the file is as it was written, as its checksum says."""
+        # Of an entry that is nested too deeply, and of arrays that NumPy has no dtype for.
+        with contextlib.suppress(RecursionError, TypeError, KeyError, ValueError, AttributeError):
+            tensors = {name: self.file.get_tensor(name) for name in self.file.keys()}  # noqa: SIM118
+            return bool(self.header.get("sha256") == _digest(self.header, tensors))
+        return False
+
+    def _writer(self) -> Any:
+        versions = self.header.get("versions")
+        return versions.get("nnbackend") if isinstance(versions, dict) else None
 
     def network(self, device: Device) -> Network:
         """Return the network that the file describes, on ``device``."""
@@ -307,16 +344,18 @@ class _Reader:
             setattr(net, name, Standardization(*columns))
         for key, size in name_counts(structure).items():
             value = self.header.get(key)
-            self.require(_are_names(value, size), f"its {key} are not {size} names")
+            problem = _problem_of_names(value, size)
+            self.require(problem is None, f"its {key} are {problem}")
             setattr(net, key, None if value is None else tuple(value))
         # Last: what can be said of a fault more exactly has been said.
         digest = None
         with contextlib.suppress(RecursionError):  # of an entry that nothing else looks at
             digest = _digest(self.header, arrays)
-        self.require(
-            digest is not None and self.header.get("sha256") == digest,
-            "its content was altered: it does not have the checksum that it was saved with",
-        )
+        if digest is None or self.header.get("sha256") != digest:
+            raise ModelFileError(
+                f"path: {self.path!r} is not a valid model: its content was altered: it does not "
+                "have the checksum that it was saved with"
+            )
         return net
 
     def structure(self) -> Structure:

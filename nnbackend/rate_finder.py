@@ -16,6 +16,7 @@ from nnbackend.core.optimizers import Adam, Optimizer
 from nnbackend.core.optimizers import optimizer as get_optimizer
 from nnbackend.device import get_device
 from nnbackend.errors import DivergenceError, InputError
+from nnbackend.floating_point import own_errors
 from nnbackend.memory import Memory
 from nnbackend.network import Network
 from nnbackend.training import train
@@ -120,6 +121,7 @@ class RateFinder:
         return f"Learning-rate range test\n{name}, {batches}"
 
 
+@own_errors
 def find_learning_rate(
     net: Network,
     X: Any,

@@ -40,6 +40,7 @@ from nnbackend.engines import (
 from nnbackend.errors import CheckpointError, InputError
 from nnbackend.feed import Examples, Feed, Resident, data_digest
 from nnbackend.files import write_atomically
+from nnbackend.floating_point import own_errors
 from nnbackend.history import Callback, EarlyStopping, History, TrainingState
 from nnbackend.interruption import Interruption
 from nnbackend.loop import Generators, Loop
@@ -54,6 +55,7 @@ __all__ = ["Callback", "EarlyStopping", "History", "TrainingState", "train"]
 _LOGGER = logging.getLogger("nnbackend")
 
 
+@own_errors
 def train(
     net: Network,
     X: Any,

@@ -1,6 +1,7 @@
 """Checkpoints: a training that is broken off and taken up again equals one that never was."""
 
 import errno
+import json
 import logging
 import os
 import resource
@@ -14,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import nnbackend as nb
 from nnbackend import files, persistence
 from nnbackend.checkpoints import CheckpointFolder, Keeper, checkpoint_files, read_checkpoint
+from nnbackend.core.activations import ACTIVATIONS
 from nnbackend.errors import CheckpointError, DivergenceError, InputError, ModelFileError
 from nnbackend.sources import Arrays
 
@@ -506,6 +509,65 @@ def test_where_all_are_damaged_training_does_not_begin_anew(tmp_path):
     ):
         train(network(), **keeping(tmp_path, resume=True))
     assert names(tmp_path) == before
+
+
+def rewritten(path, **changes):
+    """Change what a checkpoint says, and give it the checksum of that."""
+    content = path.read_bytes()
+    n = 8 + int.from_bytes(content[:8], "little")
+    facts = json.loads(json.loads(content[8:n])["__metadata__"]["nnbackend"])
+    facts |= changes
+    arrays = safetensors.numpy.load(content)
+    facts["sha256"] = persistence._digest(facts, arrays)
+    path.write_bytes(safetensors.numpy.save(arrays, {"nnbackend": json.dumps(facts)}))
+
+
+UNUSABLE = {
+    "an activation of the user's": ({"hidden": ["mine"]}, r"'mine'.*register_activation"),
+    "a newer format": ({"format": 3}, "format is 3, .*update nnbackend"),
+    "names twice": ({"class_names": ["a", "a"]}, "class_names are not distinct"),
+    "a history of another kind": ({"training": {"arrays": []}}, "its arrays differ"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_what_is_whole_and_cannot_be_used_is_not_called_damaged(kind, tmp_path, caplog):
+    changes, message = UNUSABLE[kind]
+    train(network(), **keeping(tmp_path, kept=4))
+    files = names(tmp_path)
+    for name in files[-2:]:
+        rewritten(tmp_path / name, **changes)
+    before = {name: (tmp_path / name).read_bytes() for name in files}
+    net = network()
+    start = net.parameters.copy()
+    with pytest.raises(CheckpointError, match=message) as caught:
+        train(net, **keeping(tmp_path, every=9.0, resume=True))
+    assert "damaged" not in str(caught.value)
+    assert "delete" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caplog.text == ""
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+    np.testing.assert_array_equal(net.parameters, start)
+
+
+def test_an_activation_that_is_registered_late_goes_on_from_its_checkpoints(tmp_path):
+    nb.register_activation("cubic", lambda _xp, Z: Z * Z * Z, lambda _xp, Z, _A: 3 * Z * Z)
+    mine = ACTIVATIONS["cubic"]
+    try:
+        net = network(hidden="cubic")
+        expected = outcome(net, train(net))
+        begun = network(hidden="cubic")
+        train(begun, epochs=2, **keeping(tmp_path))
+        kept = names(tmp_path)
+        del ACTIVATIONS["cubic"]
+        with pytest.raises(CheckpointError, match="call register_activation first"):
+            train(network(), **keeping(tmp_path, resume=True))
+        assert names(tmp_path) == kept
+        ACTIVATIONS["cubic"] = mine
+        net = network(hidden="cubic")
+        assert outcome(net, train(net, **keeping(tmp_path, resume=True))) == expected
+    finally:
+        ACTIVATIONS.pop("cubic", None)
 
 
 OTHERS = {

@@ -322,6 +322,109 @@ def test_control_c_keeps_what_was_learnt(run, monkeypatch):
     assert nb.load("r/model.safetensors").n_parameters == 641
 
 
+def model(path, output, weights, dtype="float32", **names):
+    """Save a network without hidden layers."""
+    net = nb.Network([len(weights), len(weights[0])], output=output, dtype=dtype)
+    net.set_parameters([weights], [[0.0] * len(weights[0])])
+    for name, value in names.items():
+        setattr(net, name, value)
+    nb.save(net, path)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("output", "weights", "value"),
+    [
+        ("softmax", [[-1e38, 1.0]], "NaN"),
+        ("softmax", [[1e38, 1e38, -1e38]], "NaN"),
+        ("identity", [[1e38]], "-inf"),
+        ("identity", [[1e38, 1.0]], "-inf"),
+        ("exp", [[-1e38]], "inf"),
+    ],
+)
+@pytest.mark.parametrize("options", [(), ("--json",), ("--out", "p.csv")], ids=["", "json", "out"])
+def test_a_prediction_that_is_not_finite_is_refused_by_row(run, output, weights, value, options):
+    model("m", output, weights)
+    np.save("X.npy", [[1.0], [-1e30]])
+    code, out, err = run("predict", "m", "X.npy", *options)
+    assert (code, out) == (2, "")
+    assert err.startswith("nnbackend predict: DATA: expected features for which")
+    assert f"{value} " in err
+    assert "row 1" in err
+    assert err.count("\n") == 1
+    assert not Path("p.csv").exists()
+    np.savez("d.npz", X=[[1.0], [-1e30]], y=[0.0, 1.0])
+    if output == "softmax" or len(weights[0]) == 1:
+        code, again, err_again = run("evaluate", "m", "d.npz", "--json")
+        assert (code, again, err_again) == (2, "", err.replace("predict:", "evaluate:", 1))
+
+
+def test_a_sigmoid_or_softmax_of_large_numbers_is_still_a_class(run):
+    np.save("X.npy", [[1.0], [-1e30]])
+    model("m", "sigmoid", [[1e38]])
+    assert run("predict", "m", "X.npy")[:2] == (0, "prediction\n1\n0\n")
+    model("m", "softmax", [[1e8, -1e8]])
+    assert run("predict", "m", "X.npy")[:2] == (0, "prediction\n0\n1\n")
+
+
+@pytest.mark.parametrize("output", ["identity", "exp", "sigmoid"])
+def test_a_model_of_several_targets_predicts_columns_and_is_not_evaluated_on_one(run, output):
+    net = model("m", output, [[1.0, -1.0], [0.5, 2.0]])
+    X = np.asarray([[1.0, 2.0], [3.0, -4.0], [0.0, 0.5]])
+    np.savez("d.npz", X=X, y=[0.0, 1.0, 1.0])
+    code, out, _ = run("predict", "m", "d.npz")
+    assert code == 0
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert list(rows[0]) == ["prediction_0", "prediction_1"]
+    values = [[float(row[f"prediction_{k}"]) for k in range(2)] for row in rows]
+    np.testing.assert_array_equal(values, net.predict(X))
+    code, out, err = run("evaluate", "m", "d.npz")
+    assert (code, out) == (2, "")
+    assert "MODEL: expected a model of one target, got one of 2" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("exponent", [-990, -300, 0, 300, 990])
+def test_scores_of_a_regression_are_right_at_any_magnitude(run, exponent):
+    from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
+
+    x, y = np.asarray([1.0, -2.0, 3.5, 0.25]), np.asarray([1.5, -2.0, 3.0, 1.0])
+    model("m", "identity", [[1.0]], dtype="float64")
+    # Powers of two change no digit.
+    np.savez("d.npz", X=np.ldexp(x, exponent)[:, None], y=np.ldexp(y, exponent))
+    code, out, err = run("evaluate", "m", "d.npz", "--json")
+    assert (code, err) == (0, "")
+    scores = json.loads(out)
+    assert scores["r2"] == r2_score(y, x)
+    assert scores["rmse"] == np.ldexp(root_mean_squared_error(y, x), exponent)
+    assert scores["mae"] == np.ldexp(mean_absolute_error(y, x), exponent)
+
+
+def test_a_score_beyond_all_numbers_is_null_and_named(run):
+    model("m", "identity", [[1.0]], dtype="float64")
+    np.savez("d.npz", X=[[1.7e308], [1.7e308]], y=[-1.7e308, -1.6e308])
+    code, out, err = run("evaluate", "m", "d.npz", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out, parse_constant=lambda _: pytest.fail("no JSON"))["not_finite"] == [
+        "rmse",
+        "mae",
+    ]
+
+
+def test_a_training_whose_held_out_rows_overflow_is_kept(run, monkeypatch):
+    from nnbackend import experiment
+
+    def not_finite(*_):
+        raise nb.InputError("DATA: expected finite predictions")
+
+    monkeypatch.setattr(experiment, "finite_predictions", not_finite)
+    code, out, err = run("train", *QUICK, "--out", "r")
+    assert code == 2
+    assert "held-out" not in out
+    assert err == "nnbackend train: DATA: expected finite predictions\n"
+    assert nb.load("r/model.safetensors").n_parameters == 641
+
+
 def test_info_names_devices_and_versions(run):
     code, out, _ = run("info", "--json")
     facts = json.loads(out)

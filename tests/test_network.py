@@ -717,3 +717,24 @@ def test_predictions_in_blocks_of_rows_are_those_of_all_rows(monkeypatch):
     at_once = net.forward(X)
     monkeypatch.setattr("nnbackend.network.CACHED_ELEMENTS", 0)  # 256 rows, the last block 188
     np.testing.assert_allclose(net.forward(X), at_once, rtol=1e-14)
+
+
+@pytest.mark.parametrize("output", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("n_outputs", [1, 3])
+def test_outputs_that_are_nan_are_no_class(output, n_outputs):
+    if (output, n_outputs) == ("softmax", 1):
+        n_outputs = 2
+    # Two infinite units, one of which is taken from the other.
+    weights = [np.full((1, 2), 1e38), np.outer([1.0, -1.0], np.ones(n_outputs))]
+    biases = [np.zeros(2), np.zeros(n_outputs)]
+    net = nb.Network([1, 2, n_outputs], output=output)
+    net.set_parameters(weights, biases)
+    X = [[1.0], [1e5], [1.0], [1e6]]
+    assert np.isnan(net.forward(X)).all(axis=1).tolist() == [False, True, False, True]
+    with pytest.raises(InputError, match=r"X: expected features .* NaN as the output of row 1"):
+        net.predict(X)
+    assert len(net.predict(X[:1])) == 1
+    # Values say themselves that they are none.
+    values = nb.Network([1, 2, n_outputs], output="identity")
+    values.set_parameters(weights, biases)
+    assert np.isnan(values.predict(X)[1]).all()

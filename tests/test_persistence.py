@@ -1,6 +1,7 @@
 """Models on disk: what comes back, and what happens to files that are not whole or not models."""
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 import nnbackend as nb
 from nnbackend.core.activations import ACTIVATIONS
-from nnbackend.errors import InputError, ModelFileError
+from nnbackend.errors import InputError, ModelFileError, UnusableModelError
 
 
 def features(n_samples=50, n_features=3):
@@ -76,6 +77,15 @@ def written(path, arrays, description):
     text = description if isinstance(description, str) else json.dumps(description)
     path.write_bytes(safetensors.numpy.save(arrays, {"nnbackend": text}))
     return path
+
+
+def sealed(path, arrays, description):
+    """Write a model file with the checksum of what it holds, whatever that is."""
+    facts = {key: value for key, value in description.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(name.encode() + arrays[name].tobytes())
+    return written(path, arrays, {**facts, "sha256": digest.hexdigest()})
 
 
 def refused(path):
@@ -602,14 +612,76 @@ def test_arrays_that_do_not_fit_the_description_are_refused(change, content, tmp
         ({"feature_names": ["a"]}, "its feature_names are not 2 names"),
         ({"feature_names": [1, 2]}, "its feature_names are not 2 names"),
         ({"class_names": ["a"]}, "its class_names are not 2 names"),
+        ({"class_names": ["a", "a"]}, "its class_names are not distinct: 'a' is there twice"),
+        ({"feature_names": ["b", "b"]}, "its feature_names are not distinct: 'b' is there twice"),
+        ({"dropout": [-0.1]}, "its dropout rates are not 1 numbers"),
+        ({"dropout": [float("nan")]}, "its dropout rates are not 1 numbers"),
+        ({"layer_sizes": [2, 10**12, 1]}, r"weights.0 is F32 \(2, 2\), not F32"),
     ],
     ids=str,
 )
-def test_a_description_that_says_something_else_is_refused(changes, message, content, tmp_path):
+@pytest.mark.parametrize("seal", [written, sealed], ids=["altered", "forged"])
+def test_a_description_that_says_something_else_is_refused(
+    seal, changes, message, content, tmp_path
+):
     arrays, description = parts(content)
-    path = written(tmp_path / "model", arrays, {**description, **changes})
-    with pytest.raises(ModelFileError, match=message):
+    path = seal(tmp_path / "model", arrays, {**description, **changes})
+    with pytest.raises(ModelFileError, match=message) as caught:
         nb.load(path)
+    assert "\n" not in str(caught.value)
+    # The checksum tells what was written so from what was damaged since.
+    assert (type(caught.value) is UnusableModelError) == (seal is sealed)
+
+
+@pytest.mark.parametrize("seal", [written, sealed], ids=["altered", "forged"])
+def test_a_file_of_a_newer_version_is_told_from_a_damaged_one(seal, content, tmp_path):
+    arrays, description = parts(content)
+    newer = {**description, "format": 3, "versions": {"nnbackend": "9.9"}}
+    path = seal(tmp_path / "model", arrays, newer)
+    with pytest.raises(UnusableModelError, match=r"its format is 3, .*; update nnbackend.*'9.9'"):
+        nb.load(path)
+
+
+@pytest.mark.parametrize("key", ["feature_names", "class_names"])
+def test_names_that_are_not_distinct_are_not_saved(key, tmp_path):
+    net = little_network()
+    setattr(net, key, ("a", "a"))
+    with pytest.raises(InputError, match=f"net.{key}: expected None or 2 distinct strings"):
+        nb.save(net, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    key=st.sampled_from(
+        ["format", "layer_sizes", "hidden", "output", "dropout", "dtype", "feature_names",
+         "class_names", "training", "versions"]
+    ),
+    value=JSON_VALUES,
+)  # fmt: skip
+@example(key="training", value={"arrays": ["history.loss"]})
+@example(key="training", value={"arrays": ["history.loss"], "n_epochs": 10**400})
+@example(key="training", value=[])
+def test_any_value_with_its_checksum_gives_a_valid_network_or_is_refused(
+    key, value, content, tmp_path_factory
+):
+    arrays, description = parts(content)
+    path = tmp_path_factory.getbasetemp() / "forged"
+    loads_or_is_refused(sealed(path, arrays, {**description, key: value}))
+
+
+@pytest.mark.parametrize("change", sorted(ALTERED_ARRAYS))
+def test_forged_arrays_are_refused_in_the_same_words(change, content, tmp_path):
+    name, alter, message = ALTERED_ARRAYS[change]
+    arrays, description = parts(content)
+    if name == "target_standardization":
+        arrays |= {f"{name}.{part}": alter(None) for part in ("mean", "scale")}
+    elif alter is None:
+        del arrays[name]
+    else:
+        arrays[name] = np.ascontiguousarray(alter(arrays.get(name)))
+    with pytest.raises(UnusableModelError, match=message):
+        nb.load(sealed(tmp_path / "model", arrays, description))
 
 
 @pytest.mark.parametrize(
