@@ -32,11 +32,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import nnbackend as nb
-from nnbackend.benchmark_report import duration
-from nnbackend.environment import environment
+from nnbackend.bench.environment import environment
+from nnbackend.bench.text import duration
+from nnbackend.cli.terminal import to_json
 from nnbackend.errors import MissingDependencyError
-from nnbackend.files import write_atomically
-from nnbackend.terminal import to_json
+from nnbackend.io.files import write_atomically
 
 FOLDS, ROUNDS, QUICK_ROUNDS, QUICK_EPOCHS = 5, 5, 2, 10
 COLUMNS = ["data", "score", "nnbackend", "scikit-learn", "no worse", "epochs", "fit, nnbackend"]

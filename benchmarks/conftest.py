@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import nnbackend as nb
-from nnbackend.contestants import own_contestants
+from nnbackend.bench.own import own_contestants
 from nnbackend.device import get_device
 
 DEVICES = [info.name for info in nb.devices()]

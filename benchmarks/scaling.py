@@ -37,13 +37,13 @@ from scaling_picture import draw
 from scaling_report import ONE, RANKS, THREADS, TITLES, Contestant, analyse, option, report
 
 import nnbackend as nb
+from nnbackend.bench.environment import environment
+from nnbackend.cli.terminal import to_json
 from nnbackend.device import get_device
-from nnbackend.distributed import Team
-from nnbackend.environment import environment
 from nnbackend.errors import MissingDependencyError
-from nnbackend.files import write_atomically
-from nnbackend.plots import drawn
-from nnbackend.terminal import to_json
+from nnbackend.figures import drawn
+from nnbackend.io.files import write_atomically
+from nnbackend.parallel.team import Team
 
 ROUNDS, SECONDS = 5, 0.5
 # Against hanging only: a launch that compiles takes a minute.

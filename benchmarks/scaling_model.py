@@ -20,7 +20,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 import nnbackend as nb
-from nnbackend.benchmark import WORKLOADS, Workload
+from nnbackend.bench.workload import WORKLOADS, Workload
 
 
 class Assumption(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from scaling_model import CASES, EFFICIENCY, MACHINES, Line
 from scaling_report import KINDS, WHOSE, points, processors
 
-from nnbackend.plots import NEUTRAL, new_figure, render
+from nnbackend.figures import NEUTRAL, new_figure, render
 
 # Of Okabe and Ito's palette, told apart by any eye.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")

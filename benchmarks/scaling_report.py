@@ -21,7 +21,7 @@ from scaling_model import (
     n_bytes,
 )
 
-from nnbackend.benchmark_report import duration
+from nnbackend.bench.text import duration
 
 WHOSE = {"mpi": "MPI", "team": "a training's"}
 KINDS = ("strong", "weak")

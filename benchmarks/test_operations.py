@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnbackend.benchmark import WORKLOADS
+from nnbackend.bench.workload import WORKLOADS
 from nnbackend.core.activations import ACTIVATIONS
 from nnbackend.core.losses import LOSSES
 from nnbackend.core.optimizers import OPTIMIZERS

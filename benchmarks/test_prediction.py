@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nnbackend.benchmark import WORKLOADS
+from nnbackend.bench.workload import WORKLOADS
 from nnbackend.device import get_device
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 import nnbackend as nb
-from nnbackend.benchmark import WORKLOADS
+from nnbackend.bench.workload import WORKLOADS
 from nnbackend.device import get_device
 
 STEPS = {"planar": 512, "small": 512, "images": 32, "mnist": 32, "higgs": 8, "wide": 4}

@@ -119,7 +119,7 @@ def hardware(section: Section) -> None:
     """Write down the GPU, its driver and clocks, and the versions of everything that computes."""
     import cupy
 
-    from nnbackend.environment import environment
+    from nnbackend.bench.environment import environment
 
     runtime = cupy.cuda.runtime
     properties = runtime.getDeviceProperties(0)
@@ -278,7 +278,7 @@ PARAMETERS_BOUND, LOSSES_BOUND = 1e-8, 1e-4
 def agreement(section: Section, device: str = GPU) -> None:
     """Train from the same seed on the CPU and on the GPU, and compare."""
     import nnbackend as nb
-    from nnbackend.contestants import own_contestants
+    from nnbackend.bench.own import own_contestants
     from nnbackend.device import get_device
 
     section.data |= {
@@ -406,7 +406,7 @@ def crossover(section: Section, device: str = GPU) -> None:
 
 
 def _fastest_engine(device: str) -> str:
-    from nnbackend.contestants import own_contestants
+    from nnbackend.bench.own import own_contestants
     from nnbackend.device import get_device
 
     engines = own_contestants(get_device(device)).values()
@@ -515,7 +515,7 @@ ROUNDS, SECONDS_PER_ROUND, PATIENCE_SECONDS = 3, 0.5, 120.0
 
 def benchmark(section: Section, passes: Sequence[tuple[str, str, Sequence[str]]]) -> None:
     """Time training steps against the peers that are installed."""
-    from nnbackend.contestants import own_contestants, own_name
+    from nnbackend.bench.own import own_contestants, own_name
     from nnbackend.device import get_device
 
     section.data["passes"] = []
@@ -538,8 +538,10 @@ def benchmark(section: Section, passes: Sequence[tuple[str, str, Sequence[str]]]
 
 def _run_pass(section: Section, device: str, precision: str, names: Sequence[str]) -> None:
     """Run contestants on all workloads, or on as many as there is time for."""
-    from nnbackend.benchmark import WORKLOADS, Workload, run_benchmark
-    from nnbackend.benchmark_report import Report, Result, markdown, print_result
+    from nnbackend.bench.race import run_benchmark
+    from nnbackend.bench.report import Report, Result
+    from nnbackend.bench.text import markdown, print_result
+    from nnbackend.bench.workload import WORKLOADS, Workload
 
     found: dict[str, Any] = {"device": device, "precision": precision, "results": []}
     section.data["passes"].append(found)

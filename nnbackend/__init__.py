@@ -4,35 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nnbackend._version import __version__
+
 if TYPE_CHECKING:
-    from nnbackend import sources
     from nnbackend.core import losses, schedules
     from nnbackend.core.activations import Activation, register_activation
     from nnbackend.core.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
+    from nnbackend.data import sources
     from nnbackend.device import devices
     from nnbackend.errors import (
-        CheckpointError,
         DeviceError,
         DeviceMemoryError,
         DistributedError,
-        DivergenceError,
         GradientMismatchError,
         InputError,
         MissingDependencyError,
         ModelFileError,
         NNBackendError,
     )
-    from nnbackend.estimators import MLPClassifier, MLPRegressor
-    from nnbackend.gradient_check import GradientReport, check_gradients
-    from nnbackend.interchange import from_sklearn, from_torch, to_sklearn, to_torch
-    from nnbackend.network import Gradients, Network
-    from nnbackend.onnx_export import export_onnx
-    from nnbackend.persistence import load, save
-    from nnbackend.rate_finder import RateFinder, find_learning_rate
-    from nnbackend.summary import Summary
-    from nnbackend.training import EarlyStopping, History, TrainingState, train
-
-__version__ = "0.1.0"
+    from nnbackend.estimators.mlp import MLPClassifier, MLPRegressor
+    from nnbackend.io.models import load, save
+    from nnbackend.io.onnx import export_onnx
+    from nnbackend.io.sklearn import from_sklearn, to_sklearn
+    from nnbackend.io.torch import from_torch, to_torch
+    from nnbackend.model.gradient_check import GradientReport, check_gradients
+    from nnbackend.model.network import Gradients, Network
+    from nnbackend.model.summary import Summary
+    from nnbackend.training.errors import CheckpointError, DivergenceError
+    from nnbackend.training.history import EarlyStopping, History, TrainingState
+    from nnbackend.training.rate_finder import RateFinder, find_learning_rate
+    from nnbackend.training.train import train
 
 __all__ = [
     "SGD",
@@ -81,36 +82,74 @@ __all__ = [
 
 # Where each public name lives; it is imported when it is first used (PEP 562).
 _HOMES = {
-    "nnbackend.core.activations": ("Activation", "register_activation"),
-    "nnbackend.core.optimizers": ("SGD", "Adagrad", "Adam", "AdamW", "RMSprop"),
+    "nnbackend.core.activations": (
+        "Activation",
+        "register_activation",
+    ),
+    "nnbackend.core.optimizers": (
+        "SGD",
+        "Adagrad",
+        "Adam",
+        "AdamW",
+        "RMSprop",
+    ),
     "nnbackend.device": ("devices",),
     "nnbackend.errors": (
-        "CheckpointError",
         "DeviceError",
         "DeviceMemoryError",
         "DistributedError",
-        "DivergenceError",
         "GradientMismatchError",
         "InputError",
         "MissingDependencyError",
         "ModelFileError",
         "NNBackendError",
     ),
-    "nnbackend.estimators": ("MLPClassifier", "MLPRegressor"),
-    "nnbackend.gradient_check": ("GradientReport", "check_gradients"),
-    "nnbackend.interchange": ("from_sklearn", "from_torch", "to_sklearn", "to_torch"),
-    "nnbackend.network": ("Gradients", "Network"),
-    "nnbackend.onnx_export": ("export_onnx",),
-    "nnbackend.persistence": ("load", "save"),
-    "nnbackend.rate_finder": ("RateFinder", "find_learning_rate"),
-    "nnbackend.summary": ("Summary",),
-    "nnbackend.training": ("EarlyStopping", "History", "TrainingState", "train"),
+    "nnbackend.estimators.mlp": (
+        "MLPClassifier",
+        "MLPRegressor",
+    ),
+    "nnbackend.io.models": (
+        "load",
+        "save",
+    ),
+    "nnbackend.io.onnx": ("export_onnx",),
+    "nnbackend.io.sklearn": (
+        "from_sklearn",
+        "to_sklearn",
+    ),
+    "nnbackend.io.torch": (
+        "from_torch",
+        "to_torch",
+    ),
+    "nnbackend.model.gradient_check": (
+        "GradientReport",
+        "check_gradients",
+    ),
+    "nnbackend.model.network": (
+        "Gradients",
+        "Network",
+    ),
+    "nnbackend.model.summary": ("Summary",),
+    "nnbackend.training.errors": (
+        "CheckpointError",
+        "DivergenceError",
+    ),
+    "nnbackend.training.history": (
+        "EarlyStopping",
+        "History",
+        "TrainingState",
+    ),
+    "nnbackend.training.rate_finder": (
+        "RateFinder",
+        "find_learning_rate",
+    ),
+    "nnbackend.training.train": ("train",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = {
     "losses": "nnbackend.core.losses",
     "schedules": "nnbackend.core.schedules",
-    "sources": "nnbackend.sources",
+    "sources": "nnbackend.data.sources",
 }
 
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from nnbackend.cli import main
+from nnbackend.cli.main import main
 
 sys.exit(main())

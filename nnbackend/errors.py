@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from nnbackend.training import History
-
 __all__ = [
-    "CheckpointError",
     "DeviceError",
     "DeviceMemoryError",
     "DistributedError",
-    "DivergenceError",
     "GradientMismatchError",
     "InputError",
     "MissingDependencyError",
@@ -36,19 +29,6 @@ class ModelFileError(InputError):
 
 class UnusableModelError(ModelFileError):
     """A model file is not damaged, and cannot be used: as it stands, or with what is here."""
-
-
-class CheckpointError(NNBackendError, RuntimeError):
-    """A checkpoint cannot be written, or a training cannot go on from those that there are.
-
-    Attributes
-    ----------
-    history : History or None
-        Of a training that ended with this error, the finished epochs: the network holds what it
-        learnt in them.
-    """
-
-    history: History | None = None
 
 
 class DeviceError(NNBackendError, RuntimeError):
@@ -83,25 +63,3 @@ class MissingDependencyError(NNBackendError, ImportError):
 
 class GradientMismatchError(NNBackendError, AssertionError):
     """Analytic gradients differ from central differences."""
-
-
-class DivergenceError(NNBackendError, ArithmeticError):
-    """Training stopped because the loss or a parameter became NaN or infinite.
-
-    Attributes
-    ----------
-    history : History
-        The epochs before the one that failed. The network holds the parameters that the last of
-        them ended with; with ``EarlyStopping(restore_best=True)``, those of the best one.
-    what : str
-        What became NaN or infinite, and in which epoch.
-    """
-
-    def __init__(self, message: str, history: History, what: str = "") -> None:
-        super().__init__(message)
-        self.history = history
-        self.what = what
-
-    def __reduce__(self) -> tuple[type, tuple[str, History, str]]:
-        """Let the error cross process borders with its history."""
-        return type(self), (str(self), self.history, self.what)

@@ -10,7 +10,7 @@ import contextlib
 import numpy as np
 from cuda_emulation import compile_cuda
 
-from nnbackend.engines.plan import Epilogue, Kernel
+from nnbackend.engines.cuda.plan import Epilogue, Kernel
 
 __all__ = ["HostExecutor", "from_bfloat16", "multiply"]
 

@@ -31,7 +31,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import nnbackend as nb
-from nnbackend.checkpoints import Keeper, checkpoint_files
+from nnbackend.training.checkpoint_folder import Keeper, checkpoint_files
 
 SMALL = {"sizes": [4, 16, 1], "n_samples": 64, "batch_size": 8, "epochs": 4}
 TASKS: dict[str, dict[str, Any]] = {

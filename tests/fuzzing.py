@@ -36,12 +36,12 @@ from pathlib import Path
 import numpy as np
 
 import nnbackend as nb
-from nnbackend import persistence
-from nnbackend.checkpoints import read_checkpoint
-from nnbackend.cli import main
-from nnbackend.datasets import encode_target
+from nnbackend.cli.main import main
+from nnbackend.data.datasets import encode_target
+from nnbackend.data.tables import read_table
 from nnbackend.errors import InputError, NNBackendError
-from nnbackend.tables import read_table
+from nnbackend.io import format as persistence
+from nnbackend.training.checkpoint import read_checkpoint
 
 Random = random.Random
 Mutator = Callable[[Random, bytes], bytes]

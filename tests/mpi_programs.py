@@ -13,10 +13,10 @@ import traceback
 import numpy as np
 from mpi4py import MPI
 
-from nnbackend import distributed
 from nnbackend.device import Device
-from nnbackend.distributed import Team
 from nnbackend.errors import DistributedError, InputError
+from nnbackend.parallel import team as distributed
+from nnbackend.parallel.team import Team
 
 WORLD = MPI.COMM_WORLD
 RANK, SIZE = WORLD.rank, WORLD.size

@@ -14,9 +14,9 @@ from devices import needs_cuda
 from test_inputs import FEATURE_CALLS, GOOD_TARGETS, OUTPUTS, check_network_refuses, network
 
 import nnbackend as nb
+from nnbackend.data.validation import to_array
 from nnbackend.device import Device, device_of, get_device, in_library_of, is_native
 from nnbackend.errors import InputError
-from nnbackend.inputs import to_array
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(6, 2)).astype("f4")

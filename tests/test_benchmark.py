@@ -16,14 +16,21 @@ import numpy as np
 import pytest
 
 import nnbackend as nb
-from nnbackend import benchmark, benchmark_report, cli, contestants, peers
-from nnbackend.benchmark import DIGITS, WORKLOADS, Workload, custom_workload, run_benchmark
-from nnbackend.benchmark_process import ContestantError, ContestantProcess
-from nnbackend.benchmark_report import Entry, Result, verdicts
-from nnbackend.benchmark_worker import Worker
-from nnbackend.contestants import NotInstalledError, UnsupportedError, own_contestants
+from nnbackend.bench import contestants as peers
+from nnbackend.bench import own as contestants
+from nnbackend.bench import peer_torch
+from nnbackend.bench import race as benchmark
+from nnbackend.bench import text as benchmark_report
+from nnbackend.bench.contestant import NotInstalledError, UnsupportedError
+from nnbackend.bench.own import own_contestants
+from nnbackend.bench.process import ContestantError, ContestantProcess
+from nnbackend.bench.race import run_benchmark
+from nnbackend.bench.report import Entry, Result, verdicts
+from nnbackend.bench.worker import Worker
+from nnbackend.bench.workload import DIGITS, WORKLOADS, Workload, custom_workload
+from nnbackend.cli import main as cli
 from nnbackend.device import Device
-from nnbackend.engines import cublaslt
+from nnbackend.engines.cuda import cublaslt
 from nnbackend.errors import InputError
 
 TINY = Workload("tiny", (3, 5, 4, 1), "tanh", "sigmoid", 8, nb.SGD(0.1), 4)
@@ -127,7 +134,7 @@ class FakeCuda:
         }
         for name, stand_in in names.items():
             monkeypatch.setattr(torch.cuda, name, stand_in)
-        self.step, self.is_capturing = peers.Torch._step, False
+        self.step, self.is_capturing = peer_torch.Torch._step, False
 
         def step(*arguments):
             if self.is_capturing:
@@ -135,7 +142,7 @@ class FakeCuda:
             else:
                 self.step(*arguments)
 
-        monkeypatch.setattr(peers.Torch, "_step", step)
+        monkeypatch.setattr(peer_torch.Torch, "_step", step)
 
     @contextlib.contextmanager
     def capture(self, _, **where):
@@ -531,7 +538,7 @@ def test_who_is_missing_crashes_or_hangs_is_reported_and_stops_nobody(capsys):
     out = capsys.readouterr().out
     assert "torch on cpu: missing: not installed; install it with: pip install torch\n" in out
     assert "scikit-learn on cpu: timeout: no answer to 'load' within 3 s\n" in out
-    from nnbackend.benchmark_picture import draw
+    from nnbackend.bench.picture import draw
 
     assert draw(report)["png"].startswith(b"\x89PNG")
 
@@ -558,7 +565,7 @@ def test_kept_processes_serve_all_workloads_and_a_failed_one_is_replaced(monkeyp
     assert found[2] == dict.fromkeys(names, "ok")
     for result in report.results:
         assert all(e.first_seconds is e.startup_seconds is None for e in result.entries)
-    from nnbackend.benchmark_picture import draw
+    from nnbackend.bench.picture import draw
 
     assert draw(report, ["png"])["png"].startswith(b"\x89PNG")
 

@@ -18,11 +18,14 @@ import pytest
 import safetensors.numpy
 
 import nnbackend as nb
-from nnbackend import files, persistence
-from nnbackend.checkpoints import CheckpointFolder, Keeper, checkpoint_files, read_checkpoint
 from nnbackend.core.activations import ACTIVATIONS
-from nnbackend.errors import CheckpointError, DivergenceError, InputError, ModelFileError
-from nnbackend.sources import Arrays
+from nnbackend.data.sources import Arrays
+from nnbackend.errors import InputError, ModelFileError
+from nnbackend.io import files
+from nnbackend.io import format as persistence
+from nnbackend.training.checkpoint import read_checkpoint
+from nnbackend.training.checkpoint_folder import CheckpointFolder, Keeper, checkpoint_files
+from nnbackend.training.errors import CheckpointError, DivergenceError
 
 N_SAMPLES, BATCH_SIZE = 23, 5
 STEPS = 5

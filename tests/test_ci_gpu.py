@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import nnbackend.benchmark
-import nnbackend.contestants
+import nnbackend.bench.environment
+import nnbackend.bench.own
+import nnbackend.bench.race
 import nnbackend.device
-import nnbackend.environment
-from nnbackend.benchmark import Workload
+from nnbackend.bench.workload import Workload
 from nnbackend.core.optimizers import SGD
 from nnbackend.device import DeviceInfo
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import nnbackend as nb
-from nnbackend.datasets import load_dataset
+from nnbackend.cli import evaluation
+from nnbackend.data.datasets import load_dataset
 
 FILES = ["curves.png", "held_out.csv", "history.json", "model.safetensors"]
 FOR_GOING_ON = ["checkpoints", "command.json"]
@@ -54,7 +55,7 @@ def test_standardization_uses_the_training_part_only_and_is_in_the_model(run):
     dataset = load_dataset("breast_cancer")
     assert net.class_names == dataset.class_names
     assert net.feature_names == dataset.feature_names
-    from nnbackend.experiment import split
+    from nnbackend.cli.evaluation import split
 
     rows = split(dataset, 0.2, 0.2, seed=0)
     assert json.loads(out)["samples"] == {"training": 341, "validation": 114, "held_out": 114}
@@ -275,7 +276,7 @@ def test_divergence_is_told_and_what_was_learnt_is_kept(run):
 
 
 def test_a_full_disk_leaves_no_part_of_an_outcome_and_what_was_learnt(run, monkeypatch):
-    import nnbackend.experiment
+    import nnbackend.cli.experiment
 
     real = nnbackend.experiment.write_atomically
 
@@ -302,7 +303,7 @@ def test_a_failed_run_leaves_the_folder_that_was_there_before(run):
 
 
 def test_control_c_keeps_what_was_learnt(run, monkeypatch):
-    from nnbackend.loop import Loop
+    from nnbackend.training.loop import Loop
 
     original = Loop._read
     calls = []
@@ -412,12 +413,11 @@ def test_a_score_beyond_all_numbers_is_null_and_named(run):
 
 
 def test_a_training_whose_held_out_rows_overflow_is_kept(run, monkeypatch):
-    from nnbackend import experiment
 
     def not_finite(*_):
         raise nb.InputError("DATA: expected finite predictions")
 
-    monkeypatch.setattr(experiment, "finite_predictions", not_finite)
+    monkeypatch.setattr(evaluation, "finite_predictions", not_finite)
     code, out, err = run("train", *QUICK, "--out", "r")
     assert code == 2
     assert "held-out" not in out

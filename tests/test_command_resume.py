@@ -13,10 +13,11 @@ from time import monotonic, sleep
 import pytest
 
 import nnbackend as nb
-from nnbackend import cli, plots
-from nnbackend.checkpoints import CheckpointFolder, Keeper, checkpoint_files
-from nnbackend.persistence import read_training
-from nnbackend.run_folder import RunFolder
+from nnbackend.cli import main as cli
+from nnbackend.cli.run_folder import RunFolder
+from nnbackend.io.format import read_training
+from nnbackend.training import curves
+from nnbackend.training.checkpoint_folder import CheckpointFolder, Keeper, checkpoint_files
 
 EPOCHS = 8
 ARGUMENTS = ["--epochs", EPOCHS, "--patience", 3, "--dropout", 0.2, "--hidden", 8]
@@ -28,7 +29,7 @@ ADVICE = "what was learnt is kept: go on with: nnbackend train --resume r\n"
 def _no_pictures():
     """Leave out what takes most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "loss_curves", lambda *_, **__: b"")
+        patch.setattr(curves, "loss_curves", lambda *_, **__: b"")
         yield
 
 
@@ -489,7 +490,7 @@ def wait_for(is_so):
 
 @pytest.mark.parametrize(
     ("module", "place"),
-    [("nnbackend.locks", "_locked"), ("nnbackend.run_folder", "write_atomically")],
+    [("nnbackend.io.locks", "_locked"), ("nnbackend.cli.run_folder", "write_atomically")],
 )
 def test_of_two_runs_with_one_folder_the_refused_one_leaves_the_other_whole(
     module, place, started, run, tmp_path, monkeypatch

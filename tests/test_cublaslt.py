@@ -16,8 +16,8 @@ from devices import needs_cuda
 from numpy.lib.stride_tricks import as_strided
 
 from nnbackend.core.activations import ACTIVATIONS
-from nnbackend.engines import cublaslt
-from nnbackend.engines.cublaslt import (
+from nnbackend.engines.cuda import cublaslt
+from nnbackend.engines.cuda.cublaslt import (
     CublasLt,
     CublasLtError,
     Descriptors,
@@ -25,7 +25,7 @@ from nnbackend.engines.cublaslt import (
     layout,
     load_library,
 )
-from nnbackend.engines.plan import Epilogue, Matrix, Product, Vector
+from nnbackend.engines.cuda.plan import Epilogue, Matrix, Product, Vector
 from nnbackend.errors import InputError
 
 BITS = {"float32": 32, "float64": 64, "bfloat16": 16, "bit": 1}

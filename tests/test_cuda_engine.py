@@ -31,14 +31,18 @@ from test_engines import (
 )
 
 import nnbackend as nb
-from nnbackend import engines, feed
 from nnbackend.core.optimizers import OptimizerState
+from nnbackend.data import examples
+from nnbackend.data.placement import Memory
 from nnbackend.device import get_device
-from nnbackend.engines import cublaslt, cuda, cuda_runtime
-from nnbackend.engines.cuda_runtime import CudaExecutor
-from nnbackend.engines.plan import Epilogue, Kernel, Product
+from nnbackend.engines import base as engines
+from nnbackend.engines import choice
+from nnbackend.engines.cuda import cublaslt
+from nnbackend.engines.cuda import engine as cuda
+from nnbackend.engines.cuda import runtime as cuda_runtime
+from nnbackend.engines.cuda.plan import Epilogue, Kernel, Product
+from nnbackend.engines.cuda.runtime import CudaExecutor
 from nnbackend.engines.reference import ReferenceEngine
-from nnbackend.memory import Memory
 
 # How a plan is carried out: steps with products that do bias and activation, steps with plain
 # products, and, where it is for it, all in one kernel.
@@ -53,7 +57,7 @@ def executor(request, monkeypatch):
     """
     if request.param == "gpu":
         return CudaExecutor
-    monkeypatch.setitem(engines.ENGINES, "cuda", lambda _device: cuda.cuda_engine)
+    monkeypatch.setitem(choice.ENGINES, "cuda", lambda _device: cuda.cuda_engine)
     if request.param == "stub":
         monkeypatch.setattr(cuda_runtime, "import_cupy", cupy_stub.make_cupy)
         monkeypatch.setattr(cublaslt, "load_library", cupy_stub.Library)
@@ -109,7 +113,7 @@ def choose(place, executor, monkeypatch, record_property):
             return engine
 
         monkeypatch.setattr(executor, "offers", answer)
-        monkeypatch.setitem(engines.ENGINES, "cuda", lambda _device: make)
+        monkeypatch.setitem(choice.ENGINES, "cuda", lambda _device: make)
         return built
 
     yield choose
@@ -276,7 +280,7 @@ def test_early_stopping_restores_the_best_epoch(place, choose, precision):
 def test_an_optimizer_that_keeps_parameters_and_tiny_weights(place, choose, program, monkeypatch):
     choose(program)
     # Training leaves batches without weight out; the kernels are right on them nevertheless.
-    monkeypatch.setattr(feed, "is_zero_weight", lambda *_: None)
+    monkeypatch.setattr(examples, "is_zero_weight", lambda *_: None)
     losses = []
     for engine, device in (("reference", "cpu"), ("cuda", place)):
         net = nb.Network([6, 4, 3], output="softmax", seed=1, device=device)
@@ -312,8 +316,8 @@ def test_the_engine_is_for_cuda_and_precisions_are_for_it():
     for engine in ("auto", "cpu", "reference"):
         with pytest.raises(nb.InputError, match=r"precision: 'tf32' is one of engine='cuda'"):
             nb.train(net, X, Y["sigmoid"], engine=engine, precision="tf32")
-    assert engines.default_engine(get_device("cpu")) == "cpu"
-    assert engines.default_engine(engines.Device("cuda")) == "reference"
+    assert choice.default_engine(get_device("cpu")) == "cpu"
+    assert choice.default_engine(engines.Device("cuda")) == "reference"
 
 
 @pytest.mark.parametrize("engine", ["reference", "cuda"])
@@ -330,7 +334,7 @@ def test_features_that_do_not_fit_are_streamed(
 
     def keep_on_host(memory, X, *arguments):
         net = memory._net
-        data = engines.Data(*net.prepare(X, *arguments, home=get_device("cpu")), streams=True)
+        data = examples.Data(*net.prepare(X, *arguments, home=get_device("cpu")), streams=True)
         seen.append(data.streams)
         return data
 
@@ -345,7 +349,7 @@ def test_features_that_do_not_fit_are_streamed(
 @pytest.fixture
 def stub(monkeypatch):
     """Put the stand-in of CuPy in place; return a function that does so with a cuBLASLt."""
-    monkeypatch.setitem(engines.ENGINES, "cuda", lambda _device: cuda.cuda_engine)
+    monkeypatch.setitem(choice.ENGINES, "cuda", lambda _device: cuda.cuda_engine)
     monkeypatch.setattr(cuda_runtime, "import_cupy", cupy_stub.make_cupy)
     monkeypatch.setattr(cuda, "_LAUNCH_CYCLES", 0)
     return lambda load: monkeypatch.setattr(cublaslt, "load_library", load)
@@ -424,7 +428,7 @@ def used_in_streams(make, device, *, streams):
     xp, rng = device.xp, np.random.default_rng(0)
     hidden, output, options = PROBLEMS[4]
     net = nb.Network([6, 7, 5, 3], hidden=hidden, output=output, dtype="float64", seed=1)
-    data = engines.Data(
+    data = examples.Data(
         X if streams else xp.asarray(np.vstack([X[:1], X]))[1:],
         xp.asarray(Y[output]),
         xp.asarray(WEIGHT),
@@ -600,7 +604,7 @@ def test_coefficients_need_not_change_or_be_there(place, choose, program, optimi
 @pytest.mark.parametrize("optimizer", [Constant(), Bare()], ids=["constant", "bare"])
 def test_coefficients_need_not_change_or_be_there_on_the_cpu(optimizer, monkeypatch):
     # Compiling less.
-    monkeypatch.setattr("nnbackend.engines.cpu._COMPILED_FLOPS", 0.0)
+    monkeypatch.setattr("nnbackend.engines.native.engine._COMPILED_FLOPS", 0.0)
     assert_equal_parameters("cpu", optimizer)
 
 
@@ -608,7 +612,7 @@ def engine_of(hidden, output, *, sizes, n_samples=256, batch_size=64, optimizer=
     """Return an engine on the host executor, before its first step."""
     net = nb.Network(sizes, hidden=hidden, output=output)
     rng = np.random.default_rng(0)
-    data = engines.Data(
+    data = examples.Data(
         rng.standard_normal((n_samples, sizes[0]), dtype=np.float32),
         rng.integers(0, 2, (n_samples, 1)).astype(np.float32),
     )

@@ -10,15 +10,15 @@ from nvrtc import compile_ptx_or_cubin
 from test_engines import N_OUTPUTS, PROBLEMS
 
 import nnbackend as nb
-from nnbackend.benchmark import WORKLOADS
+from nnbackend.bench.workload import WORKLOADS
 from nnbackend.device import get_device
-from nnbackend.engines import Problem
-from nnbackend.engines.cuda import _generator_words
-from nnbackend.engines.cuda_runtime import CudaExecutor, signatures
-from nnbackend.engines.cuda_source import CudaKernels
-from nnbackend.engines.cuda_tiny import TinyPlanner
-from nnbackend.engines.plan import Buffer, Kernel, Matrix, Vector
-from nnbackend.engines.planner import _column_grid, _element_grid
+from nnbackend.engines.base import Problem
+from nnbackend.engines.cuda.engine import _generator_words
+from nnbackend.engines.cuda.kernels import CudaKernels
+from nnbackend.engines.cuda.plan import Buffer, Kernel, Matrix, Vector
+from nnbackend.engines.cuda.planner import _column_grid, _element_grid
+from nnbackend.engines.cuda.runtime import CudaExecutor, signatures
+from nnbackend.engines.cuda.tiny import TinyPlanner
 
 
 def problem(hidden, output, options, sizes=(6, 7, 5), batch_size=16):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import nnbackend as nb
-from nnbackend.datasets import DATASETS, encode_target, load_dataset, planar
+from nnbackend.data.datasets import DATASETS, encode_target, load_dataset, planar
 
 
 @pytest.mark.parametrize(

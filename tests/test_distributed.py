@@ -13,8 +13,9 @@ import pytest
 from launcher import launch_under_mpi, mpi_library
 
 from nnbackend import device
-from nnbackend.distributed import Team, world_of_launcher
 from nnbackend.errors import DeviceError, DistributedError, InputError, MissingDependencyError
+from nnbackend.parallel.launch import world_of_launcher
+from nnbackend.parallel.team import Team
 
 PROGRAMS = os.path.join(os.path.dirname(__file__), "mpi_programs.py")
 LAUNCHER_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMIX_RANK")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import nnbackend as nb
-from nnbackend.experiment import split
+from nnbackend.cli.evaluation import split
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((60, 3))

@@ -7,7 +7,7 @@ pytest.importorskip("numba")
 
 from numba import njit
 
-from nnbackend.engines import elementary
+from nnbackend.engines.native import elementary
 
 NAMES = ["exp", "expm1", "log", "log1p", "tanh"]
 UNSIGNED = {np.float32: np.uint32, np.float64: np.uint64}

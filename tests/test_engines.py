@@ -10,10 +10,11 @@ import pytest
 from devices import to_host
 
 import nnbackend as nb
-from nnbackend import engines
 from nnbackend.device import get_device
-from nnbackend.engines import kernel_cache
-from nnbackend.engines.expression import Printer, Recorder
+from nnbackend.engines import base as engines
+from nnbackend.engines import choice
+from nnbackend.engines.native import kernel_cache
+from nnbackend.engines.tracing.expression import Printer, Recorder
 from nnbackend.errors import MissingDependencyError
 
 needs_numba = pytest.mark.skipif(
@@ -117,9 +118,9 @@ def test_the_compiled_epoch_equals_the_reference(hidden, output, options):
     [problem for i, problem in enumerate(PROBLEMS) if i not in (0, 1, 4)],
 )
 def test_steps_run_from_python_equal_the_reference(hidden, output, options, monkeypatch):
-    monkeypatch.setattr("nnbackend.engines.cpu._COMPILED_FLOPS", 0.0)
+    monkeypatch.setattr("nnbackend.engines.native.engine._COMPILED_FLOPS", 0.0)
     # Blocks of rows, too: seven, so that the last of a batch of 16 has two.
-    monkeypatch.setattr("nnbackend.engines.cpu._BLOCK_ELEMENTS", 7 * 7)
+    monkeypatch.setattr("nnbackend.engines.native.engine._BLOCK_ELEMENTS", 7 * 7)
     assert_equals_the_reference(hidden, output, options)
 
 
@@ -325,13 +326,13 @@ def test_formulas_of_ones_own_mean_what_they_mean_on_numpy():
 
 @pytest.fixture
 def without_numba(monkeypatch):
-    engines._missing_packages.cache_clear()
+    choice._missing_packages.cache_clear()
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "numba" else find(name)
     )
     yield
-    engines._missing_packages.cache_clear()
+    choice._missing_packages.cache_clear()
 
 
 @pytest.mark.usefixtures("without_numba")
@@ -345,17 +346,17 @@ def test_without_numba_the_engine_says_what_to_install():
 @pytest.mark.usefixtures("without_numba")
 def test_without_numba_a_long_training_runs_on_the_reference_and_says_so():
     with pytest.warns(UserWarning, match=r"numba is not installed.*pip install numba"):
-        assert engines.default_engine(get_device("cpu"), 60.0) == "reference"
+        assert choice.default_engine(get_device("cpu"), 60.0) == "reference"
 
 
 @needs_numba
 def test_auto_depends_on_the_length_of_the_training_alone():
     cpu = get_device("cpu")
-    assert engines.default_engine(cpu, 60.0) == "cpu"
-    assert engines.default_engine(cpu, 0.1) == "reference"
+    assert choice.default_engine(cpu, 60.0) == "cpu"
+    assert choice.default_engine(cpu, 0.1) == "reference"
     problem = engines.Problem(nb.Network([6, 4, 1]).objective(), nb.SGD(), batch_size=10)
     # 4 steps of 0.2 ms an epoch; the products of such a network take no time.
-    assert engines.reference_seconds(problem, 40, 100) == pytest.approx(0.08, rel=1e-2)
+    assert choice.reference_seconds(problem, 40, 100) == pytest.approx(0.08, rel=1e-2)
 
 
 @needs_numba
@@ -429,7 +430,7 @@ class HeavyBall(nb.SGD):
 @needs_numba
 @pytest.mark.parametrize("flops", [0.0, 1e9], ids=["python", "compiled"])
 def test_other_forms_of_validation_targets_tiny_weights_and_optimizers(flops, monkeypatch):
-    monkeypatch.setattr("nnbackend.engines.cpu._COMPILED_FLOPS", flops)
+    monkeypatch.setattr("nnbackend.engines.native.engine._COMPILED_FLOPS", flops)
     y, rows = Y["softmax"], np.eye(3)[Y["softmax"]]
     losses = []
     for engine in ("reference", "cpu"):

@@ -14,8 +14,9 @@ from nnbackend.core.activations import ACTIVATIONS
 from nnbackend.core.initializers import INITIALIZERS
 from nnbackend.core.losses import LOSSES
 from nnbackend.core.optimizers import OPTIMIZERS
-from nnbackend.errors import DivergenceError, NNBackendError
-from nnbackend.sources import Arrays
+from nnbackend.data.sources import Arrays
+from nnbackend.errors import NNBackendError
+from nnbackend.training.errors import DivergenceError
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 3))

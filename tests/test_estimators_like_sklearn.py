@@ -208,7 +208,7 @@ def test_saturated_labels_cost_what_they_cost_there():
 @needs_numba
 @pytest.mark.parametrize(("name", "compiled_flops"), [("wine", 5e6), ("breast_cancer", 0.0)])
 def test_compiled_kernels_clip_and_count_alike(monkeypatch, name, compiled_flops):
-    monkeypatch.setattr("nnbackend.engines.cpu._COMPILED_FLOPS", compiled_flops)
+    monkeypatch.setattr("nnbackend.engines.native.engine._COMPILED_FLOPS", compiled_flops)
     features, labels = raw(name)
     weight = np.resize(WEIGHT, len(labels))
     options = {"random_state": 0, "max_iter": 20, "batch_size": 50, "alpha": 0.5}

@@ -18,8 +18,8 @@ import pytest
 from fuzzing import KINDS, X, Y, archive, npy
 
 import nnbackend as nb
+from nnbackend.data.tables import read_dataset, read_table
 from nnbackend.errors import InputError, ModelFileError
-from nnbackend.tables import read_dataset, read_table
 
 # How many mutants of each; a second's worth, or so.
 COUNTS = {"model": 1500, "checkpoint": 200, "csv": 400, "tsv": 400, "csv.gz": 150, "npy": 600,

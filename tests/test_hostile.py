@@ -11,7 +11,8 @@ import nnbackend as nb
 from nnbackend.core.activations import ACTIVATIONS, OUTPUTS
 from nnbackend.core.losses import LOSSES
 from nnbackend.core.optimizers import OPTIMIZERS
-from nnbackend.errors import DivergenceError, InputError
+from nnbackend.errors import InputError
+from nnbackend.training.errors import DivergenceError
 
 BUILT_IN = ("identity", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus", "silu", "gelu")
 RATES = (5e-324, 1e-300, 1e-3, 1.0, 1e300)

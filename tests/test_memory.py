@@ -5,7 +5,7 @@ import pytest
 import strict_gpu
 
 import nnbackend as nb
-from nnbackend import memory
+from nnbackend.data import placement as memory
 from nnbackend.device import Device, get_device
 
 X = np.random.default_rng(0).standard_normal((5000, 8)).astype(np.float32)
@@ -59,7 +59,7 @@ def test_features_stay_on_the_host_where_the_device_has_no_room(memory_of, stand
 
 
 def test_standardizing_on_the_host_goes_by_blocks(monkeypatch):
-    monkeypatch.setattr("nnbackend.network._ROWS_PER_BLOCK", 999)
+    monkeypatch.setattr("nnbackend.model.network._ROWS_PER_BLOCK", 999)
     net = nb.Network([8, 4, 1]).standardize(X)
     expected = net.prepare_features(X)
     net._device = Device("cpu", 1)  # another than the home

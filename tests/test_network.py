@@ -715,7 +715,9 @@ def test_predictions_in_blocks_of_rows_are_those_of_all_rows(monkeypatch):
     net = nb.Network([5, 40, 3], output="softmax", dtype="float64")
     X = np.random.default_rng(0).standard_normal((700, 5))
     at_once = net.forward(X)
-    monkeypatch.setattr("nnbackend.network.CACHED_ELEMENTS", 0)  # 256 rows, the last block 188
+    monkeypatch.setattr(
+        "nnbackend.model.network.CACHED_ELEMENTS", 0
+    )  # 256 rows, the last block 188
     np.testing.assert_allclose(net.forward(X), at_once, rtol=1e-14)
 
 

@@ -10,11 +10,11 @@ from backends import require
 from devices import on_each_device, to_host
 
 import nnbackend as nb
+from nnbackend.core.standardization import Standardization
+from nnbackend.data.sources import Arrays
+from nnbackend.data.stream import Stream
 from nnbackend.device import Device
 from nnbackend.errors import InputError
-from nnbackend.sources import Arrays
-from nnbackend.standardization import Standardization
-from nnbackend.stream import Stream
 
 TIME = 1.7e9
 RNG = np.random.default_rng(0)

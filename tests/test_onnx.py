@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nnbackend as nb
-from nnbackend import cli, onnx_export
+from nnbackend.cli import main as cli
 from nnbackend.core.activations import Activation
 from nnbackend.errors import InputError, MissingDependencyError
+from nnbackend.io import onnx as onnx_export
 
 PACKAGES = ("ndonnx", "onnx", "onnxruntime", "spox")
 OUTPUTS = [

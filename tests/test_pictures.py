@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import nnbackend as nb
-from nnbackend import benchmark_picture, plots
+from nnbackend.bench import picture as benchmark_picture
+from nnbackend.training import curves
 
 PNG = b"\x89PNG"
 
@@ -55,7 +56,7 @@ def test_a_name_is_shown_as_it_stands(path, column, run, caplog):
 def test_the_text_of_a_picture_is_the_title_and_numbers_stay_powers(given, monkeypatch):
     monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
     rates, losses = np.geomspace(1e-6, 1, 20).tolist(), np.linspace(2, 1, 20).tolist()
-    text = plots.rate_curve(rates, losses, losses, 0.1, given, "svg").decode()
+    text = curves.rate_curve(rates, losses, losses, 0.1, given, "svg").decode()
     text = re.sub("<!--.*?-->", "", text, flags=re.DOTALL)
     assert f">{given}<" in text
     assert "mathdefault" not in text
@@ -125,7 +126,7 @@ def fails(*_arguments, **_options):
 
 def test_a_picture_that_fails_costs_a_line_and_nothing_else(run, caplog, monkeypatch):
     arguments = table("data.csv", "a", "b")
-    monkeypatch.setattr(plots, "loss_curves", fails)
+    monkeypatch.setattr(curves, "loss_curves", fails)
     code, out, err = run(*arguments)
     assert (code, err) == (0, "")
     assert caplog.messages == ["nnbackend: curves.png was not drawn (RuntimeError: no font at all)"]
@@ -148,7 +149,7 @@ def test_what_was_learnt_is_on_disk_before_anything_is_drawn(run, monkeypatch):
         found.extend(sorted(os.listdir("r")))
         raise Killed
 
-    monkeypatch.setattr(plots, "loss_curves", killed)
+    monkeypatch.setattr(curves, "loss_curves", killed)
     with pytest.raises(Killed):
         run(*table("data.csv", "a", "b"))
     assert {"model.safetensors", "history.json", "held_out.csv"} <= set(found)

@@ -8,7 +8,8 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris
 
 import nnbackend as nb
-from nnbackend import plots, rate_finder
+from nnbackend import figures as plots
+from nnbackend.training import rate_finder
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from nvrtc import compile_ptx_or_cubin
 
 from nnbackend.device import get_device
-from nnbackend.engines.cuda_source import CudaPrinter, prelude
-from nnbackend.engines.expression import Printer, Recorder, description
-from nnbackend.engines.formulas import element
+from nnbackend.engines.cuda.kernels import CudaPrinter, prelude
+from nnbackend.engines.tracing.expression import Printer, Recorder, description
+from nnbackend.engines.tracing.formulas import element
 
 XP = get_device("cpu").xp
 ROWS, COLUMNS = 3, 8

@@ -11,12 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnbackend.core.elementwise import sign
-from nnbackend.core.regularization import (
-    clip_by_global_norm,
-    clip_by_value,
-    dropout_mask,
-    penalty,
-)
+from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, dropout_mask, penalty
 
 
 @pytest.mark.parametrize(("l1", "l2"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.7), (0.3, 0.7)])

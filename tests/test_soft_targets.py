@@ -8,9 +8,9 @@ from backends import require
 from devices import on_each_device, to_host
 
 import nnbackend as nb
+from nnbackend.data.sources import Arrays
+from nnbackend.data.stream import Stream
 from nnbackend.errors import InputError
-from nnbackend.sources import Arrays
-from nnbackend.stream import Stream
 
 RNG = np.random.default_rng(0)
 N, K = 40, 5

@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nnbackend as nb
-from nnbackend import sources
 from nnbackend.core.losses import loss_function
+from nnbackend.core.standardization import Moments, Standardization
+from nnbackend.data import sources
+from nnbackend.data.parquet import Parquet
+from nnbackend.data.sources import Arrays, Rows, Source, as_source, digest
+from nnbackend.data.stream import Stream
 from nnbackend.errors import InputError
-from nnbackend.sources import Arrays, Parquet, Rows, Source, as_source, digest
-from nnbackend.standardization import Moments, Standardization
-from nnbackend.stream import Stream
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

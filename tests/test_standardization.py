@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nnbackend as nb
-from nnbackend.standardization import Moments, Standardization
+from nnbackend.core.standardization import Moments, Standardization
 
 EPS = float(np.finfo(np.float64).eps)
 

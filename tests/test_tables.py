@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 import nnbackend as nb
-from nnbackend.tables import read_dataset, read_table
+from nnbackend.data.tables import read_dataset, read_table
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((20, 3))

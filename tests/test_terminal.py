@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import nnbackend as nb
-from nnbackend import cli
-from nnbackend.terminal import csv_text, printable, to_json
+from nnbackend.cli import main as cli
+from nnbackend.cli.terminal import csv_text, printable, to_json
 
 HOSTILE = ("\x1b[31mred\x07", 'да, "нет"\r\n\u202e')
 CYRILLIC = ("да", "нет")

@@ -10,7 +10,8 @@ from devices import needs_cuda, on_each_device, to_host
 import nnbackend as nb
 from nnbackend.device import Device
 from nnbackend.engines.reference import ReferenceEngine
-from nnbackend.errors import DivergenceError, InputError
+from nnbackend.errors import InputError
+from nnbackend.training.errors import DivergenceError
 
 OPTIMIZERS = {
     "SGD": nb.SGD(0.01),

@@ -7,8 +7,11 @@ from cupy_on_host import namespace, on_device
 from devices import needs_cuda
 
 import nnbackend as nb
+from nnbackend.data.examples import Data
 from nnbackend.device import get_device
-from nnbackend.engines import Data, Problem, cuda, get_engine
+from nnbackend.engines.base import Problem
+from nnbackend.engines.choice import get_engine
+from nnbackend.engines.cuda import engine as cuda
 from nnbackend.engines.reference import ReferenceEngine
 
 N, BATCH = 48, 16

@@ -12,7 +12,7 @@ import numpy as np
 from mpi4py import MPI
 
 import nnbackend as nb
-from nnbackend.checkpoints import checkpoint_files
+from nnbackend.training.checkpoint_folder import checkpoint_files
 
 WORLD = MPI.COMM_WORLD
 RANK, SIZE = WORLD.rank, WORLD.size

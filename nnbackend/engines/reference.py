@@ -11,13 +11,14 @@ from nnbackend.core.optimizers import OptimizerState
 from nnbackend.core.propagation import DEVICE_ELEMENTS
 from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, dropout_mask
 from nnbackend.core.types import Array
-from nnbackend.engines.share import Share
-from nnbackend.engines.state import EngineState
+from nnbackend.engines.base import EngineState
+from nnbackend.parallel.team import Share
 
 if TYPE_CHECKING:
+    from nnbackend.data.examples import Data
     from nnbackend.device import Device
-    from nnbackend.distributed import Team
-    from nnbackend.engines import Data, Problem
+    from nnbackend.engines.base import Problem
+    from nnbackend.parallel.team import Team
 
 __all__ = ["ReferenceEngine", "data_loss"]
 

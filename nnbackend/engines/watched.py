@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnbackend.core.types import Array
-from nnbackend.engines.formulas import fingerprint, is_label_target
+from nnbackend.engines.base import EngineState
 from nnbackend.engines.reference import ReferenceEngine
-from nnbackend.engines.state import EngineState
+from nnbackend.engines.tracing.formulas import fingerprint, is_label_target
 
 if TYPE_CHECKING:
+    from nnbackend.data.examples import Data
     from nnbackend.device import Device
-    from nnbackend.distributed import Team
-    from nnbackend.engines import Data, Engine, EngineFactory, PartialEngine, Problem
+    from nnbackend.engines.base import Engine, EngineFactory, PartialEngine, Problem
+    from nnbackend.parallel.team import Team
 
 __all__ = ["watched"]
 

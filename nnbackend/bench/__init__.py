@@ -1,0 +1,1 @@
+"""Measuring throughput: workloads, contestants, races in interleaved rounds, and their reports."""

@@ -1,0 +1,149 @@
+"""What a contestant of ``nnbackend bench`` is; this package, and the limit.
+
+All of them take the same network, initial parameters, mean loss, optimizer and batches: every epoch
+visits the rows in a new order, each step takes the next batch, and the mean loss is read once per
+epoch. The data are float32, and ``precision`` says how products of them are computed. A library is
+imported by ``load``, in the contestant's own process, which it may set up as it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from nnbackend.bench.contestant import Contestant, Parameters, UnsupportedError
+from nnbackend.device import Device, get_device
+from nnbackend.engines.base import EngineFactory
+from nnbackend.engines.choice import ENGINES, get_engine
+from nnbackend.errors import InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from nnbackend.training.history import TrainingState
+
+__all__ = ["NNBackend", "own_contestants", "own_name", "with_engine"]
+
+
+class NNBackend(Contestant):
+    """nnbackend, through its public door."""
+
+    title = "nnbackend"
+    kinds = ("cpu", "cuda")
+    package = "nnbackend"
+    engine: ClassVar[str] = "auto"
+
+    def load(self) -> None:
+        """Import what a training needs."""
+        import nnbackend as nb
+
+        self._train = nb.train
+        self._place = get_device(self.device)
+        self._place.place(np.zeros(1, np.float32))
+        try:
+            # Timed for a short while, it is still to show what a long training is.
+            self._engine = _long_training(self.engine, self.precision, self._place)
+        except InputError as error:
+            raise UnsupportedError(str(error)) from error
+
+    def versions(self) -> dict[str, str]:
+        """Return the version of the array library, too."""
+        import nnbackend as nb
+
+        library = self._place.xp.__name__.rpartition(".")[2]
+        return {"nnbackend": nb.__version__, library: sys.modules[library].__version__}
+
+    def prepare(self, X: Any, y: Any, parameters: Parameters) -> None:
+        """Place everything on the device, so that only training is timed."""
+        self._initial = parameters
+        self._net = self.workload.network(self.device)
+        self._X, self._y = self._place.place(X), self._place.place(y)
+        self.reset()
+
+    def reset(self) -> None:
+        """Set the initial parameters; the rest starts anew with every training."""
+        self._net.set_parameters(*self._initial)
+
+    def _fit(self, epochs: int, **options: Any) -> Any:
+        workload = self.workload
+        return self._train(
+            self._net,
+            self._X,
+            self._y,
+            optimizer=workload.optimizer,
+            epochs=epochs,
+            batch_size=workload.batch_size,
+            engine=self._engine,
+            precision=self.precision,
+            **options,
+        )
+
+    def run(self, epochs: int) -> float:
+        """Train with no callbacks."""
+        history = self._fit(epochs)
+        self._place.synchronize()
+        return float(history.loss[-1])
+
+    def run_until(self, is_done: Callable[[], bool], max_epochs: int) -> tuple[float, int]:
+        """Train once, with a callback that stops it."""
+        checking = 0.0
+
+        def check(state: TrainingState) -> None:
+            nonlocal checking
+            start = perf_counter()
+            if is_done():
+                state.stop()
+            checking += perf_counter() - start
+
+        start = perf_counter()
+        history = self._fit(max_epochs, callbacks=check)
+        self._place.synchronize()
+        return perf_counter() - start - checking, history.n_epochs
+
+    def parameters(self) -> Parameters:
+        """Return the network's own, on the host."""
+        to_numpy = self._place.to_numpy
+        return [to_numpy(W) for W in self._net.weights], [to_numpy(b) for b in self._net.biases]
+
+
+def with_engine(name: str) -> type[NNBackend]:
+    """Return the contestant that trains with an engine of that name."""
+
+    class Chosen(NNBackend):
+        title = f"nnbackend {name}"
+        engine = name
+
+    return Chosen
+
+
+def own_contestants(device: Device, precision: str = "float32") -> dict[str, str]:
+    """Return the contestants of this package that differ on a device, with their engines' names."""
+    found = {}
+    with contextlib.suppress(InputError):
+        found[own_name("auto")] = _long_training("auto", precision, device)
+    return found | {
+        own_name(name): name for name in _engines(precision, device) if name not in found.values()
+    }
+
+
+def _engines(precision: str, device: Device) -> dict[str, EngineFactory]:
+    """Return the engines that a device has for a precision."""
+    found = {}
+    for name in ENGINES:
+        with contextlib.suppress(InputError, MissingDependencyError):
+            found[name] = get_engine(name, precision, device)
+    return found
+
+
+def _long_training(engine: str, precision: str, device: Device) -> str:
+    """Return the engine that a name stands for in a long training, or raise as ``get_engine``."""
+    chosen = get_engine(engine, precision, device)
+    return next(name for name, one in _engines(precision, device).items() if one is chosen)
+
+
+def own_name(engine: str) -> str:
+    """Return what the contestant with an engine is called."""
+    return "nnbackend" if engine == "auto" else f"nnbackend-{engine}"

@@ -1,0 +1,359 @@
+"""Throughput of training, measured: workloads, and contestants in interleaved rounds.
+
+Every contestant runs in a process of its own, so that no library's threads, memory or settings
+touch another's. All start one after the other, take their first step (which compiles), and then
+take turns: each round gives everyone a turn, beginning with another one, so that a change of the
+machine's speed meets all alike. A turn is a warm-up and one timed stretch of many steps, which ends
+with the loss on the host. The figure is the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from nnbackend.bench.contestants import CONTESTANTS, LIMIT, OWN
+from nnbackend.bench.own import own_contestants
+from nnbackend.bench.process import ContestantError, ContestantProcess
+from nnbackend.bench.report import Entry, Report, Result
+from nnbackend.bench.workload import DIGITS, Workload
+from nnbackend.checks import lookup, positive_integer, real
+from nnbackend.device import Device, devices, get_device
+from nnbackend.engines.base import PRECISIONS
+from nnbackend.errors import InputError
+
+__all__ = ["run_benchmark"]
+
+
+# For start-up, and for the first call, which may compile.
+PATIENCE_SECONDS = 300.0
+
+
+# Other processes' threads spin for some milliseconds after their turn.
+PAUSE_SECONDS = 0.05
+
+
+MAX_EPOCHS = 100
+
+
+def run_benchmark(
+    workloads: Iterable[Workload],
+    *,
+    contestants: Sequence[str] | None = None,
+    device_names: Sequence[str] | None = None,
+    precision: str = "float32",
+    rounds: int = 7,
+    seconds: float = 0.5,
+    keep_processes: bool = False,
+    patience: float | None = None,
+    on_progress: Callable[[str], object] = lambda _: None,
+    on_result: Callable[[Result], object] = lambda _: None,
+) -> Report:
+    """Time contestants on workloads.
+
+    Parameters
+    ----------
+    workloads : iterable of Workload
+        ``DIGITS`` is trained to an accuracy; of the others, steps are timed. The next one is taken
+        when the last one is done.
+    contestants : sequence of str, optional
+        Keys of ``CONTESTANTS``; by default all of them, each engine once. The limit always takes
+        part.
+    device_names : sequence of str, optional
+        By default every device of the machine that has the precision. Each contestant runs on each
+        that it is made for.
+    precision : {"float32", "tf32", "bfloat16"}, default "float32"
+        How all contestants compute products of float32 data. Only GPUs have the last two; there
+        "float32" is float32 alone, also in libraries that would compute in TF32 by themselves.
+    rounds : int, default 7
+        Turns of each contestant.
+    seconds : float, default 0.5
+        What a turn is to last, at least one epoch.
+    keep_processes : bool, default False
+        Whether a contestant's process serves all workloads, and all start at once. That is sooner
+        done, but start-up and first step are not those of a new process and are left out.
+    patience : float, optional
+        How many seconds a start-up, or a first call, which may compile, can take; by default 300.
+    on_progress, on_result : callable
+        Called with a line of text, and with each finished ``Result``.
+
+    Returns
+    -------
+    Report
+        A contestant that is not installed, fails or hangs is in it, with the reason.
+
+    Raises
+    ------
+    InputError, DeviceError
+        If an argument is not as said, or a device is not there.
+    """
+    from datetime import UTC, datetime
+
+    from nnbackend.bench.environment import environment
+
+    rounds = positive_integer("rounds", rounds)
+    seconds = real("seconds", seconds, above=0.0)
+    for name in contestants or ():
+        lookup("contestants", name, CONTESTANTS)
+    patience = PATIENCE_SECONDS if patience is None else real("patience", patience, above=0.0)
+    places = _places(device_names, precision)
+    report = Report(
+        results=[],
+        settings={
+            "precision": precision,
+            "rounds": rounds,
+            "seconds_per_round": seconds,
+            "keep_processes": keep_processes,
+            "load_average": _load(),
+        },
+        environment=environment(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    with contextlib.closing(_Processes(precision, are_kept=keep_processes)) as processes:
+        for workload in workloads:
+            entries = [
+                Entry(name, place.name)
+                for place in places
+                for name in _contestants(contestants, place, precision, workload)
+            ]
+            make = _StepRace if workload.accuracy is None else _AccuracyRace
+            race = make(workload, processes, seconds, patience)
+            race.run(entries, rounds, on_progress)
+            entries.sort(key=lambda entry: entry.median if entry.seconds else math.inf)
+            report.results.append(Result(workload, entries, precision))
+            on_result(report.results[-1])
+    return report
+
+
+def _places(device_names: Sequence[str] | None, precision: str) -> list[Device]:
+    """Return the devices to run on."""
+    lookup("precision", precision, dict.fromkeys(PRECISIONS))
+    places = [get_device(name) for name in device_names or [info.name for info in devices()]]
+    if precision == "float32":
+        return places
+    gpus = [place for place in places if place.kind == "cuda"]
+    if not gpus or (device_names and len(gpus) < len(places)):
+        raise InputError(
+            f"precision: expected 'float32' on device 'cpu', got {precision!r}, which NVIDIA GPUs "
+            "have"
+        )
+    return gpus
+
+
+def _load() -> float | None:
+    """Return how many programs wanted a core in the last minute; None where that is not known."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+
+
+def _contestants(
+    asked: Sequence[str] | None, place: Device, precision: str, workload: Workload
+) -> list[str]:
+    """Return who runs on a device; the limit last."""
+    peers = [name for name in CONTESTANTS if name not in OWN]
+    everyone = asked or (*own_contestants(place, precision), *peers)
+    names = [name for name in everyone if name != LIMIT]
+    if workload.accuracy is None:
+        names.append(LIMIT)
+    return [name for name in dict.fromkeys(names) if place.kind in CONTESTANTS[name].kinds]
+
+
+class _Processes:
+    """The contestants' processes: new ones for every workload, or kept for all of them."""
+
+    def __init__(self, precision: str, *, are_kept: bool) -> None:
+        self.are_kept = are_kept
+        self._precision = precision
+        self._open: dict[tuple[str, str], ContestantProcess] = {}
+
+    def get(self, entry: Entry) -> ContestantProcess:
+        """Return the process of a contestant on a device, a new one if it has failed."""
+        key = entry.contestant, entry.device
+        process = self._open.get(key)
+        if process is not None and process.has_failed:
+            process.close()
+            process = None
+        if process is None:
+            process = ContestantProcess(
+                contestant=entry.contestant, device=entry.device, precision=self._precision
+            )
+            self._open[key] = process
+        return process
+
+    def close(self) -> None:
+        """End them all."""
+        for process in self._open.values():
+            process.close()
+        self._open = {}
+
+
+class _Race(ABC):
+    """One workload: a process for each contestant, and their rounds."""
+
+    def __init__(
+        self, workload: Workload, processes: _Processes, seconds: float, patience: float
+    ) -> None:
+        self.workload = workload
+        self.processes = processes
+        self.seconds = seconds
+        self.patience = patience
+
+    def run(self, entries: list[Entry], rounds: int, on_progress: Callable[[str], object]) -> None:
+        """Fill the entries with what was measured, or with why it was not."""
+        is_over = not self.processes.are_kept
+        with tempfile.TemporaryDirectory(prefix="nnbackend-bench-") as folder:
+            job = {"workload": self.workload.to_dict(), "data": self.write_data(folder)}
+            try:
+                runners = self._start_all(entries, job, on_progress)
+                self._take_turns(runners, rounds, on_progress)
+            finally:
+                if is_over:
+                    self.processes.close()
+        for entry, process in runners:
+            if entry.status == "ok":
+                self.finish(entry, process)
+            else:
+                entry.seconds = []
+            if not is_over:
+                entry.first_seconds = None
+
+    def _start_all(
+        self, entries: list[Entry], job: dict[str, Any], on_progress: Callable[[str], object]
+    ) -> list[tuple[Entry, ContestantProcess]]:
+        """Return the entries with their processes, which have taken the first step."""
+        are_kept = self.processes.are_kept
+        if are_kept:
+            for entry in entries:
+                self.processes.get(entry).send("load", **job)
+        runners = []
+        for index, entry in enumerate(entries, start=1):
+            on_progress(f"{self.workload.name}: starting {entry.title} ({index} of {len(entries)})")
+            process = self.processes.get(entry)
+            runners.append((entry, process))
+            with _reporting(entry):
+                if not are_kept:
+                    process.send("load", **job)
+                entry.versions = process.answer(self.patience)["versions"]
+                if not are_kept:
+                    entry.startup_seconds = time.perf_counter() - process.started
+                self.start(entry, process)
+        return runners
+
+    def _take_turns(
+        self,
+        runners: list[tuple[Entry, ContestantProcess]],
+        rounds: int,
+        on_progress: Callable[[str], object],
+    ) -> None:
+        for turn in range(rounds):
+            on_progress(f"{self.workload.name}: round {turn + 1} of {rounds}")
+            shift = turn * len(runners) // rounds
+            for entry, process in runners[shift:] + runners[:shift]:
+                with _reporting(entry):
+                    if entry.status == "ok":
+                        time.sleep(PAUSE_SECONDS)
+                        entry.seconds.append(self.turn(entry, process))
+
+    def write_data(self, folder: str) -> str | None:
+        """Write the data to a file, if it is not the workload's random numbers."""
+        del folder
+        return None
+
+    @abstractmethod
+    def start(self, entry: Entry, process: ContestantProcess) -> None:
+        """Prepare the contestant and take its first step."""
+
+    @abstractmethod
+    def turn(self, entry: Entry, process: ContestantProcess) -> float:
+        """Return the seconds of a turn: what ``Entry.seconds`` holds."""
+
+    def finish(self, entry: Entry, process: ContestantProcess) -> None:
+        """Complete the entry after the last round."""
+        del entry, process
+
+
+class _StepRace(_Race):
+    """Seconds per step."""
+
+    def start(self, entry: Entry, process: ContestantProcess) -> None:
+        prepared = process.ask("prepare", self.patience)["seconds"]
+        patience = self.patience + 20 * self.seconds
+        reply = process.ask("calibrate", patience, seconds=self.seconds)
+        process.notes = {
+            "epochs": reply["epochs"],
+            "warm_up": reply["warm_up"],
+            "steps": reply["first_call"]["steps"],
+        }
+        entry.first_seconds = prepared + reply["first_call"]["seconds"]
+        entry.threads = reply["threads"]
+
+    def turn(self, entry: Entry, process: ContestantProcess) -> float:
+        del entry
+        patience = self.patience + 20 * self.seconds
+        if process.notes["warm_up"]:
+            process.ask("warm_up", patience, epochs=process.notes["warm_up"])
+        reply = process.ask("run", patience, epochs=process.notes["epochs"])
+        seconds: float = reply["seconds"] / reply["steps"]
+        return seconds
+
+    def finish(self, entry: Entry, process: ContestantProcess) -> None:
+        # The later steps of the first call cost what they cost ever after.
+        later = entry.median * (process.notes["steps"] - 1)
+        entry.first_seconds = max((entry.first_seconds or 0.0) - later, entry.median)
+
+
+class _AccuracyRace(_Race):
+    """Seconds until the workload's accuracy is reached on held-out digits."""
+
+    def write_data(self, folder: str) -> str:
+        return _write_digits(folder)
+
+    def start(self, entry: Entry, process: ContestantProcess) -> None:
+        prepared = process.ask("prepare", self.patience)["seconds"]
+        entry.first_seconds = prepared + self.turn(entry, process)
+
+    def turn(self, entry: Entry, process: ContestantProcess) -> float:
+        target = self.workload.accuracy
+        reply = process.ask("train_to", self.patience, accuracy=target, max_epochs=MAX_EPOCHS)
+        entry.epochs, entry.accuracy = reply["epochs"], reply["accuracy"]
+        entry.threads = reply["threads"]
+        if not reply["is_reached"]:
+            raise ContestantError(
+                "failed", f"reached {entry.accuracy:.3f} in {MAX_EPOCHS} epochs, not {target}"
+            )
+        seconds: float = reply["seconds"]
+        return seconds
+
+
+@contextlib.contextmanager
+def _reporting(entry: Entry) -> Iterator[None]:
+    """Turn a contestant's failure into what its entry says."""
+    try:
+        yield
+    except ContestantError as error:
+        entry.status, entry.reason = error.status, error.reason
+
+
+def _write_digits(folder: str) -> str:
+    """Write the digits, standardized with the training part's statistics, to a file."""
+    from nnbackend.data.datasets import load_dataset
+
+    digits = load_dataset("digits")
+    order = np.random.default_rng(0).permutation(len(digits.y))
+    training, held_out = np.split(order, [DIGITS.n_samples])
+    mean, scale = digits.X[training].mean(axis=0), digits.X[training].std(axis=0)
+    X = ((digits.X - mean) / np.where(scale > 0, scale, 1.0)).astype(np.float32)
+    path = os.path.join(folder, "digits.npz")
+    parts = {"X": X[training], "X_test": X[held_out]}
+    np.savez(path, y=digits.y[training], y_test=digits.y[held_out], **parts)
+    return path

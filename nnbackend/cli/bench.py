@@ -1,0 +1,104 @@
+"""``nnbackend bench``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from nnbackend.checks import lookup
+from nnbackend.cli.terminal import show, to_json
+from nnbackend.errors import InputError
+
+if TYPE_CHECKING:
+    from nnbackend.bench.report import Result as BenchmarkResult
+    from nnbackend.bench.workload import Workload
+
+__all__ = ["bench"]
+
+
+def bench(options: argparse.Namespace) -> None:
+    from nnbackend.bench.picture import draw
+    from nnbackend.bench.race import run_benchmark
+    from nnbackend.bench.text import markdown, print_result
+    from nnbackend.cli.run_folder import RunFolder
+    from nnbackend.figures import drawn
+
+    workloads = _workloads(options)
+    quick = {"rounds": 3, "seconds": 0.2} if options.quick else {}
+    given = {name: getattr(options, name) for name in ("precision", "rounds", "seconds")}
+    names = None if options.contestants is None else options.contestants.split(",")
+    folder = RunFolder.made(options.out, "bench")
+    try:
+        with _status(shown=not options.json) as say:
+
+            def show_result(result: BenchmarkResult) -> None:
+                if not options.json:
+                    say("")
+                    print_result(result)
+
+            report = run_benchmark(
+                workloads,
+                contestants=names,
+                device_names=None if options.device is None else [options.device],
+                on_progress=say,
+                on_result=show_result,
+                **{**quick, **{name: value for name, value in given.items() if value is not None}},
+            )
+        files = {"benchmark.json": to_json(report.to_dict(), indent=1).encode()}
+        files["benchmark.md"] = markdown(report).encode()
+        for name, content in files.items():
+            folder.write(name, content)
+        if any(result.timed for result in report.results):
+            pictures = drawn("benchmark.png", lambda: draw(report)) or {}
+            for name, content in pictures.items():
+                files[f"benchmark.{name}"] = content
+                folder.write(f"benchmark.{name}", content)
+    finally:
+        # What was written stays.
+        folder.abandon()
+    if options.json:
+        facts = {"run": str(folder.path), "files": list(files), **report.to_dict()}
+        sys.stdout.write(to_json(facts))
+    else:
+        show(f"run folder  {folder.path}: {', '.join(files)}")
+
+
+def _workloads(options: argparse.Namespace) -> list[Workload]:
+    from nnbackend.bench.workload import DIGITS, WORKLOADS, custom_workload
+
+    known = {**WORKLOADS, DIGITS.name: DIGITS}
+    chosen = [lookup("WORKLOAD", name, known) for name in dict.fromkeys(options.workloads)]
+    own = {name: getattr(options, name) for name in ("hidden", "output", "optimizer")}
+    own = {name: value for name, value in own.items() if value is not None}
+    if options.layers is None:
+        for name in ("batch", *own):
+            if getattr(options, name) is not None:
+                raise InputError(f"--{name}: expected --layers along with it, got none")
+        return chosen or list(known.values())
+    parts = options.layers.split("-")
+    if not all(part.isdecimal() and len(part) < 20 for part in parts):
+        raise InputError(
+            f"--layers: expected units by layer such as 64-256-1, got {options.layers!r}"
+        )
+    batch_size = 128 if options.batch is None else options.batch
+    return [*chosen, custom_workload([int(part) for part in parts], batch_size, **own)]
+
+
+@contextlib.contextmanager
+def _status(*, shown: bool) -> Iterator[Callable[[str], None]]:
+    """Yield what shows a line of text that the next one replaces, where there is a terminal."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda _: None
+        return
+
+    def say(text: str) -> None:
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+    try:
+        yield say
+    finally:
+        say("")

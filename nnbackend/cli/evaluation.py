@@ -1,0 +1,157 @@
+"""Held-out data, and scores of a network on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nnbackend.checks import nearest
+from nnbackend.data.datasets import Dataset, class_name
+from nnbackend.errors import InputError
+from nnbackend.model.network import Network
+
+__all__ = ["Split", "class_indices", "evaluate", "finite_predictions", "split"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row indices of the training, validation and held-out part of a data set."""
+
+    training: np.ndarray[Any, Any]
+    validation: np.ndarray[Any, Any]
+    held_out: np.ndarray[Any, Any]
+
+
+def split(dataset: Dataset, validation: float, held_out: float, seed: int) -> Split:
+    """Split rows at random, each part with the same share of every class where that is possible.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        What is split.
+    validation, held_out : float in [0, 1)
+        Their shares of all rows; the rest, at least one row, is for training.
+    seed : int
+        Draws the parts.
+
+    Raises
+    ------
+    InputError
+        If a part would be empty that should not be.
+    """
+    from sklearn.model_selection import train_test_split
+
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed: expected an integer from 0 to {2**32 - 1}, got {seed!r}")
+    n_samples = len(dataset.y)
+    sizes = [round(n_samples * share) for share in (held_out, validation)]
+    wanted = [share > 0 for share in (held_out, validation)]
+    if sum(sizes) >= n_samples or any(
+        w and size == 0 for w, size in zip(wanted, sizes, strict=True)
+    ):
+        raise InputError(
+            f"DATA: expected enough rows for a training, a validation ({validation:g}) and a "
+            f"held-out part ({held_out:g}), got {n_samples}; change --validation and --held-out"
+        )
+    parts = [np.arange(n_samples)]
+    for size in sizes:
+        rest = parts.pop()
+        if size == 0:
+            parts += [rest[:0], rest]
+            continue
+        strata = None
+        if dataset.class_names is not None:
+            counts = np.bincount(dataset.y[rest])
+            n_classes = int((counts > 0).sum())
+            if counts[counts > 0].min() >= 2 and n_classes <= min(size, len(rest) - size):
+                strata = dataset.y[rest]
+        rest, part = train_test_split(rest, test_size=size, random_state=seed, stratify=strata)
+        parts += [part, rest]
+    chosen, checked, training = parts
+    return Split(training, checked, chosen)
+
+
+def evaluate(net: Network, X: Any, y: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Return the metrics of a network's predictions.
+
+    Parameters
+    ----------
+    net : Network
+        With one target.
+    X : array (n_samples, n_features)
+        Features.
+    y : array (n_samples,)
+        Class indices, or values.
+
+    Returns
+    -------
+    dict of str to float
+        ``n_samples``; ``accuracy``, ``macro_f1`` and ``log_loss`` for classes; ``r2`` (of two or
+        more examples), ``rmse`` and ``mae`` for values, the latter two in units of the target.
+
+    Raises
+    ------
+    InputError
+        If a prediction is not finite.
+    """
+    from sklearn import metrics
+
+    predicted = finite_predictions(net, X)
+    if net.output in ("sigmoid", "softmax"):
+        probability = net.predict_proba(X).astype(np.float64)
+        probability /= probability.sum(axis=1, keepdims=True)
+        labels = np.arange(probability.shape[1])
+        scores = {
+            "accuracy": metrics.accuracy_score(y, predicted),
+            "macro_f1": metrics.f1_score(
+                y, predicted, labels=np.unique(y), average="macro", zero_division=0.0
+            ),
+            "log_loss": metrics.log_loss(y, probability, labels=labels),
+        }
+    else:
+        # A power of two changes no digit, and keeps squares from over- and underflowing.
+        largest = max(np.abs(y).max(), np.abs(predicted).max())
+        exponent = int(np.frexp(largest)[1])
+        y, predicted = (np.ldexp(x.astype(np.float64), -exponent) for x in (y, predicted))
+        errors = (
+            metrics.root_mean_squared_error(y, predicted),
+            metrics.mean_absolute_error(y, predicted),
+        )
+        with np.errstate(over="ignore"):
+            rmse, mae = np.ldexp(errors, exponent)
+        scores = {
+            **({"r2": metrics.r2_score(y, predicted)} if len(y) > 1 else {}),
+            "rmse": rmse,
+            "mae": mae,
+        }
+    return {"n_samples": len(y), **{name: float(score) for name, score in scores.items()}}
+
+
+def finite_predictions(net: Network, X: Any) -> np.ndarray[Any, Any]:
+    """Return ``net.predict(X)``; raise an InputError if one of the values is not finite."""
+    predicted: np.ndarray[Any, Any] = net.predict(X)
+    bad = np.argwhere(~np.isfinite(predicted))
+    if len(bad):
+        raise InputError(
+            f"DATA: expected features for which the model's numbers stay finite, got the "
+            f"prediction {predicted[tuple(bad[0])]} in row {bad[0][0]} ({len(bad)} such values): "
+            f"too large for {net.dtype}; correct the features, or train a model with "
+            "--dtype float64"
+        )
+    return predicted
+
+
+def class_indices(net: Network, column: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return a target column as the class indices that ``net`` was trained with."""
+    names = net.class_names or tuple(str(i) for i in range(max(2, net.layer_sizes[-1])))
+    index = {name: i for i, name in enumerate(names)}
+    given = [class_name(value) for value in values.tolist()]
+    unknown = sorted({name for name in given if name not in index})
+    if unknown:
+        raise InputError(
+            f"--target: column {column!r} holds the class {unknown[0]!r}, which the model does not "
+            f"know{nearest(unknown[0], names)}"
+        )
+    return np.asarray([index[name] for name in given])

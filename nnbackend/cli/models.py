@@ -1,0 +1,172 @@
+"""``nnbackend predict``, ``evaluate``, ``export`` and ``info``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from nnbackend.cli.printing import print_lines, score_lines
+from nnbackend.cli.terminal import csv_text, to_json, write_csv
+from nnbackend.errors import InputError
+
+__all__ = ["evaluate_model", "export", "info", "predict"]
+
+
+def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Return the loaded model, the table, and the features that the model wants of it."""
+    from nnbackend.cli.run_folder import model_file
+    from nnbackend.data.tables import read_table
+    from nnbackend.io.models import load
+
+    net = load(model_file(options.model), device=options.device)
+    table = read_table(options.data)
+    known = net.feature_names or ()
+    missing = [name for name in known if name not in table.columns]
+    if known and not missing:
+        names = list(known)
+    elif known and table.has_names:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise InputError(
+            f"DATA: expected the model's {len(known)} feature columns, {missing[0]!r} is missing "
+            f"in {options.data}{more}"
+        )
+    else:
+        target = getattr(options, "target", None) or table.target
+        left_out = {None if target is None else table.column("--target", target)}
+        names = [name for name in table.columns if name not in left_out]
+        if len(names) != net.layer_sizes[0]:
+            raise InputError(
+                f"DATA: expected {net.layer_sizes[0]} feature columns, as many as the model's "
+                f"input layer, got {len(names)} in {options.data}"
+            )
+    return net, table, table.features(names)
+
+
+def predict(options: argparse.Namespace) -> None:
+    from nnbackend.cli.evaluation import finite_predictions
+    from nnbackend.cli.run_folder import model_file
+
+    net, _, X = _model_features(options)
+    if options.probabilities and net.output not in ("sigmoid", "softmax"):
+        raise InputError("--probabilities: expected a classifier, got the model of a regression")
+    predicted = finite_predictions(net, X)
+    columns: list[tuple[str, list[Any]]]
+    if predicted.ndim == 1:
+        values = predicted.tolist()
+        if net.output in ("sigmoid", "softmax") and net.class_names is not None:
+            values = [net.class_names[k] for k in values]
+        columns = [("prediction", values)]
+    else:
+        columns = [(f"prediction_{k}", values.tolist()) for k, values in enumerate(predicted.T)]
+    if options.probabilities:
+        probability = net.predict_proba(X)
+        names = net.class_names or tuple(str(k) for k in range(probability.shape[1]))
+        columns += [
+            (f"probability_{name}", values.tolist())
+            for name, values in zip(names, probability.T, strict=True)
+        ]
+    if options.out is None:
+        if options.json:
+            sys.stdout.write(to_json(dict(columns)))
+        else:
+            write_csv(columns)
+        return
+    from nnbackend.io.files import write_atomically
+
+    for name, path in (("MODEL", model_file(options.model)), ("DATA", options.data)):
+        if os.path.exists(options.out) and os.path.samefile(options.out, path):
+            raise InputError(
+                f"--out: expected a file other than {name}, got {options.out!r}, which it is"
+            )
+    text = to_json(dict(columns)) if options.json else csv_text(columns)
+    try:
+        write_atomically(options.out, text.encode())
+    except InputError as error:
+        raise InputError(str(error).replace("path:", "--out:", 1)) from error
+
+
+def evaluate_model(options: argparse.Namespace) -> None:
+    from nnbackend.cli.evaluation import class_indices, evaluate
+    from nnbackend.data.datasets import encode_target
+
+    net, table, X = _model_features(options)
+    n_outputs = net.layer_sizes[-1]
+    if n_outputs > 1 and net.output != "softmax":
+        raise InputError(
+            f"MODEL: expected a model of one target, got one of {n_outputs}, which one column "
+            "cannot measure; write what predict gives with --out, and compare it column by column"
+        )
+    target = options.target or table.target
+    if target is None:
+        raise InputError("--target: expected the column with the true values, got none")
+    target = table.column("--target", target)
+    values = table.columns[target]
+    if net.output in ("sigmoid", "softmax"):
+        y = class_indices(net, target, values)
+    else:
+        y, _ = encode_target(target, values, "regression")
+    scores = evaluate(net, X, y)
+    if options.json:
+        sys.stdout.write(to_json(scores))
+    else:
+        print_lines(score_lines(scores))
+
+
+def export(options: argparse.Namespace) -> None:
+    from nnbackend.cli.run_folder import model_file
+    from nnbackend.io.models import load
+    from nnbackend.io.onnx import export_onnx
+
+    model = model_file(options.model)
+    net = load(model)
+    if os.path.exists(options.out) and os.path.samefile(options.out, model):
+        raise InputError(
+            f"OUT: expected a file other than the model, got {options.out!r}, which is the model"
+        )
+    try:
+        export_onnx(net, options.out)
+    except InputError as error:
+        raise InputError(str(error).replace("path:", "OUT:", 1)) from error
+    is_classifier = net.output in ("sigmoid", "softmax")
+    outputs = ["label", "probabilities"] if is_classifier else ["prediction"]
+    if options.json:
+        sys.stdout.write(to_json({"file": options.out, "inputs": ["X"], "outputs": outputs}))
+        return
+    X = f"X (n_samples, {net.layer_sizes[0]}) {net.dtype}"
+    print_lines([("file", options.out), ("input", X), ("outputs", ", ".join(outputs))])
+
+
+def info(options: argparse.Namespace) -> None:
+    from nnbackend.cli.run_folder import model_file
+
+    if options.model is not None:
+        from nnbackend.io.models import load
+
+        net = load(model_file(options.model))
+        facts = {
+            "layer sizes": net.layer_sizes,
+            "hidden": list(net.hidden),
+            "output": net.output,
+            "dropout": list(net.dropout),
+            "dtype": net.dtype,
+            "parameters": net.n_parameters,
+            "standardized": net.standardization is not None,
+            "features": None if net.feature_names is None else list(net.feature_names),
+            "classes": None if net.class_names is None else list(net.class_names),
+        }
+    else:
+        from nnbackend.bench.environment import environment
+
+        facts = environment()
+    if options.json:
+        sys.stdout.write(to_json(facts))
+        return
+    lines = []
+    for name, value in facts.items():
+        entries = value if isinstance(value, list) and name in ("devices", "BLAS") else [value]
+        for entry in entries:
+            shown = ", ".join(map(str, entry.values())) if isinstance(entry, dict) else entry
+            lines.append((name, str(shown)))
+    print_lines(lines)

@@ -1,0 +1,42 @@
+"""Options that suit the data sets that come along."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnbackend.core import schedules
+from nnbackend.core.optimizers import SGD, AdamW
+from nnbackend.core.schedules import Cosine
+
+__all__ = ["PRESETS", "SCHEDULES"]
+
+
+# What suits each data set that comes along; an argument overrides it.
+PRESETS: dict[str, dict[str, Any]] = {
+    "breast_cancer": {"hidden": (16, 8), "optimizer": AdamW(3e-3, weight_decay=3.0)},
+    "digits": {
+        "hidden": (256,),
+        "activation": "gelu",
+        "dropout": 0.2,
+        "optimizer": AdamW(Cosine(3e-3), weight_decay=0.3),
+        "epochs": 60,
+    },
+    "diabetes": {"hidden": (32,), "optimizer": AdamW(3e-3, weight_decay=3.0)},
+    # The two-layer network of the textbook, with its full-batch gradient descent.
+    "planar": {
+        "hidden": (4,),
+        "activation": "tanh",
+        "initializer": "he_normal",
+        "optimizer": SGD(1.2),
+        "epochs": 5000,
+        "patience": 2000,
+        "batch_size": None,
+    },
+}
+
+
+# The schedules that need nothing but a rate.
+SCHEDULES: dict[str, Any] = {
+    name: schedules.SCHEDULES[name]
+    for name in ("constant", "cosine", "inverse_scaling", "one_cycle", "reduce_on_plateau")
+}

@@ -1,0 +1,37 @@
+"""Figures as lines of text."""
+
+from __future__ import annotations
+
+import sys
+
+from nnbackend.cli.terminal import printable, show
+
+__all__ = ["complain", "print_lines", "score_lines"]
+
+
+def complain(who: str, sentence: str) -> None:
+    show(f"{who}: {printable(sentence)}", sys.stderr)
+
+
+def score_lines(scores: dict[str, float], prefix: str = "") -> list[tuple[str, str]]:
+    titles = {
+        "accuracy": "accuracy",
+        "macro_f1": "macro F1",
+        "log_loss": "log loss",
+        "r2": "R2",
+        "rmse": "RMSE",
+        "mae": "MAE",
+    }
+    lines = [
+        (f"{prefix}{titles[name]}", f"{score:.4f}")
+        for name, score in scores.items()
+        if name in titles
+    ]
+    if lines:
+        lines[0] = (lines[0][0], f"{lines[0][1]} on {scores['n_samples']:,} examples")
+    return lines
+
+
+def print_lines(lines: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in lines)
+    show("\n".join(f"{name:<{width}}  {printable(value)}" for name, value in lines))

@@ -1,0 +1,265 @@
+"""The folder of a run of the command: what was asked for, the checkpoints, and the outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from nnbackend.errors import InputError
+from nnbackend.io.files import (
+    checked_path,
+    make_folders,
+    remove_leftovers,
+    require_writable,
+    write_atomically,
+)
+from nnbackend.io.format import read_training
+from nnbackend.io.locks import LOCK_FILE, FolderLock
+from nnbackend.training.checkpoint_folder import checkpoint_files
+from nnbackend.training.errors import CheckpointError
+
+__all__ = ["RunFolder", "model_file", "read_command"]
+
+
+_COMMAND = "command.json"
+
+
+_CHECKPOINTS = "checkpoints"
+
+
+_MODEL = "model.safetensors"
+
+
+_HISTORY = "history.json"
+
+
+class RunFolder:
+    """The folder of a run, which is this run's alone until it is closed.
+
+    Parameters
+    ----------
+    path : Path
+        Where it is; it exists.
+    is_new, is_default : bool
+        Whether it was made for this run, and whether its name was, too.
+    is_begun : bool
+        Whether it is of a run that goes on.
+
+    Raises
+    ------
+    BlockingIOError
+        If another run has it.
+    OSError
+        If it cannot be written.
+    """
+
+    def __init__(
+        self, path: Path, *, is_new: bool = False, is_default: bool = False, is_begun: bool = False
+    ) -> None:
+        self.path, self._is_begun = path, is_begun
+        self._is_new, self._is_default = is_new, is_default
+        # Before anything is looked at: what is there is nobody else's from now on.
+        self._lock = FolderLock(str(path))
+        remove_leftovers(str(path))
+
+    @classmethod
+    def made(cls, path: str | None, name: str) -> RunFolder:
+        """Return the folder of a new run: ``path``, new or empty, or a new ``runs/NAME-DATE-TIME``.
+
+        Raises
+        ------
+        InputError
+            If it cannot be created or written, is not empty, or is another run's.
+        """
+        try:
+            if path is None:
+                made, is_new = _new_folder(name), True
+            else:
+                made = Path(checked_path(path, "--out"))
+                is_new = not made.exists()
+                make_folders(path)
+            folder = cls(made, is_new=is_new, is_default=path is None)
+            try:
+                folder._require_empty()
+                require_writable(str(made))
+            except BaseException:
+                folder.close()
+                raise
+        except BlockingIOError as error:
+            raise InputError(
+                f"--out: expected a folder that no other run is using, got {path!r}; choose another"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"--out: cannot create the run folder {path or 'runs'!r} "
+                f"({error.strerror or error}); choose another with --out"
+            ) from error
+        return folder
+
+    @classmethod
+    def begun(cls, path: str) -> RunFolder:
+        """Return the folder of a run that was begun.
+
+        Raises
+        ------
+        InputError
+            If there is no such folder, it cannot be written, or another process is using it.
+        """
+        try:
+            return cls(Path(path), is_begun=True)
+        except BlockingIOError as error:
+            raise InputError(
+                f"--resume: expected a run that no other process is training, got {path!r}; wait "
+                "until it ends"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"--resume: expected the folder of a run, got {path!r}, which cannot be written "
+                f"({error.strerror or error})"
+            ) from error
+
+    def _require_empty(self) -> None:
+        if set(os.listdir(self.path)) - {LOCK_FILE}:
+            raise InputError(
+                f"--out: expected a new or an empty folder, got {str(self.path)!r}, which holds "
+                "files; choose another"
+            )
+
+    @property
+    def checkpoints(self) -> str:
+        """The folder of the checkpoints."""
+        return str(self.path / _CHECKPOINTS)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the folder has been neither deleted nor put in another's place."""
+        return self._lock.holds
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file.
+
+        Raises
+        ------
+        CheckpointError
+            If the folder was deleted, or is another's by now.
+        InputError
+            If it cannot be written.
+        """
+        self.require_own()
+        write_atomically(self.path / name, content)
+
+    def require_own(self) -> None:
+        """Raise a CheckpointError if the folder was deleted, or is another's by now."""
+        if not self.is_own:
+            raise CheckpointError(
+                f"the run folder {str(self.path)!r} was deleted, or is another run's by now: "
+                "nothing more is written there; begin anew"
+            )
+
+    def write_command(self, arguments: Sequence[str], *, has_outcome: bool = False) -> None:
+        """Note what was asked for, and which checkpoint an outcome that is there goes with."""
+        facts: dict[str, Any] = {"arguments": list(arguments)}
+        if has_outcome:
+            facts["outcome"] = os.path.basename((checkpoint_files(self.checkpoints) or [""])[0])
+        self.write(_COMMAND, f"{json.dumps(facts)}\n".encode())
+
+    def abandon(self) -> bool:
+        """Close the folder of a run that has failed; return whether it had learnt nothing.
+
+        A new one that had learnt nothing leaves nothing behind.
+        """
+        if not self.is_own:
+            self.close()
+            return True
+        is_useless = not (checkpoint_files(self.checkpoints) or (self.path / _MODEL).exists())
+        is_to_go = is_useless and not self._is_begun
+        if is_to_go:
+            with contextlib.suppress(OSError):
+                os.rmdir(self.checkpoints)
+            with contextlib.suppress(OSError):
+                (self.path / _COMMAND).unlink()
+        self.close()
+        if is_to_go and self._is_new:
+            # What another run, or anyone, has put there meanwhile keeps it.
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+                if self._is_default:
+                    self.path.parent.rmdir()
+        return is_useless
+
+    def close(self) -> None:
+        """Let others use the folder."""
+        self._lock.release()
+
+
+def read_command(path: str) -> list[str]:
+    """Return what the run in a folder was asked for.
+
+    Raises
+    ------
+    InputError
+        If it is not the folder of a run.
+    """
+    try:
+        with open(os.path.join(path, _COMMAND), "rb") as file:
+            # More than any command line holds.
+            arguments = [str(text) for text in json.loads(file.read(2**22))["arguments"]]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(
+            f"--resume: expected the folder of a run, got {path!r}, whose {_COMMAND} cannot be "
+            f"read ({type(error).__name__}); begin anew"
+        ) from error
+    return arguments
+
+
+def _new_folder(name: str) -> Path:
+    """Make a folder ``runs/NAME-DATE-TIME``."""
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    folder = base = Path("runs") / f"{name}-{stamp}"
+    count = 1
+    while True:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+        count += 1
+        folder = base.with_name(f"{base.name}-{count}")
+
+
+def model_file(path: str) -> str:
+    """Return the model file that a path names: itself, or the newest in training of a run's.
+
+    That is the run's outcome, or a checkpoint that was written after it.
+    """
+    inside = os.path.join(path, _MODEL)
+    checkpoints = checkpoint_files(os.path.join(path, _CHECKPOINTS)) or checkpoint_files(path)
+    if os.path.isfile(inside) and not (checkpoints and _is_after_outcome(checkpoints[0], path)):
+        return inside
+    return checkpoints[0] if checkpoints else path
+
+
+def _is_after_outcome(checkpoint: str, path: str) -> bool:
+    """Whether a checkpoint was written after the outcome of a run.
+
+    The outcome cannot be told from its steps alone: early stopping, Ctrl-C and divergence leave
+    that of an earlier one than the last checkpoint.
+    """
+    hostile = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+    with contextlib.suppress(OSError, *hostile):
+        outcome = _facts(path, _COMMAND).get("outcome")
+        if outcome is not None:
+            return os.path.basename(checkpoint) > str(outcome)
+        # Of a run that an earlier version has ended: as many epochs as its history has.
+        epochs = len(_facts(path, _HISTORY)["history"]["loss"])
+        return bool(read_training(checkpoint)[1]["n_epochs"] > epochs)
+    return False
+
+
+def _facts(path: str, name: str) -> dict[str, Any]:
+    with open(os.path.join(path, name), "rb") as file:
+        facts: dict[str, Any] = json.load(file)
+    return facts

@@ -1,0 +1,260 @@
+"""Rows from Parquet files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from nnbackend.checks import nearest
+from nnbackend.data.sources import BLOCK_BYTES, BUFFER_BYTES, Rows, Source
+from nnbackend.errors import InputError, MissingDependencyError
+
+__all__ = ["INDEX_COLUMN", "Parquet"]
+
+_Array = np.ndarray[Any, Any]
+
+# What pandas stores a frame's index as: no feature.
+INDEX_COLUMN = re.compile(r"__index_level_\d+__")
+
+
+class Parquet(Source):
+    """Rows of a Parquet file, or of all those in a folder, row group after row group.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A file, or a folder: its files ``*.parquet`` in the order of their names, with equal
+        schemas.
+    target : str, sequence of str, or None
+        The column of y; several make y a matrix (n_samples, n_outputs).
+    features : sequence of str, optional
+        The columns of X, in this order; by default all others.
+    sample_weight : str, optional
+        The column of weights.
+    buffer_bytes : int, default 2**28
+        As for ``Source``. pyarrow takes some more: for each column a page (mostly of 1 MiB) as it
+        is stored and decoded. A row group larger than a buffer is decoded from its beginning for
+        each of its parts: write smaller ones.
+
+    Raises
+    ------
+    InputError
+        If a file or column is missing, not numeric, or differs from the first file's; on reading,
+        if a value is missing. The message names file and column.
+    MissingDependencyError
+        If pyarrow is not installed.
+
+    Notes
+    -----
+    Nothing but the files' footers is read at first, and no file stays open.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import pyarrow as pa
+    >>> import pyarrow.parquet as pq
+    >>> from nnbackend.sources import Parquet
+    >>> table = pa.table({"width": [1.0, 2.0], "kind": [0, 1], "length": [3.0, 4.0]})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pq.write_table(table, f"{folder}/1.parquet")
+    ...     source = Parquet(folder, target="kind")
+    ...     rows = source.read(0, 2)
+    >>> source.feature_names, rows.y
+    (('width', 'length'), array([0, 1]))
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        target: str | Sequence[str] | None,
+        *,
+        features: Sequence[str] | None = None,
+        sample_weight: str | None = None,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
+        super().__init__(buffer_bytes=buffer_bytes)
+        self._groups: list[tuple[str, int]] = []
+        n_rows: list[int] = []
+        types: dict[str, Any] = {}
+        for file in _parquet_files(path):
+            with _opened(file) as content:
+                found = {
+                    name: kind
+                    for name, kind in _types(file, content.schema_arrow).items()
+                    if not INDEX_COLUMN.fullmatch(name)
+                }
+                if types and found != types:
+                    different = sorted(name for name, _ in found.items() ^ types.items())
+                    raise InputError(
+                        f"path: expected files with the columns of {self._groups[0][0]!r}, got "
+                        f"other names or types in {file!r}: {different[0]!r}"
+                    )
+                # The order of the columns is that of the first file.
+                types = types or found
+                for i in range(content.num_row_groups):
+                    self._groups.append((file, i))
+                    n_rows.append(content.metadata.row_group(i).num_rows)
+        self._starts = np.cumsum([0, *n_rows])
+        if self.n_samples == 0:
+            raise InputError(f"path: expected at least one row, got none in {os.fspath(path)!r}")
+        self._n_targets = None if target is None or isinstance(target, str) else len(target)
+        targets = () if target is None else (target,) if isinstance(target, str) else tuple(target)
+        weights = () if sample_weight is None else (sample_weight,)
+        if features is None:
+            features = [name for name in types if name not in {*targets, *weights}]
+        if isinstance(features, str) or not features:
+            raise InputError(f"features: expected names of at least one column, got {features!r}")
+        self.feature_names = tuple(features)
+        used = [*targets, *weights, *features]
+        if len(set(used)) < len(used):
+            twice = next(name for name in used if used.count(name) > 1)
+            raise InputError(
+                f"features, target, sample_weight: expected distinct columns, got {twice!r} twice"
+            )
+        names_of = {"target": targets, "sample_weight": weights, "features": self.feature_names}
+        parts = {}
+        for argument, names in names_of.items():
+            dtypes = [_dtype(argument, name, types, self._groups[0][0]) for name in names]
+            parts[argument] = (list(names), np.result_type(*dtypes) if dtypes else None)
+        self._parts = [parts[name] for name in ("features", "target", "sample_weight")]
+        self._types = {name: types[name] for name in used}
+
+    @property
+    def n_samples(self) -> int:
+        """The number of rows."""
+        return int(self._starts[-1])
+
+    @property
+    def n_features(self) -> int:
+        """The number of columns of X."""
+        return len(self._parts[0][0])
+
+    @property
+    def block_rows(self) -> int:
+        """The rows of a row group, on average."""
+        return -(-self.n_samples // len(self._groups))
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Return the rows ``start`` to ``stop - 1``."""
+        X, y, weight = (
+            np.empty((stop - start, len(names)), dtype) if names else None
+            for names, dtype in self._parts
+        )
+        first, last = np.searchsorted(self._starts, [start, stop - 1], "right") - 1
+        for group in range(first, last + 1):
+            self._fill((X, y, weight), start, stop, group)
+        if y is not None and self._n_targets is None:
+            y = y[:, 0]
+        return Rows(X, y, None if weight is None else weight[:, 0])  # type: ignore[arg-type]
+
+    def _fill(self, arrays: Sequence[_Array | None], start: int, stop: int, group: int) -> None:
+        """Write what a row group has of the rows ``start`` to ``stop - 1`` into their arrays."""
+        file, index = self._groups[group]
+        first, last = int(self._starts[group]), int(self._starts[group + 1])
+        begin, end = max(start, first), min(stop, last)
+        columns = list(self._types)
+        batch_rows = max(1, BLOCK_BYTES // (8 * len(columns)))
+        with _opened(file) as content:
+            self._require_unchanged(file, index, last - first, content)
+            row = first
+            for batch in content.iter_batches(batch_rows, [index], columns):
+                low, high = max(begin, row), min(end, row + len(batch))
+                if low < high:
+                    part = batch.slice(low - row, high - low)
+                    for (names, _), array in zip(self._parts, arrays, strict=True):
+                        for j, name in enumerate(names):
+                            values = _complete(file, name, part.column(name))
+                            array[low - start : high - start, j] = values  # type: ignore[index]
+                row += len(batch)
+                if row >= end:
+                    return
+
+    def _require_unchanged(self, file: str, index: int, n_rows: int, content: Any) -> None:
+        """Raise an InputError if a row group is not what it was when the source was made."""
+        advice = "leave the files as they are while they are in use"
+        types = _types(file, content.schema_arrow)
+        for name, kind in self._types.items():
+            if types.get(name) != kind:
+                raise InputError(
+                    f"path: expected column {name!r} of {file!r} to be {kind}, as at first, got "
+                    f"{types.get(name, 'none')}; {advice}"
+                )
+        has_group = index < content.num_row_groups
+        found = content.metadata.row_group(index).num_rows if has_group else 0
+        if found != n_rows:
+            raise InputError(
+                f"path: expected {n_rows} rows in row group {index} of {file!r}, as there were at "
+                f"first, got {found}; {advice}"
+            )
+
+
+def _parquet_files(path: str | os.PathLike[str]) -> list[str]:
+    name = os.fspath(path)
+    if not os.path.isdir(name):
+        return [name]
+    files = sorted(entry for entry in os.listdir(name) if entry.endswith(".parquet"))
+    if not files:
+        raise InputError(f"path: expected files named *.parquet in the folder {name!r}, got none")
+    return [os.path.join(name, file) for file in files]
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[Any]:
+    """Open a Parquet file for a moment; what pyarrow has against it is said with its name."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise MissingDependencyError(
+            "nb.sources.Parquet needs pyarrow, which is not installed; install it with: pip "
+            "install pyarrow"
+        ) from error
+    try:
+        # A buffer per column, in place of whole columns as they are stored.
+        with pq.ParquetFile(file, buffer_size=2**14) as content:
+            yield content
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"path: cannot read {file!r} ({reason}); is it there, and whole?") from (
+            error
+        )
+
+
+def _types(file: str, schema: Any) -> dict[str, Any]:
+    """Return the type of each column."""
+    types = {field.name: field.type for field in schema}
+    if len(types) < len(schema):
+        twice = next(name for name in types if schema.names.count(name) > 1)
+        raise InputError(f"path: expected distinct column names, got {twice!r} twice in {file!r}")
+    return types
+
+
+def _dtype(argument: str, name: str, types: dict[str, Any], file: str) -> np.dtype[Any]:
+    """Return the NumPy dtype of a column of numbers."""
+    import pyarrow.types as pt
+
+    if name not in types:
+        raise InputError(f"{argument}: no column {name!r} in {file!r}{nearest(str(name), types)}")
+    kind = types[name]
+    if not (pt.is_integer(kind) or pt.is_floating(kind) or pt.is_boolean(kind)):
+        hint = "number classes from 0" if argument == "target" else "encode it, or leave it out"
+        raise InputError(
+            f"{argument}: expected numbers, got {kind} in column {name!r} of {file!r}; {hint}"
+        )
+    dtype: np.dtype[Any] = np.dtype(kind.to_pandas_dtype())
+    return dtype
+
+
+def _complete(file: str, name: str, values: Any) -> _Array:
+    if values.null_count:
+        raise InputError(
+            f"path: expected no missing values, got {values.null_count} in column {name!r} of "
+            f"{file!r}, in {len(values)} rows that were read; remove or impute them"
+        )
+    column: _Array = values.to_numpy(zero_copy_only=False)
+    return column

@@ -1,0 +1,101 @@
+"""Where a training's data is kept, and what is said when a device has no room for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from nnbackend.data.examples import Data
+from nnbackend.device import Device, device_of, get_device
+from nnbackend.errors import DeviceMemoryError
+
+if TYPE_CHECKING:
+    from nnbackend.core.objective import Objective
+    from nnbackend.core.optimizers import Optimizer
+    from nnbackend.model.network import Network
+
+__all__ = ["Memory"]
+
+
+class Memory:
+    """The memory of a network's device, as one training uses it.
+
+    Parameters
+    ----------
+    net : Network
+        What is trained.
+    objective : Objective
+        Its objective.
+    optimizer : Optimizer
+        Has a state.
+    batch_size : int or None
+        Examples per step; None: all.
+    """
+
+    def __init__(
+        self, net: Network, objective: Objective, optimizer: Optimizer, batch_size: int | None
+    ) -> None:
+        self._net, self._structure = net, objective.structure
+        self._device = get_device(net.device)
+        self._itemsize: int = net.parameters.dtype.itemsize
+        # Parameters, gradient, a finite copy, a snapshot, and the optimizer's state.
+        n_vectors = 4 + len(optimizer.state_names)
+        self._parameters = n_vectors * self._structure.n_parameters * self._itemsize
+        self._batch_size = batch_size
+        self._batch = 0
+        self._data = 0
+
+    def prepare(self, X: Any, *arguments: Any) -> Data:
+        """Return checked data: on the device, or, if that has no room, with X on the host.
+
+        ``X`` and ``arguments`` are those of ``Network.prepare``.
+        """
+        home, n_samples = device_of(X), _n_rows(X)
+        rows = min(self._batch_size or n_samples, n_samples)
+        # Of each layer pre-activations, activations and gradient; roughly.
+        batch = 3 * rows * sum(self._structure.layer_sizes) * self._itemsize
+        self._batch = max(self._batch, batch)
+        size = n_samples * self._structure.layer_sizes[0] * self._itemsize
+        streams = False
+        if self._device.kind != "cpu" and (home is None or home.kind == "cpu"):
+            # Standardizing takes copies in float64, checking a flag for each number.
+            copies = 1.25 if self._net.standardization is None else 5.25
+            needed = size * copies + self._parameters + self._batch
+            streams = needed > self._device.free_bytes()
+        if not streams:
+            self._data += size
+        where = Device("cpu") if streams else self._device
+        return Data(*self._net.prepare(X, *arguments, home=where), streams=streams)
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Raise a ``DeviceMemoryError`` where the device's memory does not suffice."""
+        try:
+            yield
+        except self._device.out_of_memory_errors() as error:
+            parts = (self._data, self._parameters, self._batch)
+            data, parameters, batch = map(_gib, parts)
+            raise DeviceMemoryError(
+                f"device {self._device.name!r}: out of memory: training needs about "
+                f"{_gib(sum(parts))} (data {data}, parameters and optimizer {parameters}, a batch "
+                f"{batch}), and {_gib(self._device.free_bytes())} of "
+                f"{_gib(self._device.total_bytes())} are free; lower batch_size (now "
+                f"{self._batch_size or 'all rows'}), train a smaller network, or end what else "
+                "uses the GPU"
+            ) from error
+
+
+def _n_rows(X: Any) -> int:
+    """Return the number of rows of what is not checked yet; one where it has none."""
+    try:
+        shape = getattr(X, "shape", None)
+    except RuntimeError:  # a nested tensor has none
+        return 1
+    if shape is None:
+        return len(X) if hasattr(X, "__len__") else 1
+    return int(shape[0]) if shape else 1
+
+
+def _gib(n_bytes: float) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB"

@@ -1,0 +1,122 @@
+"""Which engine runs a training."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+from nnbackend.checks import lookup
+from nnbackend.device import Device
+from nnbackend.engines.base import PRECISIONS, EngineFactory, Problem
+from nnbackend.engines.reference import ReferenceEngine
+from nnbackend.engines.watched import watched
+from nnbackend.errors import InputError, MissingDependencyError
+
+__all__ = ["ENGINES", "default_engine", "get_engine", "reference_seconds"]
+
+
+def _reference(device: Device) -> EngineFactory:
+    del device
+    return ReferenceEngine
+
+
+def _cpu(device: Device) -> EngineFactory:
+    if device.kind != "cpu":
+        raise InputError(f"engine: 'cpu' runs on device='cpu', got a network on {device}")
+    if missing := _missing_packages():
+        raise MissingDependencyError(
+            f"engine='cpu' needs {missing}, which is not installed; install it with: pip install "
+            f"{missing}, or use engine='reference'"
+        )
+    from nnbackend.engines.native.engine import CpuEngine
+
+    return CpuEngine
+
+
+def _cuda(device: Device) -> EngineFactory:
+    if device.kind != "cuda":
+        raise InputError(f"engine: 'cuda' runs on device='cuda', got a network on {device}")
+    from nnbackend.engines.cuda.engine import cuda_engine
+
+    return cuda_engine
+
+
+ENGINES: dict[str, Callable[[Device], EngineFactory]] = {
+    "cpu": _cpu,
+    "cuda": _cuda,
+    "reference": _reference,
+}
+
+
+# Compiling a kind of network takes some seconds; a training shorter than that is not worth it.
+COMPILATION_SECONDS = 3.0
+
+
+def default_engine(device: Device, reference_seconds: float = math.inf) -> str:
+    """Return the name of the engine that ``"auto"`` stands for.
+
+    Nothing but the device and the length of the training decides, so that a training repeated
+    gives the same bits.
+
+    Parameters
+    ----------
+    device : Device
+        Where the network is.
+    reference_seconds : float
+        What the training would take on the reference engine, roughly.
+    """
+    if device.kind != "cpu" or reference_seconds < COMPILATION_SECONDS:
+        return "reference"
+    if missing := _missing_packages():
+        warnings.warn(
+            f"{missing} is not installed: training runs on the slower reference engine; install it "
+            f"with: pip install {missing}",
+            stacklevel=4,
+        )
+        return "reference"
+    return "cpu"
+
+
+def reference_seconds(problem: Problem, n_samples: int, epochs: int) -> float:
+    """Return what a training takes on the reference engine, roughly, on two cores of 2021."""
+    shapes = problem.objective.structure.weight_shapes
+    flops_per_sample = 6 * sum(n_in * n_out for n_in, n_out in shapes)
+    n_steps = -(-n_samples // problem.batch_size)
+    return epochs * (2e-4 * n_steps + n_samples * flops_per_sample / 4e10)
+
+
+@cache
+def _missing_packages() -> str:
+    """Return what the CPU engine needs and is not installed."""
+    names = ("numba", "scipy")
+    return " and ".join(name for name in names if importlib.util.find_spec(name) is None)
+
+
+def get_engine(
+    engine: str, precision: str, device: Device, reference_seconds: float = math.inf
+) -> EngineFactory:
+    """Return what makes the engine of a name; of ``"auto"``, what ``default_engine`` says.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, or a device or precision that the engine is not for.
+    MissingDependencyError
+        If a named engine needs a package that is not installed.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"precision: expected one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}"
+        )
+    if precision != "float32" and engine != "cuda":
+        raise InputError(
+            f"precision: {precision!r} is one of engine='cuda' on device='cuda', got "
+            f"engine={engine!r} on {device}; use that engine, or 'float32'"
+        )
+    if engine == "auto":
+        engine = default_engine(device, reference_seconds)
+    make = lookup("engine", engine, {"auto": _reference, **ENGINES})(device)
+    return make if engine == "reference" else watched(make)

@@ -1,0 +1,408 @@
+"""The CUDA engine: planned buffers, fused kernels, and steps captured as graphs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from nnbackend.core.optimizers import OptimizerState
+from nnbackend.core.types import Array
+from nnbackend.engines.base import EngineState
+from nnbackend.engines.cuda.kernels import CudaKernels
+from nnbackend.engines.cuda.plan import Buffer, Launch
+from nnbackend.engines.cuda.planner import Layout, Planner
+from nnbackend.engines.cuda.runtime import CudaExecutor
+from nnbackend.engines.cuda.tiny import TinyPlanner
+from nnbackend.engines.reference import ReferenceEngine, data_loss
+from nnbackend.engines.tracing.formulas import UnrecordedError, coefficient_table, is_label_target
+from nnbackend.errors import InputError
+
+if TYPE_CHECKING:
+    from nnbackend.data.examples import Data
+    from nnbackend.device import Device
+    from nnbackend.engines.base import Engine, Problem
+    from nnbackend.parallel.team import Team
+
+__all__ = ["CudaEngine", "cuda_engine"]
+
+
+_LOGGER = logging.getLogger("nnbackend")
+
+
+# Launches of a graph: so many that what it costs to start one no longer counts.
+_GRAPH_LAUNCHES = 1024
+
+
+# Shared memory that a kernel of one block needs beside its arrays.
+_RESERVED_BYTES = 16 * 1024
+
+
+# What a launch within a graph costs, in cycles. A guess, to be replaced by what is measured.
+_LAUNCH_CYCLES = 2500
+
+
+# Places in the buffers ``counters`` and ``status``, as the kernels know them.
+_DRAWN = 2
+
+
+_EPOCHS, _IS_BAD = 0, 1
+
+
+def cuda_engine(
+    problem: Problem,
+    device: Device,
+    parameters: Array,
+    data: Data,
+    dropout_rng: np.random.Generator,
+    team: Team | None = None,
+) -> Engine:
+    """Return a ``CudaEngine``, or the reference engine where a formula cannot be recorded.
+
+    Such a formula is a user's activation, loss or optimizer that branches on data or uses functions
+    that no kernel has.
+    """
+    if team is not None:
+        raise InputError(
+            "engine: expected 'reference' on GPUs with a communicator, got 'cuda', whose steps are "
+            "planned for one process"
+        )
+    dtype = str(parameters.dtype)
+    if problem.precision != "float32" and dtype != "float32":
+        raise InputError(
+            f"precision: expected 'float32' with a network of dtype {dtype}, got "
+            f"{problem.precision!r}: it is a way to multiply float32 numbers"
+        )
+    precision = "float64" if dtype == "float64" else problem.precision
+    try:
+        kernels = CudaKernels(
+            problem, dtype, precision, labels=is_label_target(problem.objective, data.y.ndim)
+        )
+    except UnrecordedError as error:
+        if problem.precision != "float32":
+            raise InputError(
+                f"precision: {problem.precision!r} needs kernels, but a formula of this problem "
+                f"cannot be made one ({error}); use 'float32'"
+            ) from error
+        _LOGGER.warning(
+            "nnbackend: a formula cannot be made a CUDA kernel (%s): training runs on the slower "
+            "reference engine",
+            error,
+        )
+        return ReferenceEngine(problem, device, parameters, data, dropout_rng)
+    return CudaEngine(problem, device, parameters, data, dropout_rng, kernels)
+
+
+class _Program(Protocol):
+    """How epochs run: by launches of their steps, or all in one kernel."""
+
+    layout: Layout
+    buffers: dict[str, Buffer]
+    gathers: bool
+    max_epochs: int
+    source: str
+    hyperparameters: list[float]
+
+    def start(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
+        """Do what is done once, before the first step."""
+
+    def refresh(self, executor: CudaExecutor) -> None:
+        """Follow a change of the parameters by others than the steps."""
+
+    def run(self, executor: CudaExecutor, n_epochs: int, orders: Sequence[Any] | None) -> None:
+        """Run epochs from the beginning of the coefficients and of the order, which are placed."""
+
+
+class CudaEngine:
+    """Steps planned once and replayed; the numbers of the reference engine.
+
+    A tiny network's epochs are one kernel (``cuda_tiny``). Of others, the steps are captured as
+    graphs, many of them in one where they are short; where products cannot be captured, for want of
+    cuBLASLt, they are launched one by one. Validation runs on the reference's formulas.
+
+    The arguments are those of ``ReferenceEngine``, and the problem's kernels.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        device: Device,
+        parameters: Array,
+        data: Data,
+        dropout_rng: np.random.Generator,
+        kernels: CudaKernels,
+    ) -> None:
+        self._problem, self._device, self._xp = problem, device, device.xp
+        self._executor = executor = CudaExecutor(device, kernels.precision)
+        self._program = program = _choose(problem, kernels, data, executor)
+        executor.load(program.source)
+        executor.allocate(program.buffers)
+        if not data.streams:
+            executor.adopt("X", data.X)
+        executor.adopt("y", data.y)
+        if data.sample_weight is not None:
+            executor.adopt("weight", data.sample_weight)
+        self._step = 0
+        self._dropout_rng = dropout_rng
+        self._rng_start = dropout_rng.bit_generator.state
+        self._n_samples = data.n_samples
+        self._has_rows_in_order = False
+        with executor.ordered():
+            executor.upload("hyper", np.asarray(program.hyperparameters))
+            self._write("parameters", parameters)
+            self._write("finite", parameters)
+            for i, entry in enumerate(problem.optimizer.init(self._xp, parameters)):
+                self._write(f"state{i}", entry)
+            program.start(executor, dropout_rng)
+            program.refresh(executor)
+
+    @property
+    def max_epochs_per_call(self) -> int:
+        """How many epochs ``run_epochs`` may be asked for at once."""
+        return self._program.max_epochs
+
+    @property
+    def parameters(self) -> Array:
+        """The current flat parameter vector, a copy."""
+        with self._executor.ordered():
+            return self._program.layout.pack(self._xp, self._executor.buffers["parameters"])
+
+    @property
+    def state(self) -> EngineState:
+        """Where training stands, a copy; the host's generator of dropout masks gets there, too."""
+        buffers, pack = self._executor.buffers, self._program.layout.pack
+        names = [f"state{i}" for i in range(len(self._problem.optimizer.state_names))]
+        with self._executor.ordered():
+            arrays = tuple(pack(self._xp, buffers[name]) for name in names)
+            parameters, finite = (
+                pack(self._xp, buffers[name]) for name in ("parameters", "finite")
+            )
+            if self._problem.objective.structure.has_dropout:
+                drawn = int(self._device.to_numpy(buffers["counters"])[_DRAWN])
+                _advance(self._dropout_rng, self._rng_start, drawn, str(parameters.dtype))
+        return EngineState(parameters, finite, OptimizerState(self._step, arrays))
+
+    def set_state(self, state: EngineState) -> None:
+        """Let training go on from there; before the first step."""
+        self._step = state.optimizer.step
+        with self._executor.ordered():
+            self._write("parameters", state.parameters)
+            self._write("finite", state.finite)
+            for i, array in enumerate(state.optimizer.arrays):
+                self._write(f"state{i}", array)
+            self._program.refresh(self._executor)
+
+    def run_epochs(
+        self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]
+    ) -> tuple[Array, Array]:
+        """Run epochs, one per list of rates, until one ends in a loss or parameter not finite."""
+        coefficients = coefficient_table(self._problem.optimizer, rates, self._step)
+        executor, n_epochs = self._executor, len(rates)
+        with executor.ordered():
+            executor.upload("coefficients", coefficients.reshape(-1))
+            self._set_order(orders)
+            executor.buffers["status"][...] = 0
+            self._program.run(executor, n_epochs, orders)
+            losses = self._xp.asarray(executor.buffers["losses"][:n_epochs], copy=True)
+            status = self._xp.asarray(executor.buffers["status"], copy=True)
+        self._step += len(coefficients)
+        if n_epochs > 1:
+            losses = losses[: int(status[_EPOCHS])]
+        return losses, status[_IS_BAD] == 0
+
+    def _set_order(self, orders: Sequence[Any] | None) -> None:
+        """Place the rows of each epoch, one epoch after the other."""
+        if not self._program.gathers:
+            return
+        if orders is not None:
+            self._executor.upload("order", np.concatenate(orders))
+        elif not self._has_rows_in_order:
+            rows = np.arange(self._n_samples, dtype=np.int32)
+            self._executor.upload("order", np.tile(rows, self.max_epochs_per_call))
+        self._has_rows_in_order = orders is None
+
+    def restore_finite(self) -> None:
+        """Go back to the parameters that the last epoch without NaN and infinity ended with."""
+        with self._executor.ordered():
+            buffers = self._executor.buffers
+            buffers["parameters"][...] = buffers["finite"]
+            self._program.refresh(self._executor)
+
+    def snapshot(self) -> Any:
+        """Return a copy of the current parameters."""
+        return self.parameters
+
+    def restore(self, snapshot: Any) -> None:
+        """Go back to the parameters of a snapshot."""
+        with self._executor.ordered():
+            self._write("parameters", snapshot)
+            self._program.refresh(self._executor)
+
+    def data_loss(self, data: Data) -> Array:
+        """Return the loss of the current parameters on ``data`` without penalties, 0-d."""
+        return data_loss(self._problem, self._device, self.parameters, data)
+
+    def _write(self, name: str, packed: Array) -> None:
+        self._program.layout.unpack(packed, self._executor.buffers[name])
+
+
+def _choose(problem: Problem, kernels: CudaKernels, data: Data, executor: CudaExecutor) -> _Program:
+    """Return the quicker program, by a rough count of cycles."""
+    structure = problem.objective.structure
+    itemsize = 8 if kernels.dtype == "float64" else 4
+    # Parameters and gradient at least have to fit.
+    is_small = 2 * structure.n_parameters * itemsize < executor.shared_bytes
+    if (
+        is_small
+        and kernels.precision == kernels.dtype
+        and not structure.has_dropout
+        and not data.streams
+    ):
+        tiny = TinyPlanner(
+            problem,
+            dtype=kernels.dtype,
+            n_samples=data.n_samples,
+            labels=kernels.labels,
+            weighted=data.sample_weight is not None,
+        )
+        # The fewest launches of a step.
+        launches = 3 * len(structure.weight_shapes) + 1
+        if (
+            tiny.shared_bytes + _RESERVED_BYTES <= executor.shared_bytes
+            and tiny.step_cycles < launches * _LAUNCH_CYCLES
+        ):
+            _LOGGER.info("nnbackend: this network's epochs run as one kernel on the GPU")
+            return _Tiny(tiny)
+    return _Steps(problem, kernels, data, executor)
+
+
+class _Tiny:
+    """All epochs in one kernel; attributes as those of ``_Program``."""
+
+    def __init__(self, planner: TinyPlanner) -> None:
+        self._planner = planner
+        self.layout, self.buffers = planner.layout, planner.buffers
+        self.gathers, self.max_epochs = planner.gathers, planner.max_epochs
+        self.source, self.hyperparameters = planner.source, planner.hyperparameters
+
+    def start(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
+        """Let the kernel have its shared memory."""
+        del dropout_rng
+        executor.allow_shared("run_epochs", self._planner.shared_bytes)
+
+    def refresh(self, executor: CudaExecutor) -> None:
+        """Nothing follows a change of the parameters."""
+
+    def run(self, executor: CudaExecutor, n_epochs: int, orders: Sequence[Any] | None) -> None:
+        """Run epochs from the beginning of the coefficients and of the order."""
+        executor.run([self._planner.epochs(n_epochs, shuffled=orders is not None)])
+
+
+class _Steps:
+    """Epochs as launches, captured as graphs; attributes as those of ``_Program``."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        kernels: CudaKernels,
+        data: Data,
+        executor: CudaExecutor,
+    ) -> None:
+        self.source, self.hyperparameters = kernels.source, kernels.hyperparameters
+        self._planner = planner = Planner(
+            problem,
+            dtype=kernels.dtype,
+            precision=kernels.precision,
+            n_samples=data.n_samples,
+            labels=kernels.labels,
+            weighted=data.sample_weight is not None,
+            streams=data.streams,
+            reductions=kernels.reductions,
+            n_hyper=len(kernels.hyperparameters),
+            offers=executor.offers,
+        )
+        self.layout, self.buffers = planner.layout, planner.buffers
+        self.gathers, self.max_epochs = planner.gathers, planner.max_epochs
+        self._has_dropout = problem.objective.structure.has_dropout
+        self._size, self._X = problem.batch_size, data.X if data.streams else None
+        stages = (0, 1) if data.streams else (0,)
+        steps = [planner.step(self._size, stage) for stage in stages]
+        last = [planner.step(planner.last_rows, stage) for stage in stages]
+        end = planner.end_of_epoch()
+        self._full_steps = data.n_samples // self._size
+        self._launches: dict[str, list[Launch]] = {"step": steps[0], "end": end}
+        if data.streams:
+            self._launches |= {"step1": steps[1], "last": last[0], "last1": last[1]}
+        elif self._full_steps < planner.steps_per_epoch:
+            self._launches["end"] = end = [*last[0], *end]
+        self._is_one_graph = len(steps[0]) * self._full_steps + len(end) <= _GRAPH_LAUNCHES
+        if self._is_one_graph:
+            self._launches["epoch"] = [*steps[0] * self._full_steps, *end]
+        self._graphs: dict[tuple[str, int], Callable[[], None]] = {}
+
+    def start(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
+        """Place what the kernels read, and the data in the form that they take."""
+        segments = [(bias.offset, bias.offset + bias.size) for bias in self.layout.biases]
+        executor.upload("biases", np.asarray(segments).reshape(-1))
+        if self._has_dropout:
+            executor.upload("generator", _generator_words(dropout_rng))
+        executor.run(self._planner.preparation())
+
+    def refresh(self, executor: CudaExecutor) -> None:
+        """Write the parameters as operands of the products."""
+        executor.run(self._planner.refresh())
+
+    def run(self, executor: CudaExecutor, n_epochs: int, orders: Sequence[Any] | None) -> None:
+        """Run epochs from the beginning of the coefficients and of the order."""
+        # The random numbers that were drawn so far stay counted.
+        executor.buffers["counters"][:_DRAWN] = 0
+        executor.buffers["sums"][...] = 0
+        if self._X is not None:
+            self._stream(executor, None if orders is None else orders[0])
+        elif self._is_one_graph:
+            self._repeat(executor, "epoch", n_epochs)
+        else:
+            for _ in range(n_epochs):
+                self._repeat(executor, "step", self._full_steps)
+                self._repeat(executor, "end", 1)
+
+    def _stream(self, executor: CudaExecutor, order: Any) -> None:
+        """Run an epoch whose batches come from the host, one being copied while another is used."""
+        for number in range(self._planner.steps_per_epoch):
+            rows = slice(number * self._size, (number + 1) * self._size)
+            stage = number % 2
+            name = "step" if number < self._full_steps else "last"
+            with executor.staged(stage, self._X, rows if order is None else order[rows]):
+                self._repeat(executor, f"{name}{stage or ''}", 1)
+        self._repeat(executor, "end", 1)
+
+    def _repeat(self, executor: CudaExecutor, name: str, count: int) -> None:
+        """Carry a list of launches out many times: by graphs of one, two, four, ... of it."""
+        launches = self._launches[name]
+        # Without graphs a longer list is no faster.
+        most = max(1, _GRAPH_LAUNCHES // len(launches)) if executor.captures else 1
+        while count > 0:
+            times = 1 << (min(count, most).bit_length() - 1)
+            if (name, times) not in self._graphs:
+                self._graphs[name, times] = executor.graph(launches * times)
+            self._graphs[name, times]()
+            count -= times
+
+
+def _advance(rng: np.random.Generator, start: Any, drawn: int, dtype: str) -> None:
+    """Set a generator to where it is when that many numbers have been drawn from the start on."""
+    rng.bit_generator.state = start
+    # Two numbers of float32 are made of 64 random bits.
+    per_draw = 1 if dtype == "float64" else 2
+    rng.bit_generator.advance(drawn // per_draw)  # type: ignore[attr-defined]
+    if drawn % per_draw:
+        rng.random(dtype=np.float32)
+
+
+def _generator_words(rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Return state and increment of NumPy's default generator, PCG64, as words of 64 bits."""
+    state = rng.bit_generator.state["state"]
+    words = [part for name in ("state", "inc") for part in divmod(state[name], 2**64)]
+    return np.asarray(words, np.uint64)

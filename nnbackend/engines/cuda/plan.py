@@ -1,0 +1,162 @@
+"""A training step on the GPU as plain data: buffers, and the launches that fill them, in order.
+
+A plan names what is computed where; it holds no array and no pointer. An executor allocates the
+buffers and carries the launches out: on a GPU (``cuda_runtime``), or anywhere else where the same
+list can be run and looked at.
+
+All matrices are row-major: element (i, j) of a matrix lies at ``offset + i * ld + j``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+__all__ = ["Buffer", "Epilogue", "ITEM_BYTES", "Kernel", "Launch", "Matrix", "Product", "Vector"]
+
+
+# Bytes of an element, by NumPy's name of its type; bfloat16 is kept as uint16.
+ITEM_BYTES = {
+    "float32": 4, "float64": 8, "uint16": 2, "uint32": 4, "int32": 4, "int64": 8, "uint64": 8,
+    "uint8": 1,
+}  # fmt: skip
+
+
+class Epilogue(Enum):
+    """What a product does to its result before it writes it, in the terms of row-major matrices.
+
+    With T = op(A) op(B):
+
+    - ``NONE``: out = T.
+    - ``BIAS``: out = T + vector.
+    - ``RELU_BIAS``: out = max(T + vector, 0).
+    - ``RELU_AUX_BIAS``: the same, and ``aux`` keeps a bit for each element: whether T + vector > 0.
+    - ``GELU_AUX_BIAS``: out = gelu(T + vector), the tanh form, and ``aux`` keeps T + vector.
+    - ``DRELU_BGRAD``: out = T where the bit in ``aux`` is set, else 0; vector = column sums of out.
+    - ``DGELU_BGRAD``: out = T gelu'(aux); vector = column sums of out.
+    - ``BGRAD_B``: out = T; vector = column sums of B, which is not transposed.
+    """
+
+    NONE = "none"
+    BIAS = "bias"
+    RELU_BIAS = "relu_bias"
+    RELU_AUX_BIAS = "relu_aux_bias"
+    GELU_AUX_BIAS = "gelu_aux_bias"
+    DRELU_BGRAD = "drelu_bgrad"
+    DGELU_BGRAD = "dgelu_bgrad"
+    BGRAD_B = "bgrad_b"
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A row-major matrix within a buffer.
+
+    Attributes
+    ----------
+    buffer : str
+        The buffer's name.
+    rows, columns : int
+        The shape.
+    ld : int
+        Elements from one row to the next, at least ``columns``.
+    offset : int
+        Elements from the buffer's start to the first.
+    dtype : {"float32", "float64", "bfloat16"}
+        Of the elements.
+    """
+
+    buffer: str
+    rows: int
+    columns: int
+    ld: int
+    offset: int = 0
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Vector:
+    """Contiguous elements within a buffer; attributes as those of ``Matrix``."""
+
+    buffer: str
+    size: int
+    offset: int = 0
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Product:
+    """A launch: out = op(A) op(B), then an epilogue.
+
+    Attributes
+    ----------
+    A, B, out : Matrix
+        As they lie in memory, before any transposition.
+    transpose_A, transpose_B : bool
+        Whether op is the transposition.
+    precision : {"float32", "tf32", "bfloat16", "float64"}
+        How it is computed: "float32" with float32 operands in float32 alone, "tf32" with float32
+        operands on tensor cores, "bfloat16" with such operands; sums are kept in float32 in all of
+        these.
+    epilogue : Epilogue
+        What is done to the result.
+    vector : Vector or None
+        The bias that the epilogue reads, or the sums that it writes.
+    aux : Matrix or None
+        What a forward epilogue keeps for the backward one: for ReLU bits, of which ``ld`` counts
+        bits and is a multiple of 128 (dtype ``"bit"``); for GELU elements, of which ``ld`` is a
+        multiple of 8. It has the shape of ``out``.
+    """
+
+    A: Matrix
+    B: Matrix
+    out: Matrix
+    transpose_A: bool = False
+    transpose_B: bool = False
+    precision: str = "float32"
+    epilogue: Epilogue = Epilogue.NONE
+    vector: Vector | None = None
+    aux: Matrix | None = None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A launch of a kernel of ours.
+
+    Attributes
+    ----------
+    name : str
+        The kernel's.
+    grid, block : tuple of int
+        Blocks, and threads of a block, along x and y.
+    arguments : tuple
+        In the kernel's order: matrices and vectors (passed as the address of their first element),
+        and numbers.
+    shared_bytes : int
+        Dynamic shared memory of a block.
+    """
+
+    name: str
+    grid: tuple[int, int]
+    block: tuple[int, int]
+    arguments: tuple[Matrix | Vector | int | float, ...]
+    shared_bytes: int = 0
+
+
+Launch: TypeAlias = Product | Kernel
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Device memory that lives as long as the training.
+
+    Attributes
+    ----------
+    size : int
+        Elements.
+    dtype : str
+        NumPy's name of their type; ``"uint16"`` for bfloat16.
+    """
+
+    size: int
+    dtype: str

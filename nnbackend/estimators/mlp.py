@@ -1,0 +1,475 @@
+"""``MLPClassifier`` and ``MLPRegressor``: scikit-learn's estimators, trained by nnbackend.
+
+They are subclasses of scikit-learn's own, so parameters, attributes, validation, labels, warnings
+and ``partial_fit`` are its own, too. What is replaced is what computes: training is a call of
+``train`` (or SciPy's L-BFGS on the network's objective), and prediction is the network's. With the
+same ``random_state`` the same initial weights and batches are drawn as there, and the optimizers
+are scikit-learn's, so the fitted coefficients agree to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.neural_network import MLPClassifier as _Classifier
+from sklearn.neural_network import MLPRegressor as _Regressor
+from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
+from sklearn.utils.metaestimators import available_if
+
+from nnbackend.checks import real
+from nnbackend.core import losses
+from nnbackend.core.losses import Loss
+from nnbackend.device import get_device
+from nnbackend.errors import InputError
+from nnbackend.estimators.arrays import in_library
+from nnbackend.estimators.base import Estimator
+from nnbackend.estimators.formulas import (
+    BinaryLogLoss,
+    MeanSquaredError,
+    PoissonDeviance,
+    SoftmaxLogLoss,
+)
+from nnbackend.model.network import Network
+
+__all__ = ["MLPClassifier", "MLPRegressor"]
+
+
+_Array = np.ndarray[Any, Any]
+
+
+class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
+    """scikit-learn's ``MLPClassifier``, trained by nnbackend, on the CPU or a GPU.
+
+    Every parameter, attribute and method of ``sklearn.neural_network.MLPClassifier`` is there, and
+    with the same ``random_state`` the coefficients are the same up to rounding. These are added;
+    ``solver="lbfgs"`` refuses those that belong to steps and epochs.
+
+    Parameters
+    ----------
+    activation : str or sequence of str, default "relu"
+        Any hidden activation of nnbackend, or one for each hidden layer.
+    optimizer : str or Optimizer, optional
+        Of nnbackend, such as ``nb.AdamW(nb.schedules.OneCycle(1e-2))``, in place of the solver's;
+        ``learning_rate``, ``learning_rate_init``, momenta and ``epsilon`` are its own then.
+    label_smoothing : float, default 0.0
+        Of softmax cross-entropy, for three and more classes.
+    class_weight : dict, list of dict or "balanced", optional
+        Weights of the classes, which multiply the sample weights; "balanced": inversely
+        proportional to their frequencies. With several labels at once, a list with a dict
+        ``{0: weight, 1: weight}`` for each.
+    dropout : float or sequence of float, default 0.0
+        Rates of the hidden layers.
+    clip_norm : float, optional
+        Bound on the norm of the gradient.
+    scoring : str or callable, optional
+        The scorer of early stopping, called with NumPy arrays or what ``fit`` was given as
+        ``X_val, y_val``; by default accuracy. A score that is NaN or infinite, such as "roc_auc" of
+        one class, is an error. If training diverges after an epoch with a score, the best epoch's
+        coefficients are kept, with a ``ConvergenceWarning``.
+    callbacks : callable or sequence of callables, optional
+        Called as ``callback(state)`` after every epoch, with a ``nb.TrainingState``.
+    device : str, optional
+        ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``; by default where X is, which is the CPU
+        for data in the host's memory. With ``solver="lbfgs"`` and float32 data the coefficients are
+        float64 on the CPU, as scikit-learn's are, and float32 on a GPU.
+    engine, precision : str
+        As for ``nb.train``.
+
+    Attributes
+    ----------
+    validation_loss_curve_ : list of float
+        The loss on the validation data that ``fit`` was given, after every epoch.
+
+    Examples
+    --------
+    >>> import nnbackend as nb
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> X, y = load_iris(return_X_y=True)
+    >>> mlp = nb.MLPClassifier((16,), solver="lbfgs", alpha=1.0, random_state=0)
+    >>> make_pipeline(StandardScaler(), mlp).fit(X, y).score(X, y) > 0.95
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **_Classifier._parameter_constraints,  # noqa: SLF001 - as subclasses do there
+        **Estimator.own_constraints,
+        "class_weight": [dict, list, str, None],
+        "label_smoothing": [float, int],
+    }
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Any = (100,),
+        activation: Any = "relu",
+        *,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: Any = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: Any = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: int = 10,
+        max_fun: int = 15000,
+        optimizer: Any = None,
+        label_smoothing: float = 0.0,
+        class_weight: Any = None,
+        dropout: Any = 0.0,
+        clip_norm: float | None = None,
+        scoring: Any = None,
+        callbacks: Any = None,
+        device: str | None = None,
+        engine: str = "auto",
+        precision: str = "float32",
+    ) -> None:
+        super().__init__(
+            hidden_layer_sizes=hidden_layer_sizes,
+            activation=activation,
+            solver=solver,
+            alpha=alpha,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            learning_rate_init=learning_rate_init,
+            power_t=power_t,
+            max_iter=max_iter,
+            shuffle=shuffle,
+            random_state=random_state,
+            tol=tol,
+            verbose=verbose,
+            warm_start=warm_start,
+            momentum=momentum,
+            nesterovs_momentum=nesterovs_momentum,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=epsilon,
+            n_iter_no_change=n_iter_no_change,
+            max_fun=max_fun,
+        )
+        self.optimizer = optimizer
+        self.label_smoothing = label_smoothing
+        self.class_weight = class_weight
+        self.dropout = dropout
+        self.clip_norm = clip_norm
+        self.scoring = scoring
+        self.callbacks = callbacks
+        self.device = device
+        self.engine = engine
+        self.precision = precision
+
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, X_val: Any = None, y_val: Any = None
+    ) -> MLPClassifier:
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix (n_samples, n_features)
+            The examples; sparse ones are made dense.
+        y : array-like (n_samples,) or (n_samples, n_outputs)
+            Class labels, or a matrix of 0 and 1 for several labels at once.
+        sample_weight : array-like (n_samples,), optional
+            Weights >= 0.
+        X_val, y_val : array-likes, optional
+            Validation data, whose mean loss, without weights, dropout and penalties, is recorded in
+            ``validation_loss_curve_``. With ``early_stopping=True`` it decides in place of a part
+            of the training data. A Pipeline does not transform it by itself: route it with
+            ``set_fit_request`` and the Pipeline's ``transform_input=["X_val"]``.
+
+        Returns
+        -------
+        MLPClassifier
+        """
+        self._train(super().fit, X, y, sample_weight, (X_val, y_val))
+        return self
+
+    @available_if(lambda model: model._check_solver())  # type: ignore[untyped-decorator]  # noqa: SLF001
+    def partial_fit(
+        self, X: Any, y: Any = None, sample_weight: Any = None, classes: Any = None
+    ) -> MLPClassifier:
+        """Take one epoch of steps on some examples.
+
+        A source, or a memory-mapped, Zarr or h5py array larger than 2**28 bytes, is read once, in
+        order: each block of rows that fits into its buffer is shuffled and trained on as by a call
+        of its own, with an entry in ``loss_curve_``.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for ``fit``; or for X a source of ``nb.sources``, which has the others.
+        classes : array-like (n_classes,), optional
+            All classes; needed at the first call.
+
+        Returns
+        -------
+        MLPClassifier
+        """
+        n_outputs = len(getattr(self, "classes_", ()) if classes is None else classes)
+        for rows, labels, weight in self._blocks(X, y, sample_weight, n_outputs):
+            self._train(super().partial_fit, rows, labels, weight, classes=classes)
+        return self
+
+    def predict_proba(self, X: Any) -> Any:
+        """Return the probabilities of the classes, arrays of X's library where it is."""
+        return in_library(X, self._call(super().predict_proba, "predict_proba", X))
+
+    def predict_log_proba(self, X: Any) -> Any:
+        """Return the logarithms of the probabilities of the classes."""
+        result = self._call(lambda x: np.log(super(MLPClassifier, self).predict_proba(x)),
+                            "predict_log_proba", X)  # fmt: skip
+        return in_library(X, result)
+
+    def _decoded(self, A: Any) -> Any:
+        """Return the classes that outputs on a GPU stand for, without leaving it for numbers."""
+        xp = get_device(self._place).xp
+        if self.out_activation_ == "softmax":
+            index = xp.argmax(A, axis=1)
+        else:
+            index = xp.astype(A > 0.5, xp.int64)
+            if self.n_outputs_ > 1:
+                return index
+            index = index[:, 0]
+        if self.classes_.dtype.kind in "biuf":
+            return xp.take(xp.asarray(self.classes_), index)
+        return self.classes_[get_device(self._place).to_numpy(index)]
+
+    def _weighted(self, y: _Array, sample_weight: Any, *, incremental: bool) -> Any:
+        """Return sample weights times the weights of their classes."""
+        if self.class_weight is None:
+            return sample_weight
+        self._check_class_weight()
+        if incremental and self.class_weight == "balanced":
+            raise InputError(
+                "class_weight: 'balanced' is not for partial_fit, which sees a part of the data; "
+                "pass a dict of weights"
+            )
+        if self.out_activation_ == "logistic" and self.n_outputs_ > 1:
+            # Several labels at once: the product over them.
+            own = compute_sample_weight(self.class_weight, y.astype(int))
+            return own if sample_weight is None else own * sample_weight
+        index = y.argmax(axis=1) if self.n_outputs_ > 1 else y[:, 0].astype(int)
+        weights = compute_class_weight(
+            self.class_weight,
+            classes=self.classes_,
+            y=self.classes_[index],
+            sample_weight=sample_weight,
+        )
+        # A class of no weight has no frequency either.
+        own = np.where(np.isfinite(weights), weights, 0.0)[index]
+        return own if sample_weight is None else own * sample_weight
+
+    def _check_class_weight(self) -> None:
+        given = self.class_weight
+        is_multilabel = self.out_activation_ == "logistic" and self.n_outputs_ > 1
+        tables = given if isinstance(given, list) else [given]
+        if isinstance(given, str) and given == "balanced":
+            return
+        if not all(isinstance(table, dict) for table in tables) or (
+            isinstance(given, list) != is_multilabel
+        ):
+            form = "a list of dicts {0: weight, 1: weight}" if is_multilabel else "a dict"
+            raise InputError(f"class_weight: expected {form}, 'balanced' or None, got {given!r}")
+        for table in tables:
+            for name, weight in table.items():
+                real(f"class_weight[{name!r}]", weight, minimum=0.0)
+
+    def _loss(self, net: Network) -> Loss:
+        if self.label_smoothing and self.out_activation_ != "softmax":
+            raise InputError(
+                f"label_smoothing: expected 0 with two classes or several labels, got "
+                f"{self.label_smoothing!r}: it is for the softmax of three and more classes"
+            )
+        epsilon = float(np.finfo(net.dtype).eps)
+        if self.out_activation_ == "softmax":
+            return SoftmaxLogLoss(label_smoothing=self.label_smoothing, epsilon=epsilon)
+        return BinaryLogLoss(epsilon)
+
+    def _targets(self, y: _Array) -> _Array:
+        return y.argmax(axis=1) if self.out_activation_ == "softmax" else y
+
+    def _encoded(self, y: Any) -> _Array:
+        if self._label_binarizer.y_type_ != "multilabel-indicator":
+            unknown = np.setdiff1d(np.unique(np.asarray(y)), self.classes_)
+            if len(unknown):
+                raise InputError(
+                    f"y_val: expected labels of the training data, {self.classes_.tolist()}, got "
+                    f"{unknown.tolist()}, too"
+                )
+        encoded: _Array = self._label_binarizer.transform(y)
+        return encoded
+
+    def _labels(self, y: _Array) -> _Array:
+        labels: _Array = self._label_binarizer.inverse_transform(y)
+        return labels
+
+    def _strata(self, y: _Array) -> _Array | None:
+        return y if self.n_outputs_ == 1 else None
+
+
+class MLPRegressor(Estimator, _Regressor):  # type: ignore[misc]
+    """scikit-learn's ``MLPRegressor``, trained by nnbackend, on the CPU or a GPU.
+
+    Every parameter, attribute and method of ``sklearn.neural_network.MLPRegressor`` is there, and
+    with the same ``random_state`` the coefficients are the same up to rounding. Added are the
+    losses ``"absolute_error"`` and ``"huber"``, and the parameters that ``MLPClassifier`` lists,
+    without ``class_weight`` and ``label_smoothing``; scores are R^2, or what ``scoring`` says.
+
+    Examples
+    --------
+    >>> import nnbackend as nb
+    >>> X, y = [[0.0], [1.0], [2.0], [3.0]], [0.0, 1.0, 2.0, 3.0]
+    >>> mlp = nb.MLPRegressor(hidden_layer_sizes=(4,), solver="lbfgs", random_state=0)
+    >>> mlp.fit(X, y).predict([[1.5]]).round(1)
+    array([1.5])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **_Regressor._parameter_constraints,  # noqa: SLF001 - as subclasses do there
+        **Estimator.own_constraints,
+        "loss": [str, Loss],
+    }
+
+    def __init__(
+        self,
+        loss: Any = "squared_error",
+        hidden_layer_sizes: Any = (100,),
+        activation: Any = "relu",
+        *,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: Any = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: Any = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: int = 10,
+        max_fun: int = 15000,
+        optimizer: Any = None,
+        dropout: Any = 0.0,
+        clip_norm: float | None = None,
+        scoring: Any = None,
+        callbacks: Any = None,
+        device: str | None = None,
+        engine: str = "auto",
+        precision: str = "float32",
+    ) -> None:
+        super().__init__(
+            loss=loss,
+            hidden_layer_sizes=hidden_layer_sizes,
+            activation=activation,
+            solver=solver,
+            alpha=alpha,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            learning_rate_init=learning_rate_init,
+            power_t=power_t,
+            max_iter=max_iter,
+            shuffle=shuffle,
+            random_state=random_state,
+            tol=tol,
+            verbose=verbose,
+            warm_start=warm_start,
+            momentum=momentum,
+            nesterovs_momentum=nesterovs_momentum,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=epsilon,
+            n_iter_no_change=n_iter_no_change,
+            max_fun=max_fun,
+        )
+        self.optimizer = optimizer
+        self.dropout = dropout
+        self.clip_norm = clip_norm
+        self.scoring = scoring
+        self.callbacks = callbacks
+        self.device = device
+        self.engine = engine
+        self.precision = precision
+
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, X_val: Any = None, y_val: Any = None
+    ) -> MLPRegressor:
+        """Fit the model; see ``MLPClassifier.fit``, with numbers in ``y``.
+
+        Returns
+        -------
+        MLPRegressor
+        """
+        self._train(super().fit, X, y, sample_weight, (X_val, y_val))
+        return self
+
+    @available_if(lambda model: model._check_solver())  # type: ignore[untyped-decorator]  # noqa: SLF001
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> MLPRegressor:
+        """Take one epoch of steps on some examples; see ``MLPClassifier.partial_fit``.
+
+        Returns
+        -------
+        MLPRegressor
+        """
+        for rows, targets, weight in self._blocks(X, y, sample_weight, 1):
+            self._train(super().partial_fit, rows, targets, weight)
+        return self
+
+    @staticmethod
+    def _decoded(A: Any) -> Any:
+        return A[:, 0] if A.shape[1] == 1 else A
+
+    @staticmethod
+    def _weighted(_y: _Array, sample_weight: Any, *, incremental: bool) -> Any:
+        del incremental
+        return sample_weight
+
+    def _loss(self, net: Network) -> Loss:
+        if self.loss == "squared_error":
+            return MeanSquaredError(self.n_outputs_)
+        if self.loss == "poisson":
+            return PoissonDeviance()
+        return losses.loss_function(self.loss, net.structure.output)
+
+    @staticmethod
+    def _targets(y: _Array) -> _Array:
+        return y
+
+    @staticmethod
+    def _encoded(y: Any) -> _Array:
+        y = np.asarray(y)
+        column: _Array = y.reshape(-1, 1) if y.ndim == 1 else y
+        return column
+
+    @staticmethod
+    def _labels(y: _Array) -> _Array:
+        return y[:, 0] if y.shape[1] == 1 else y
+
+    @staticmethod
+    def _strata(_y: _Array) -> None:
+        return None

@@ -1,0 +1,116 @@
+"""Folders that belong to one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+
+__all__ = ["FolderLock", "LOCK_FILE"]
+
+
+LOCK_FILE = ".lock"
+
+
+_LOGGER = logging.getLogger("nnbackend")
+
+
+# Those that this process holds.
+_HELD: set[FolderLock] = set()
+
+
+class FolderLock:
+    """A folder that is this one's until it is released, or the process ends.
+
+    Others are refused where the system can lock files. Whether the folder is still the same one is
+    known everywhere: it holds the file that was locked.
+
+    Parameters
+    ----------
+    folder : str
+        A folder that exists; it gets a file until the release.
+
+    Raises
+    ------
+    BlockingIOError
+        If another has it.
+    OSError
+        If it is missing, or cannot be written.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._path = os.path.join(folder, LOCK_FILE)
+        self._descriptor = _locked(self._path)
+        _HELD.add(self)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the folder has been neither deleted nor put in another's place."""
+        return self._descriptor is None or _is_at(self._path, self._descriptor)
+
+    def release(self) -> None:
+        """Let others use the folder."""
+        if self._descriptor is None:
+            return
+        import fcntl
+
+        with contextlib.suppress(OSError):
+            # Another's file may be there by now.
+            if self.holds:
+                os.unlink(self._path)
+        # A process that was forked meanwhile shares the lock: closing alone would leave it.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        self.forget()
+
+    def forget(self) -> None:
+        """Close the file, and leave the folder to the process that shares it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = None
+        _HELD.discard(self)
+
+
+def _is_at(path: str, descriptor: int) -> bool:
+    """Whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _locked(path: str) -> int | None:
+    """Return the descriptor of a locked file; None on systems without such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    # To be written, since that is what network file systems lock.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError as error:
+        _LOGGER.warning(
+            "nnbackend: the file system of %s has no locks (%s): see to it that no other training "
+            "uses the folder",
+            path,
+            error,
+        )
+    if not _is_at(path, descriptor):
+        # Its last owner has deleted it since it was opened.
+        os.close(descriptor)
+        return _locked(path)
+    return descriptor
+
+
+def _forget_locks() -> None:
+    """Close a forked child's copies: a lock is to end with the process that took it."""
+    for lock in list(_HELD):
+        lock.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)

@@ -1,0 +1,74 @@
+"""Models on disk: ``save`` and ``load``."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from nnbackend.device import Device, get_device
+from nnbackend.io.files import write_atomically
+from nnbackend.io.format import opened, to_bytes
+from nnbackend.model.network import Network
+
+__all__ = ["load", "save"]
+
+
+def save(net: Any, path: str | os.PathLike[str]) -> None:
+    """Write a network to a safetensors file, whole or not at all.
+
+    The file holds parameters, structure, standardization, feature and class names, the versions of
+    nnbackend and NumPy, and a checksum of all that. It does not depend on the network's device. The
+    state of an optimizer is not part of a model.
+
+    Parameters
+    ----------
+    net : Network
+        The network; a registered activation is stored by its name. Also a fitted ``MLPClassifier``
+        or ``MLPRegressor``, or a Pipeline of a ``StandardScaler`` and one of them: it is stored as
+        ``from_sklearn`` gives it, and loaded as a network.
+    path : path-like
+        The file; its folder has to exist. An existing file is replaced, with its mode and, where
+        that is permitted, its owner. Links are followed; pipes and devices are written to.
+
+    Raises
+    ------
+    InputError
+        If the network cannot be stored: a parameter is not finite, or an activation is not
+        registered; or if the file cannot be written.
+
+    Examples
+    --------
+    >>> import nnbackend as nb, tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+    >>> nb.save(nb.Network([2, 3, 1]), path)
+    >>> nb.load(path)
+    Network([2, 3, 1], hidden='relu', output='sigmoid', dtype='float32', device='cpu')
+    """
+    write_atomically(path, to_bytes(net))
+
+
+def load(path: str | os.PathLike[str], device: str | Device = "cpu") -> Network:
+    """Read a network from a file that ``save`` has written, on any device.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    device : str, default "cpu"
+        Where the network is to live, wherever it lived before.
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, truncated, altered into something inconsistent, not a model of
+        nnbackend, or names an activation that is not registered.
+    DeviceError
+        If the device is not there.
+    """
+    target = get_device(device)
+    with opened(path) as reader:
+        return reader.network(target)

@@ -1,0 +1,303 @@
+"""Networks to and from scikit-learn and torch: objects in, objects out, nothing is unpickled."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from nnbackend.core.activations import ACTIVATIONS
+from nnbackend.core.standardization import Standardization
+from nnbackend.core.types import Array
+from nnbackend.device import Device, get_device
+from nnbackend.errors import InputError
+from nnbackend.floating_point import own_errors
+from nnbackend.io.convert import folded, import_library, network_of, rounded
+from nnbackend.model.network import Network
+
+__all__ = ["as_network", "from_sklearn", "to_sklearn"]
+
+
+_SKLEARN_ACTIVATIONS = {
+    "identity": "identity",
+    "sigmoid": "logistic",
+    "tanh": "tanh",
+    "relu": "relu",
+}
+
+
+def as_network(net: Any) -> Network:
+    """Return a network as it is, and an estimator as ``from_sklearn`` does.
+
+    For an argument ``net`` that may be either, which the messages speak of.
+    """
+    if isinstance(net, Network):
+        return net
+    if not hasattr(net, "get_params"):
+        raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
+    return _from_sklearn("net", net, "cpu")
+
+
+@own_errors
+def from_sklearn(estimator: Any, *, device: str | Device = "cpu") -> Network:
+    """Return the network that a fitted estimator of scikit-learn is.
+
+    Outputs are equal to rounding. A classifier's classes become ``class_names``, as text, and
+    ``predict`` returns their indices; classes 0, 1, 2, ... need no names. Whether classes were
+    numbers or text is not kept: ``to_sklearn`` makes numbers of text such as "1", "2", "3". The
+    state of the estimator's optimizer is not part of a network.
+
+    Parameters
+    ----------
+    estimator : MLPClassifier or MLPRegressor
+        Fitted, scikit-learn's or nnbackend's; or a fitted Pipeline of StandardScaler and one of
+        them: the scaler becomes the network's standardization.
+    device : str, default "cpu"
+        Where the network is to live.
+
+    Returns
+    -------
+    Network
+        In the dtype of the estimator's coefficients.
+
+    Raises
+    ------
+    InputError
+        If it is another estimator, not fitted, or fitted to a single class.
+
+    See Also
+    --------
+    to_sklearn : The way back.
+
+    Examples
+    --------
+    >>> import nnbackend as nb
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.neural_network import MLPClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> estimator = MLPClassifier((8,), solver="lbfgs", max_iter=2000, random_state=0)
+    >>> net = nb.from_sklearn(estimator.fit(X, y))
+    >>> net
+    Network([4, 8, 3], hidden='relu', output='softmax', dtype='float64', device='cpu')
+    >>> bool((net.predict(X) == estimator.predict(X)).all())
+    True
+    """
+    return _from_sklearn("estimator", estimator, device)
+
+
+def _from_sklearn(argument: str, estimator: Any, device: str | Device) -> Network:
+    """Return what ``from_sklearn`` does; ``argument`` is the estimator's name in messages."""
+    scaler, mlp = _sklearn_parts(argument, estimator)
+    net = network_of(
+        [(f"coefs_[{i}]", W) for i, W in enumerate(mlp.coefs_)],
+        [(f"intercepts_[{i}]", b) for i, b in enumerate(mlp.intercepts_)],
+        hidden=mlp.activation,
+        output=mlp.out_activation_,
+        dropout=getattr(mlp, "dropout", 0.0),
+        device=device,
+    )
+    if scaler is not None:
+        mean = scaler.mean_ if scaler.with_mean else np.zeros(net.layer_sizes[0])
+        scale = scaler.scale_ if scaler.with_std else np.ones(net.layer_sizes[0])
+        home = get_device(net.device)
+        net.standardization = Standardization(
+            *(home.place(x, np.float64, copy=True) for x in (mean, scale))
+        )
+    names = getattr(mlp if scaler is None else scaler, "feature_names_in_", None)
+    net.feature_names = None if names is None else tuple(names.tolist())
+    classes = getattr(mlp, "classes_", None)
+    if classes is None:
+        return net
+    if len(classes) < 2:
+        raise InputError(
+            f"{argument}: expected a classifier with at least two classes, got one, "
+            f"{classes.tolist()[0]!r}"
+        )
+    if classes.dtype.kind not in "iu" or not np.array_equal(classes, np.arange(len(classes))):
+        net.class_names = tuple(map(str, classes.tolist()))
+    return net
+
+
+@own_errors
+def to_sklearn(net: Network) -> Any:
+    """Return a network as a fitted estimator of scikit-learn.
+
+    Predictions and probabilities are equal to rounding, and the estimator can be pickled, scored,
+    and trained further: ``partial_fit`` and ``warm_start`` begin at the network's parameters, with
+    a fresh optimizer. ``n_iter_`` is 0 and ``loss_`` NaN, for no data was seen.
+
+    scikit-learn's networks standardize nothing: the standardization is folded into the weights of
+    the first layer, and that of a target into the last, in float64, before they are rounded to the
+    network's dtype. Where that is too coarse for a feature or target that is not standardized (in
+    float32 mostly one with a mean more than 839 deviations from 0), the network is refused;
+    ``to_sklearn(net.astype("float64"))`` keeps the digits. Dropout is left out: it plays no part in
+    prediction, and scikit-learn has none.
+
+    ``class_names`` become the classes, sorted as scikit-learn has them, and with them the columns
+    of ``predict_proba``. Where all of them are written as whole numbers they become numbers, and
+    True and False bools, even if they were text before ``from_sklearn``: compare predictions with
+    such labels by ``estimator.predict(X).astype(str)``. Without names the classes are 0, 1, 2, ...;
+    labels of a multilabel network always are. Two softmax outputs become the one logistic output of
+    their difference.
+
+    Parameters
+    ----------
+    net : Network
+        With one of the hidden activations identity, sigmoid, tanh and relu, for all hidden layers.
+
+    Returns
+    -------
+    sklearn.neural_network.MLPClassifier or MLPRegressor
+        The former for a sigmoid or softmax output, the latter for identity and exp (Poisson).
+
+    Raises
+    ------
+    InputError
+        If scikit-learn has no such network, or its dtype is too coarse for the standardization.
+
+    See Also
+    --------
+    from_sklearn : The way back.
+
+    Examples
+    --------
+    >>> import nnbackend as nb
+    >>> net = nb.Network([2, 4, 1], hidden="tanh")
+    >>> net.class_names = ("no", "yes")
+    >>> estimator = nb.to_sklearn(net)
+    >>> estimator
+    MLPClassifier(activation='tanh', hidden_layer_sizes=(4,))
+    >>> estimator.classes_.tolist(), estimator.predict_proba([[0.0, 0.0]]).tolist()
+    (['no', 'yes'], [[0.5, 0.5]])
+    """
+    weights, biases = folded(net)
+    options: dict[str, Any] = {"hidden_layer_sizes": tuple(net.layer_sizes[1:-1])}
+    if net.hidden:
+        options["activation"] = _common_activation(net)
+    module = import_library("sklearn.neural_network", "scikit-learn")
+    fitted: dict[str, Any] = {}
+    if net.output in ("sigmoid", "softmax"):
+        estimator = module.MLPClassifier(**options)
+        y, weights[-1], biases[-1] = _sklearn_classes(net, weights[-1], biases[-1])
+        binarizer = import_library("sklearn.preprocessing", "scikit-learn").LabelBinarizer().fit(y)
+        fitted |= {"_label_binarizer": binarizer, "classes_": binarizer.classes_}
+        is_softmax = binarizer.y_type_ == "multiclass"
+        fitted["out_activation_"] = "softmax" if is_softmax else "logistic"
+    else:
+        if net.output == "exp":
+            options["loss"] = "poisson"
+        estimator = module.MLPRegressor(**options)
+        fitted["out_activation_"] = net.output
+    weights, biases = rounded(net, weights, biases)
+    if net.feature_names is not None:
+        fitted["feature_names_in_"] = np.asarray(net.feature_names, dtype=object)
+    check_random_state = import_library("sklearn.utils", "scikit-learn").check_random_state
+    # What scikit-learn's own fit leaves behind; partial_fit makes the optimizer if there is none.
+    fitted |= {
+        "n_features_in_": net.layer_sizes[0],
+        "n_layers_": len(net.layer_sizes),
+        "n_outputs_": biases[-1].size,
+        "coefs_": weights,
+        "intercepts_": biases,
+        "_best_coefs": [W.copy() for W in weights],
+        "_best_intercepts": [b.copy() for b in biases],
+        "n_iter_": 0,
+        "t_": 0,
+        "loss_": math.nan,
+        "loss_curve_": [],
+        "best_loss_": math.inf,
+        "validation_scores_": None,
+        "best_validation_score_": None,
+        "_no_improvement_count": 0,
+        "_random_state": check_random_state(estimator.random_state),
+    }
+    for name, value in fitted.items():
+        setattr(estimator, name, value)
+    return estimator
+
+
+def _sklearn_parts(argument: str, estimator: Any) -> tuple[Any, Any]:
+    """Return the StandardScaler, or None, and the network of a fitted estimator."""
+    networks = import_library("sklearn.neural_network", "scikit-learn")
+    pipeline = import_library("sklearn.pipeline", "scikit-learn").Pipeline
+    standard = import_library("sklearn.preprocessing", "scikit-learn").StandardScaler
+    is_pipeline = isinstance(estimator, pipeline)
+    *before, last = [step for _, step in estimator.steps] if is_pipeline else [estimator]
+    if (
+        not isinstance(last, networks.MLPClassifier | networks.MLPRegressor)
+        or len(before) > 1
+        or not all(isinstance(step, standard) for step in before)
+    ):
+        what = type(estimator).__name__
+        if is_pipeline:
+            what += f" of {', '.join(type(step).__name__ for step in (*before, last))}"
+        raise InputError(
+            f"{argument}: expected a fitted MLPClassifier or MLPRegressor, or a Pipeline of "
+            f"StandardScaler and one of them, got {what}"
+        )
+    scaler = before[0] if before else None
+    if not hasattr(last, "coefs_") or (scaler is not None and not hasattr(scaler, "scale_")):
+        raise InputError(
+            f"{argument}: expected a fitted {type(estimator).__name__}, got one that is not "
+            "fitted; call fit first"
+        )
+    return scaler, last
+
+
+def _common_activation(net: Network) -> str:
+    """Return scikit-learn's name of the activation that all hidden layers have."""
+    known = ", ".join(_SKLEARN_ACTIVATIONS)
+    for layer, entry in enumerate(net.structure.hidden, start=1):
+        if entry.name not in _SKLEARN_ACTIVATIONS or entry != ACTIVATIONS[entry.name]:
+            raise InputError(
+                f"net: expected hidden activations that scikit-learn has ({known}), got "
+                f"{entry.name!r} in hidden layer {layer}"
+            )
+        if entry.name != net.hidden[0]:
+            raise InputError(
+                "net: expected one activation for all hidden layers, as scikit-learn has it, got "
+                f"{net.hidden[0]!r} in hidden layer 1 and {entry.name!r} in hidden layer {layer}"
+            )
+    return _SKLEARN_ACTIVATIONS[net.hidden[0]]
+
+
+def _sklearn_classes(net: Network, W: Array, b: Array) -> tuple[Array, Array, Array]:
+    """Return targets that have all classes, and the output layer as scikit-learn orders them."""
+    n_outputs = len(b)
+    if net.output == "sigmoid" and n_outputs > 1:
+        return np.eye(n_outputs, dtype=np.int64), W, b
+    if net.output == "sigmoid":
+        # The sigmoid of z is the softmax of 0 and z.
+        W, b = np.hstack([np.zeros_like(W), W]), np.hstack([np.zeros_like(b), b])
+    if len(b) < 2:
+        raise InputError("net: expected at least two softmax outputs, got one")
+    labels = _labels(net.class_names, len(b))
+    order = np.argsort(labels)
+    W, b = W[:, order], b[order]
+    if len(b) == 2:
+        W, b = W[:, 1:] - W[:, :1], b[1:] - b[:1]
+    # Twice each: of many classes with a single example scikit-learn warns.
+    return np.repeat(labels, 2), W, b
+
+
+def _labels(names: Any, n_classes: int) -> Array:
+    """Return class names as labels: numbers and bools where all of them are written so."""
+    if names is None:
+        return np.arange(n_classes)
+    names = [str(name) for name in names]
+    if len(names) != n_classes or len(set(names)) != n_classes:
+        raise InputError(
+            f"net.class_names: expected None or {n_classes} different names, got {names!r}"
+        )
+    if set(names) == {"False", "True"}:
+        return np.asarray([name == "True" for name in names])
+    for kind in (int, float):
+        try:
+            numbers = [kind(name) for name in names]
+        except ValueError:
+            continue
+        # Fractions are no classes for scikit-learn.
+        if list(map(str, numbers)) == names and all(float(x).is_integer() for x in numbers):
+            return np.asarray(numbers)
+    return np.asarray(names)

@@ -1,0 +1,1 @@
+"""Network: structure, parameters, prediction."""

@@ -1,0 +1,787 @@
+"""Network: a structure, one flat parameter vector, and the per-layer views of it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec
+
+import numpy as np
+
+from nnbackend.checks import real
+from nnbackend.core import propagation
+from nnbackend.core.activations import Activation
+from nnbackend.core.losses import Loss, loss_function
+from nnbackend.core.objective import Objective
+from nnbackend.core.propagation import CACHED_ELEMENTS, DEVICE_ELEMENTS
+from nnbackend.core.standardization import Moments, Standardization
+from nnbackend.core.structure import Structure
+from nnbackend.core.types import Array
+from nnbackend.data.sources import Source, as_source
+from nnbackend.data.validation import (
+    DTYPES,
+    check_features,
+    check_sample_weight,
+    check_targets,
+    dtype_name,
+    place,
+    to_array,
+)
+from nnbackend.device import Device, device_of, get_device, in_library_of, require_same_device
+from nnbackend.errors import DeviceError, InputError
+from nnbackend.floating_point import own_errors
+from nnbackend.model.build import R, generator, initial_parameters, make_structure
+
+if TYPE_CHECKING:
+    from nnbackend.model.summary import Summary
+
+__all__ = ["Gradients", "Network"]
+
+
+# Held while a training writes parameters, so that no process is forked in the midst of that.
+_WRITING = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_WRITING.acquire,
+        after_in_parent=_WRITING.release,
+        after_in_child=_WRITING.release,
+    )
+
+
+# Rows that are standardized at once where all of them would be too many.
+_ROWS_PER_BLOCK = 2**16
+
+
+P = ParamSpec("P")
+
+
+def _on_device(
+    method: Callable[Concatenate[Network, P], R],
+) -> Callable[Concatenate[Network, P], R]:
+    """Make a method a door: its arrays are made on the network's device, whichever GPU is current.
+
+    NumPy's error state there is ours; see ``own_errors``.
+    """
+
+    @own_errors
+    @wraps(method)
+    def wrapped(self: Network, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._device.activate():
+            return method(self, *args, **kwargs)
+
+    return wrapped
+
+
+class Gradients(NamedTuple):
+    """Gradients of a loss: one array per layer, shaped as ``Network.weights`` and ``.biases``."""
+
+    weights: list[Array]
+    biases: list[Array]
+
+
+class Network:
+    """A fully connected network: affine layers with activations between them.
+
+    Parameters
+    ----------
+    layer_sizes : sequence of int
+        Units of the input, each hidden and the output layer: ``[30, 16, 8, 1]``.
+    hidden : str, Activation, or one of these per hidden layer, default "relu"
+        ``identity``, ``sigmoid`` (or ``logistic``), ``tanh``, ``relu``, ``leaky_relu``, ``elu``,
+        ``softplus``, ``silu``, ``gelu`` (in its tanh form), or one that was registered.
+    output : {"sigmoid", "softmax", "identity", "exp"}, default "sigmoid"
+        The output activation: for binary or multilabel, multiclass, real-valued, and count targets.
+    initializer : str, optional
+        ``zeros``, ``normal`` (standard deviation 0.01), ``glorot_``, ``he_`` or ``lecun_`` followed
+        by ``normal`` or ``uniform``, or ``orthogonal``. By default each hidden layer takes the one
+        that suits its activation (He's for the ReLU family, Glorot's else), the output layer
+        Glorot's. Biases start at zero.
+    dropout : float or one per hidden layer, default 0.0
+        The probability in [0, 1) with which training drops a unit of a hidden layer.
+    dtype : {"float32", "float64"}, default "float32"
+        The dtype of parameters and results. Where float32 is too coarse for a standardized target,
+        predictions of it are float64: see ``standardize``.
+    device : str, default "cpu"
+        Where parameters live and everything is computed: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or
+        ``"auto"`` for the first GPU if there is one.
+    seed : int, numpy.random.Generator or None, default 0
+        Draws the initial weights, on the host: equal on every device. None is a new draw each time.
+
+    Attributes
+    ----------
+    parameters : array (n_parameters,)
+        W[1], b[1], W[2], b[2], ... in one vector; changing it in place changes the network.
+    weights, biases : lists of arrays (n_in, n_out) and (n_out,)
+        Views of ``parameters``, one per layer.
+    standardization : Standardization or None
+        Applied to every input; set by ``standardize``.
+    target_standardization : Standardization or None
+        Undone on every prediction; set by ``standardize``.
+    feature_names, class_names : tuple of str or None
+        Names of the columns of X and of the classes; saved with the network. The former are taken
+        from a data frame that the network is standardized or trained with; a frame given later is
+        then read by name, in whatever order its columns are.
+
+    Raises
+    ------
+    InputError
+        If an argument is not as said.
+    DeviceError
+        If the device is not there.
+
+    Examples
+    --------
+    >>> import nnbackend as nb
+    >>> net = nb.Network([2, 4, 1], hidden="tanh", output="sigmoid", seed=0)
+    >>> net
+    Network([2, 4, 1], hidden='tanh', output='sigmoid', dtype='float32', device='cpu')
+    >>> net.n_parameters, net.weights[0].shape, net.biases[1].shape
+    (17, (2, 4), (1,))
+    >>> net.forward([[0.0, 0.0]])
+    array([[0.5]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        layer_sizes: Sequence[int],
+        *,
+        hidden: str | Activation | Sequence[str | Activation] = "relu",
+        output: str = "sigmoid",
+        initializer: str | None = None,
+        dropout: float | Sequence[float] = 0.0,
+        dtype: str = "float32",
+        device: str | Device = "cpu",
+        seed: int | np.random.Generator | None = 0,
+    ) -> None:
+        structure = make_structure(layer_sizes, hidden, output, dropout)
+        flat = initial_parameters(structure, initializer, generator(seed))
+        self._build(structure, flat, dtype_name(dtype), get_device(device))
+
+    @own_errors
+    def _build(self, structure: Structure, parameters: Array, dtype: str, device: Device) -> None:
+        """Set every attribute; the parameters are copied."""
+        self._structure = structure
+        self._device = device
+        self._dtype = dtype
+        self._parameters = device.place(parameters, DTYPES[dtype], copy=True)
+        self._trainer = threading.Lock()
+        # Odd while the parameters are being written.
+        self._n_writes = 0
+        self._weights, self._biases = structure.unflatten(device.xp, self._parameters)
+        self.standardization: Standardization | None = None
+        self.target_standardization: Standardization | None = None
+        self.feature_names: tuple[str, ...] | None = None
+        self.class_names: tuple[str, ...] | None = None
+
+    @classmethod
+    def from_structure(
+        cls, structure: Structure, parameters: Array, *, dtype: str, device: str | Device
+    ) -> Network:
+        """Return a network around a copy of the flat ``parameters``, drawing nothing."""
+        net = cls.__new__(cls)
+        net._build(structure, parameters, dtype_name(dtype), get_device(device))  # noqa: SLF001
+        return net
+
+    @property
+    def structure(self) -> Structure:
+        """Sizes, activations and dropout rates, as ``core`` takes them."""
+        return self._structure
+
+    @property
+    def layer_sizes(self) -> list[int]:
+        """Units of the input, each hidden and the output layer."""
+        return list(self._structure.layer_sizes)
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """The name of each hidden layer's activation."""
+        return tuple(entry.name for entry in self._structure.hidden)
+
+    @property
+    def output(self) -> str:
+        """The name of the output activation."""
+        return self._structure.output.name
+
+    @property
+    def dropout(self) -> tuple[float, ...]:
+        """The dropout rate of each hidden layer."""
+        return self._structure.dropout
+
+    @property
+    def dtype(self) -> str:
+        """``"float32"`` or ``"float64"``."""
+        return self._dtype
+
+    @property
+    def device(self) -> str:
+        """``"cpu"`` or ``"cuda:N"``."""
+        return self._device.name
+
+    @property
+    def n_parameters(self) -> int:
+        """The number of weights and biases."""
+        return self._structure.n_parameters
+
+    @property
+    def parameters(self) -> Array:
+        """All weights and biases in one vector (n_parameters,), on the network's device."""
+        return self._parameters
+
+    @property
+    def weights(self) -> list[Array]:
+        """Weights of each layer (n_in, n_out): views of ``parameters``."""
+        return list(self._weights)
+
+    @property
+    def biases(self) -> list[Array]:
+        """Biases of each layer (n_out,): views of ``parameters``."""
+        return list(self._biases)
+
+    def __repr__(self) -> str:
+        hidden: Any = self.hidden
+        if len(set(hidden)) == 1:
+            hidden = hidden[0]
+        shown = f"hidden={hidden!r}, " if hidden else ""
+        dropout = f"dropout={self.dropout!r}, " if self._structure.has_dropout else ""
+        return (
+            f"Network({self.layer_sizes}, {shown}output={self.output!r}, {dropout}"
+            f"dtype={self.dtype!r}, device={self.device!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the summary as a table for notebooks."""
+        return self.summary()._repr_html_()
+
+    def summary(self) -> Summary:
+        """Return a table of the layers: shapes, activations, dropout and numbers of parameters.
+
+        Returns
+        -------
+        Summary
+            Made for ``print``, for rich's, and for notebooks.
+
+        Examples
+        --------
+        >>> import nnbackend as nb
+        >>> net = nb.Network([30, 16, 8, 1], dropout=[0.2, 0.0])
+        >>> print(net.summary())
+        layer     shape     activation  dropout  parameters
+        ---------------------------------------------------
+        hidden 1  30 -> 16  relu            0.2         496
+        hidden 2  16 -> 8   relu                        136
+        output    8 -> 1    sigmoid                       9
+        ---------------------------------------------------
+        total                                           641
+        float32 on cpu, 2.504 KiB; standardizes nothing
+        """
+        from nnbackend.model.summary import Summary
+
+        return Summary.of(self)
+
+    @_on_device
+    def set_parameters(self, weights: Sequence[Any], biases: Sequence[Any]) -> None:
+        """Copy given weights and biases into the network.
+
+        Parameters
+        ----------
+        weights : sequence of array-likes (n_in, n_out)
+            One per layer.
+        biases : sequence of array-likes (n_out,)
+            One per layer.
+
+        Raises
+        ------
+        InputError
+            If a number, shape or value is not as expected; nothing is changed then.
+        """
+        checked: list[list[Array]] = []
+        for name, given, own in (
+            ("weights", weights, self._weights),
+            ("biases", biases, self._biases),
+        ):
+            if not isinstance(given, Sequence) or len(given) != len(own):
+                count = len(given) if isinstance(given, Sequence) else type(given).__name__
+                raise InputError(f"{name}: expected {len(own)} arrays, one per layer, got {count}")
+            checked.append([])
+            for layer, (x, mine) in enumerate(zip(given, own, strict=True)):
+                label = f"{name}[{layer}]"
+                array = to_array(label, x, self._device)
+                if tuple(array.shape) != tuple(mine.shape):
+                    raise InputError(
+                        f"{label}: expected shape {tuple(mine.shape)}, got {tuple(array.shape)}"
+                    )
+                checked[-1].append(place(label, array, self._device, DTYPES[self._dtype]))
+        self._parameters[...] = self._structure.flatten(self._device.xp, *checked)
+        self._device.synchronize()  # before another library's stream reuses the memory
+
+    def to(self, device: str | Device) -> Network:
+        """Return this network on another device; the network itself if it is there already."""
+        target = get_device(device)
+        return self if target == self._device else self._copy(self._dtype, target)
+
+    def astype(self, dtype: str) -> Network:
+        """Return this network in another dtype; the network itself if it is of it already."""
+        name = dtype_name(dtype)
+        return self if name == self._dtype else self._copy(name, self._device)
+
+    def copy(self) -> Network:
+        """Return a network with parameters of its own, equal to this one's."""
+        return self._copy(self._dtype, self._device)
+
+    @own_errors
+    def _copy(self, dtype: str, device: Device) -> Network:
+        def move(x: Array) -> Array:
+            return x if device == self._device else device.place(self._device.to_numpy(x))
+
+        moved = self._of_parameters(
+            lambda parameters: move(self._device.xp.asarray(parameters, copy=True))
+        )
+        if dtype != self._dtype:
+            moved = place("parameters", moved, device, DTYPES[dtype])
+        net = Network.from_structure(self._structure, moved, dtype=dtype, device=device)
+        for name in ("standardization", "target_standardization"):
+            columns = getattr(self, name)
+            if columns is not None:
+                setattr(net, name, Standardization(*map(move, columns)))
+        net.feature_names, net.class_names = self.feature_names, self.class_names
+        return net
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state with every array as NumPy, so that any machine can restore it."""
+        host = self._copy(self._dtype, get_device("cpu"))
+        return {
+            "structure": host.structure,
+            "parameters": host.parameters,
+            "dtype": self._dtype,
+            "device": self.device,
+            "standardization": host.standardization,
+            "target_standardization": host.target_standardization,
+            "feature_names": self.feature_names,
+            "class_names": self.class_names,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore on the device the state came from, or, where that is missing, on the CPU."""
+        try:
+            device = get_device(state["device"])
+        except DeviceError:
+            device = get_device("cpu")
+        self._build(state["structure"], state["parameters"], state["dtype"], device)
+        for name in ("standardization", "target_standardization"):
+            if state[name] is not None:
+                setattr(self, name, Standardization(*map(device.place, state[name])))
+        self.feature_names, self.class_names = state["feature_names"], state["class_names"]
+
+    @_on_device
+    def standardize(self, X: Any, y: Any = None) -> Network:
+        """Make standardization part of the network, with the mean and deviation of given data.
+
+        From now on every input is (X - mean) / scale before the first layer, in training and in
+        prediction. With ``y`` (identity output only) the network learns (y - mean) / scale, losses
+        are in those units, and predictions come back in the units of ``y``. Call it with the
+        training data, before training.
+
+        Standardization is computed in float64, so pass numbers with a large offset, such as times,
+        in float64 or integers: float32 has no digits left for what varies. (Integers beyond 2**53
+        are rounded to float64.) The scale of a column whose numbers are all equal is 1.
+
+        Predictions are in the network's dtype. A float32 network returns float64 where float32
+        steps at the mean of a target, 1.2e-7 |mean|, exceed 1e-4 of its scale (a mean more than 839
+        scales from 0), or where it has no numbers as large or as small as the target's.
+
+        Parameters
+        ----------
+        X : array-like (n_samples, n_features) or Source
+            The data whose column means and standard deviations are taken. A source of
+            ``nb.sources``, and a memory-mapped, Zarr or h5py array larger than 2**28 bytes, is
+            read once, a buffer at a time.
+        y : array-like (n_samples,) or (n_samples, n_outputs), optional
+            Real-valued targets. With a source: the same source again, for the targets it has.
+
+        Returns
+        -------
+        Network
+            The network itself.
+
+        Examples
+        --------
+        >>> import nnbackend as nb
+        >>> net = nb.Network([2, 3, 1]).standardize([[0.0, 100.0], [2.0, 300.0]])
+        >>> net.standardization.mean, net.standardization.scale
+        (array([  1., 200.]), array([  1., 100.]))
+        """
+        if y is not None and self.output != "identity":
+            raise InputError(
+                f"y: expected None, since targets are standardized for output='identity' only "
+                f"and this network has output={self.output!r}"
+            )
+        if isinstance(X, Source) and y is not None and y is not X:
+            raise InputError(
+                "y: expected the source again, to standardize the targets that it has, got "
+                f"{type(y).__name__}: net.standardize(source, source)"
+            )
+        xp = self._device.xp
+        moments: list[Moments] = []
+        for columns in self._columns(X, y):
+            block = [Moments.of(xp, x) for x in columns]
+            if moments:
+                block = [a.merge(xp, b) for a, b in zip(moments, block, strict=True)]
+            moments = block
+        features, *target = (Standardization.of(xp, columns) for columns in moments)
+        self.standardization = features
+        self.target_standardization = target[0] if target else None
+        self.learn_feature_names(X)
+        self._device.synchronize()  # before another library's stream reuses the memory
+        return self
+
+    def _columns(self, X: Any, y: Any) -> Iterator[list[Array]]:
+        """Yield checked features and, unless y is None, targets: of a source block by block."""
+        source = as_source(X, None if isinstance(X, Source) and y is X else y)
+        blocks: Iterable[tuple[slice | None, Any]]
+        if source is None:
+            blocks = [(None, (self._in_order(X, "X"), y))]
+        else:
+            source.require_names(self.feature_names)
+            # Of each number its value in float64, its magnitude, and parts of sums of squares.
+            n_numbers = self.layer_sizes[0] + (0 if y is None else self.layer_sizes[-1])
+            blocks = source.blocks(40 * n_numbers)
+        for where, rows in blocks:
+            index = "" if where is None else f"[{where.start}:{where.stop}]"
+            columns = [check_features(f"X{index}", rows[0], self.layer_sizes[0], self._device)]
+            if y is not None:
+                target = check_targets(
+                    f"y{index}",
+                    rows[1],
+                    n_samples=columns[0].shape[0],
+                    n_outputs=self.layer_sizes[-1],
+                    loss=loss_function(None, self._structure.output),
+                    device=self._device,
+                    dtype=np.float64,
+                )
+                columns.append(target)
+            yield columns
+
+    def _in_order(self, X: Any, name: str) -> Any:
+        """Return a data frame with its columns in the order of ``feature_names``."""
+        given = _column_names(X)
+        if given is None or self.feature_names is None or given == tuple(self.feature_names):
+            return X
+        missing = [column for column in self.feature_names if column not in given]
+        if missing:
+            raise InputError(
+                f"{name}: expected a data frame with the network's feature_names, the column "
+                f"{missing[0]!r} is missing; pass an array to go by position"
+            )
+        return X[list(self.feature_names)]
+
+    def learn_feature_names(self, X: Any) -> None:
+        """Take ``feature_names`` from a data frame, unless they are set."""
+        given = _column_names(X)
+        if self.feature_names is None and given is not None and len(given) == self.layer_sizes[0]:
+            self.feature_names = given
+
+    @_on_device
+    def prepare_features(self, X: Any, name: str = "X", home: Device | None = None) -> Array:
+        """Return checked, standardized features on a device, by default the network's own."""
+        home = home or self._device
+        dtype = DTYPES[self._dtype]
+        X = self._in_order(X, name)
+        standardization = self.standardization
+        if standardization is None:
+            return check_features(name, X, self.layer_sizes[0], home, dtype)
+        X = check_features(name, X, self.layer_sizes[0], home)
+        if home == self._device:
+            return place(name, standardization.apply(X), home, dtype, X)
+        # Features that a device does not hold are large: a block of them at a time, in float64.
+        on_host = Standardization(*map(self._device.to_numpy, standardization))
+        result = np.empty(X.shape, dtype)
+        for start in range(0, len(X), _ROWS_PER_BLOCK):
+            rows = X[start : start + _ROWS_PER_BLOCK]
+            result[start : start + len(rows)] = place(name, on_host.apply(rows), home, dtype, rows)
+        return result
+
+    @_on_device
+    def prepare(
+        self,
+        X: Any,
+        y: Any,
+        loss: Loss,
+        sample_weight: Any = None,
+        names: tuple[str, str, str] = ("X", "y", "sample_weight"),
+        *,
+        home: Device | None = None,
+        is_whole: bool = True,
+    ) -> tuple[Array, Array, Array | None]:
+        """Return checked data as the core takes it: on the device, standardized, in its dtype.
+
+        With ``home`` the features are kept on that device instead. The weights of a part, unlike
+        those of the whole data, may all be 0.
+        """
+        require_same_device(**dict(zip(names, (X, y, sample_weight), strict=True)))
+        prepared = self.prepare_features(X, names[0], home)
+        n_samples, dtype = prepared.shape[0], DTYPES[self._dtype]
+        target = self.target_standardization
+        y = check_targets(
+            names[1],
+            y,
+            n_samples=n_samples,
+            n_outputs=self.layer_sizes[-1],
+            loss=loss,
+            device=self._device,
+            dtype=dtype if target is None else np.float64,
+        )
+        if target is not None:
+            y = place(names[1], target.apply(y), self._device, dtype, y)
+        weight = check_sample_weight(
+            names[2], sample_weight, n_samples, self._device, dtype, is_whole=is_whole
+        )
+        return prepared, y, weight
+
+    def _follow(self, result: Array, given: Any) -> Array:
+        """Return a result where its input lives, in the input's library."""
+        home = device_of(given)
+        on_host = home is None or home.kind == "cpu"
+        return in_library_of(given, self._device.to_numpy(result) if on_host else result)
+
+    @property
+    def _rows_per_block(self) -> int:
+        """How many examples are predicted at once."""
+        if self._device.kind != "cpu":
+            return max(256, DEVICE_ELEMENTS // max(self.layer_sizes[1:]))
+        return max(256, CACHED_ELEMENTS // max(self.layer_sizes[1:]))
+
+    @contextmanager
+    def being_trained(self) -> Iterator[None]:
+        """Keep other trainings away from the network."""
+        if not self._trainer.acquire(blocking=False):
+            raise InputError(
+                "net: expected a network that is not being trained, got one that another thread, "
+                "or the training that this callback belongs to, is training; train net.copy()"
+            )
+        try:
+            yield
+        finally:
+            self._trainer.release()
+
+    def take_parameters(self, flat: Array) -> None:
+        """Copy a flat vector into the parameters, so that no prediction sees a part of it."""
+        with _WRITING:
+            self._n_writes += 1
+            try:
+                self._parameters[...] = flat
+            finally:
+                self._n_writes += 1
+
+    def _of_parameters(self, compute: Callable[[Array], R]) -> R:
+        """Return what is computed of the parameters, all of them before a write or after it."""
+        begun = self._n_writes
+        result = compute(self._parameters)
+        while begun % 2 or begun != self._n_writes:
+            # A training wrote meanwhile; a copy takes no longer than that.
+            time.sleep(0)
+            begun = self._n_writes
+            copied = self._device.xp.asarray(self._parameters, copy=True)
+            if begun % 2 == 0 and begun == self._n_writes:
+                return compute(copied)
+        return result
+
+    def _forward(self, X: Any) -> Array:
+        prepared = self.prepare_features(X)
+        xp = self._device.xp
+
+        def logits(parameters: Array) -> Array:
+            weights, biases = self._structure.unflatten(xp, parameters)
+            return propagation.logits(
+                xp, self._structure, weights, biases, prepared, self._rows_per_block
+            )
+
+        Z = self._of_parameters(logits)
+        A = self._structure.output.function(xp, Z)
+        target = self.target_standardization
+        if target is not None:
+            A = target.undo(xp, A)
+            if not bool(xp.any(target.exceeds(xp, Z.dtype))):
+                A = xp.astype(A, Z.dtype)
+        return A
+
+    @_on_device
+    def forward(self, X: Any) -> Array:
+        """Return the output activations of examples.
+
+        Parameters
+        ----------
+        X : array-like (n_samples, n_features)
+            One example per row.
+
+        Returns
+        -------
+        array (n_samples, n_outputs)
+            Where X is and of its library; NumPy for lists and data frames. In the network's dtype,
+            or float64 for a target that float32 is too coarse for, as ``standardize`` says.
+        """
+        return self._follow(self._forward(X), X)
+
+    @_on_device
+    def predict(self, X: Any) -> Array:
+        """Return classes, or values for an identity or exp output.
+
+        Parameters
+        ----------
+        X : array-like (n_samples, n_features)
+            One example per row.
+
+        Returns
+        -------
+        array (n_samples,) or (n_samples, n_outputs)
+            Sigmoid: int64 0 or 1 (1 where the activation is above 0.5), (n_samples,) for one output
+            and a column per label for several. Softmax: the int64 index of the most probable class,
+            (n_samples,). Identity and exp: the outputs, (n_samples,) if there is only one, in the
+            dtype that ``forward`` returns.
+
+        Raises
+        ------
+        InputError
+            If an output is NaN, so that it tells no class: the numbers in between have overflown.
+            Values come back as they are, infinite or NaN.
+        """
+        xp = self._device.xp
+        A = self._forward(X)
+        if self.output in ("sigmoid", "softmax"):
+            self._require_classes(A)
+        if self.output == "softmax":
+            result = xp.argmax(A, axis=-1)
+        else:
+            result = xp.astype(A > 0.5, xp.int64) if self.output == "sigmoid" else A
+            if A.shape[1] == 1:
+                result = result[:, 0]
+        return self._follow(result, X)
+
+    def _require_classes(self, A: Array) -> None:
+        """Raise an InputError if an output is NaN, which an argmax would take for class 0."""
+        xp = self._device.xp
+        bad = xp.any(xp.isnan(A), axis=1)
+        if bool(xp.any(bad)):
+            row = int(xp.argmax(xp.astype(bad, xp.int64)))
+            raise InputError(
+                f"X: expected features for which the network's numbers stay finite, got NaN as the "
+                f"output of row {row}: its numbers are too large for {self._dtype}; scale X, or "
+                "use net.astype('float64')"
+            )
+
+    @_on_device
+    def predict_proba(self, X: Any) -> Array:
+        """Return class probabilities.
+
+        Parameters
+        ----------
+        X : array-like (n_samples, n_features)
+            One example per row.
+
+        Returns
+        -------
+        array (n_samples, n_classes)
+            Softmax: its outputs. Sigmoid with one output: the columns 1 - a and a; with several:
+            the probability of each label.
+
+        Raises
+        ------
+        InputError
+            If the output is neither sigmoid nor softmax.
+        """
+        if self.output not in ("sigmoid", "softmax"):
+            raise InputError(
+                f"predict_proba: expected a network with output='sigmoid' or 'softmax', got "
+                f"{self.output!r}; use predict"
+            )
+        A = self._forward(X)
+        if self.output == "sigmoid" and A.shape[1] == 1:
+            A = self._device.xp.concat([1.0 - A, A], axis=1)
+        return self._follow(A, X)
+
+    def objective(
+        self,
+        loss: str | Loss | None = None,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        *,
+        penalty_per_sample: bool = False,
+    ) -> Objective:
+        """Return what training this network with these options minimizes."""
+        return Objective(
+            self._structure,
+            loss_function(loss, self._structure.output),
+            real("l1", l1, minimum=0.0),
+            real("l2", l2, minimum=0.0),
+            penalty_per_sample,
+        )
+
+    @_on_device
+    def loss_and_gradients(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        loss: str | Loss | None = None,
+        sample_weight: Any = None,
+        l1: float = 0.0,
+        l2: float = 0.0,
+    ) -> tuple[Array, Gradients]:
+        """Return the objective on given data and its gradients, without dropout.
+
+        Parameters
+        ----------
+        X : array-like (n_samples, n_features)
+            One example per row.
+        y : array-like
+            Targets, as for ``train``.
+        loss : str or Loss, optional
+            As for ``train``; by default what the output implies.
+        sample_weight : array-like (n_samples,), optional
+            Weights >= 0 of the examples in the mean.
+        l1, l2 : float, default 0.0
+            Strengths of the penalties l1 sum(abs(W)) + l2 / 2 sum(W^2).
+
+        Returns
+        -------
+        loss : 0-d array
+        gradients : Gradients
+            ``gradients.weights`` and ``gradients.biases``, lists as the network's own.
+
+        Examples
+        --------
+        >>> import nnbackend as nb
+        >>> net = nb.Network([2, 1], initializer="zeros", dtype="float64")
+        >>> loss, gradients = net.loss_and_gradients([[1.0, 2.0]], [1])
+        >>> round(float(loss), 4), gradients.weights[0].tolist(), gradients.biases[0].tolist()
+        (0.6931, [[-0.5], [-1.0]], [-0.5])
+        """
+        objective = self.objective(loss, l1, l2)
+        data = self.prepare(X, y, objective.loss, sample_weight)
+        xp = self._device.xp
+        value, flat = self._of_parameters(
+            lambda parameters: objective.value_and_gradient(xp, parameters, *data)
+        )
+        weights, biases = self._structure.unflatten(xp, flat)
+        gradients = Gradients(
+            [self._follow(dW, X) for dW in weights], [self._follow(db, X) for db in biases]
+        )
+        return self._follow(xp.asarray(value), X), gradients
+
+
+def _column_names(X: Any) -> tuple[str, ...] | None:
+    """Return the names of a data frame's (pandas, polars) or source's columns, if it has any."""
+    if isinstance(X, Source):
+        return X.feature_names
+    # In this order: a polars LazyFrame, which is no array, warns when it is asked for its columns.
+    if not hasattr(X, "__array__") or not hasattr(X, "columns"):
+        return None
+    names = tuple(X.columns)
+    # Names that are not distinct tell no columns apart: those go by position.
+    is_named = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+    return names if is_named else None

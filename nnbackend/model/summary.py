@@ -1,0 +1,173 @@
+"""A network at a glance: a table of its layers, as text, for rich, and as HTML for notebooks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnbackend.model.network import Network
+
+__all__ = ["LayerSummary", "Summary"]
+
+
+_HEADINGS = ("layer", "shape", "activation", "dropout", "parameters")
+
+
+_N_TEXTS = 3  # as many columns, from the left, are text; the others are numbers
+
+
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer of a network.
+
+    Attributes
+    ----------
+    name : str
+        ``"hidden 1"``, ``"hidden 2"``, ..., ``"output"``.
+    shape : tuple (n_in, n_out)
+        The shape of its weights.
+    activation : str
+        The name of its activation.
+    dropout : float
+        The rate at which training drops its units.
+    n_parameters : int
+        Its weights and biases.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    activation: str
+    dropout: float
+    n_parameters: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What ``Network.summary`` returns; ``repr`` and ``str`` are a table of it.
+
+    rich prints it as a table of its own, and a notebook shows it as HTML.
+
+    Attributes
+    ----------
+    layers : tuple of LayerSummary
+        From the first hidden layer to the output.
+    n_parameters : int
+        All weights and biases.
+    n_bytes : int
+        The memory of the parameters.
+    dtype, device : str
+        The network's.
+    standardized : tuple of str
+        What the network standardizes: nothing, ``"features"``, or also ``"targets"``.
+    """
+
+    layers: tuple[LayerSummary, ...]
+    n_parameters: int
+    n_bytes: int
+    dtype: str
+    device: str
+    standardized: tuple[str, ...]
+
+    @classmethod
+    def of(cls, net: Network) -> Summary:
+        """Return the summary of a network as it is now."""
+        structure = net.structure
+        names = [*(f"hidden {i}" for i in range(1, len(structure.hidden) + 1)), "output"]
+        rates = (*structure.dropout, 0.0)
+        layers = tuple(
+            LayerSummary(name, shape, activation, rate, (shape[0] + 1) * shape[1])
+            for name, shape, activation, rate in zip(
+                names, structure.weight_shapes, (*net.hidden, net.output), rates, strict=True
+            )
+        )
+        columns = {"features": net.standardization, "targets": net.target_standardization}
+        return cls(
+            layers,
+            net.n_parameters,
+            int(net.parameters.nbytes),
+            net.dtype,
+            net.device,
+            tuple(name for name, found in columns.items() if found is not None),
+        )
+
+    @property
+    def _rows(self) -> list[tuple[str, ...]]:
+        """The cells of the table, the line of totals last."""
+        rows = [
+            (
+                layer.name,
+                f"{layer.shape[0]} -> {layer.shape[1]}",
+                layer.activation,
+                f"{layer.dropout:g}" if layer.dropout else "",
+                f"{layer.n_parameters:,}",
+            )
+            for layer in self.layers
+        ]
+        return [*rows, ("total", "", "", "", f"{self.n_parameters:,}")]
+
+    @property
+    def _caption(self) -> str:
+        standardized = " and ".join(self.standardized) or "nothing"
+        return f"{self.dtype} on {self.device}, {_size(self.n_bytes)}; standardizes {standardized}"
+
+    def __repr__(self) -> str:
+        lines = [_HEADINGS, *self._rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        aligned = [
+            "  ".join(
+                cell.ljust(width) if i < _N_TEXTS else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in lines
+        ]
+        rule = "-" * len(aligned[0])
+        return "\n".join([aligned[0], rule, *aligned[1:-1], rule, aligned[-1], self._caption])
+
+    def __rich__(self) -> Any:
+        """Return a table of rich, which calls this."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table()
+        for i, heading in enumerate(_HEADINGS):
+            table.add_column(heading, justify="left" if i < _N_TEXTS else "right")
+        *layers, total = self._rows
+        for row in layers:
+            # As Text, so that brackets in a name are no markup.
+            table.add_row(*map(Text, row))
+        table.add_section()
+        table.add_row(*map(Text, total), style="bold")
+        return Group(table, Text(self._caption))
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks."""
+
+        def line(cells: tuple[str, ...], tag: str) -> str:
+            aligned = (
+                f'<{tag} style="text-align:{"left" if i < _N_TEXTS else "right"}">'
+                f"{escape(cell)}</{tag}>"
+                for i, cell in enumerate(cells)
+            )
+            return f"<tr>{''.join(aligned)}</tr>"
+
+        *layers, total = self._rows
+        return (
+            f"<table><caption>{escape(self._caption)}</caption>"
+            f"<thead>{line(_HEADINGS, 'th')}</thead>"
+            f"<tbody>{''.join(line(row, 'td') for row in layers)}</tbody>"
+            f"<tfoot>{line(total, 'th')}</tfoot></table>"
+        )
+
+
+def _size(n_bytes: float) -> str:
+    """Return a number of bytes in the largest unit of which there is one."""
+    unit = 0
+    while n_bytes >= 1024 and unit < len(_UNITS) - 1:
+        n_bytes, unit = n_bytes / 1024, unit + 1
+    return f"{n_bytes:.4g} {_UNITS[unit]}"

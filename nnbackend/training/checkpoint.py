@@ -1,0 +1,176 @@
+"""A checkpoint: where a training stands between two steps, and what it was asked for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nnbackend.checks import positive_integer, real
+from nnbackend.core.optimizers import OptimizerState
+from nnbackend.engines.base import EngineState
+from nnbackend.errors import InputError, UnusableModelError
+from nnbackend.io.format import STATE, read_training, to_bytes
+from nnbackend.model.network import Network
+from nnbackend.training.errors import CheckpointError
+from nnbackend.training.history import LISTS, History
+
+__all__ = ["Checkpoint", "options_of", "read_checkpoint", "require_same_options"]
+
+
+_Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training stands between two steps.
+
+    Attributes
+    ----------
+    options : dict of str to str
+        What the training was asked for, with digests of its data; one that goes on has the same.
+    engine : EngineState
+        Of NumPy arrays.
+    best : array (n_parameters,) or None
+        The parameters that early stopping would restore.
+    position : int
+        Steps of the current epoch that are done.
+    generators : dict of str to dict
+        The states of the generators ``shuffle``, at the beginning of the epoch, and ``dropout``.
+    history : History
+        The finished epochs.
+    """
+
+    options: dict[str, str]
+    engine: EngineState
+    best: Any
+    position: int
+    generators: dict[str, Any]
+    history: History
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether loss and parameters are finite; else the epoch ends in a DivergenceError."""
+        return all(map(math.isfinite, self.engine.totals or ())) and bool(
+            np.isfinite(self.engine.parameters).all()
+        )
+
+    def _arrays(self) -> dict[str, _Array]:
+        """Return the arrays beside the parameters, by name."""
+        state = self.engine.optimizer.arrays
+        arrays = {f"{STATE}{number}": array for number, array in enumerate(state)}
+        for name in LISTS:
+            if entries := getattr(self.history, name):
+                arrays[f"history.{name}"] = np.asarray(entries, np.float64)
+        if self.position:
+            arrays["finite"] = self.engine.finite
+        return arrays if self.best is None else {**arrays, "best": self.best}
+
+    def to_bytes(self, net: Network) -> bytes:
+        """Return the content of a file: the network with these parameters, and the rest."""
+        host = net.to("cpu").copy()
+        host.parameters[...] = self.engine.parameters
+        description = {
+            "options": self.options,
+            "optimizer_step": self.engine.optimizer.step,
+            "totals": list(self.engine.totals or ()),
+            "position": self.position,
+            "generators": self.generators,
+            "n_epochs": self.history.n_epochs,
+            "history": {
+                name: value for name, value in self.history.to_dict().items() if name not in LISTS
+            },
+        }
+        return to_bytes(host, description, self._arrays())
+
+    @classmethod
+    def from_parts(
+        cls, net: Network, description: Mapping[str, Any], arrays: Mapping[str, _Array]
+    ) -> Checkpoint:
+        """Return what ``to_bytes`` was made of.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError
+            If it is not what ``to_bytes`` writes.
+        """
+        options = {str(key): str(value) for key, value in description["options"].items()}
+        position = positive_integer("position", description["position"], minimum=0)
+        step = positive_integer("optimizer_step", description["optimizer_step"], minimum=0)
+        if step > 2**53:
+            raise InputError(f"optimizer_step: expected at most 2**53, got {step:.1e}")
+        totals = None
+        if position:
+            loss, weight = (real("totals", value) for value in description["totals"])
+            totals = loss, weight
+        generators = description["generators"]
+        for name in ("shuffle", "dropout"):
+            np.random.default_rng(0).bit_generator.state = generators[name]
+        state = tuple(
+            arrays[f"{STATE}{i}"] for i in range(sum(n.startswith(STATE) for n in arrays))
+        )
+        parameters = net.parameters
+        finite = arrays["finite"] if position else parameters
+        engine = EngineState(parameters, finite, OptimizerState(step, state), totals)
+        lists = {
+            name: arrays[f"history.{name}"].tolist() if f"history.{name}" in arrays else []
+            for name in LISTS
+        }
+        history = History.from_dict({**description["history"], **lists})
+        return cls(options, engine, arrays.get("best"), position, generators, history)
+
+
+def read_checkpoint(path: str, net: Network) -> Checkpoint:
+    """Read a checkpoint of a network with the structure and dtype of ``net``.
+
+    Raises
+    ------
+    ModelFileError
+        If it is damaged, or not a checkpoint.
+    CheckpointError
+        If it is of another network.
+    """
+    stored, description, arrays = read_training(path)
+    if (stored.structure, stored.dtype) != (net.structure, net.dtype):
+        raise CheckpointError(
+            f"checkpoint: expected one of {net!r}, got {path!r} of {stored!r}; choose another "
+            "folder"
+        )
+    try:
+        return Checkpoint.from_parts(stored, description, arrays)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise UnusableModelError(
+            f"path: {path!r} is not a valid checkpoint: {type(error).__name__}: {error}"
+        ) from error
+
+
+def options_of(**values: Any) -> dict[str, str]:
+    """Return options as text that is the same in every process."""
+    # The default repr of an object of the user's own holds its address.
+    return {name: re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for name, value in values.items()}
+
+
+def _excerpt(text: str, start: int, length: int = 120) -> str:
+    end = start + length
+    return f"{'...' if start else ''}{text[start:end]}{'...' if end < len(text) else ''}"
+
+
+def require_same_options(found: Mapping[str, str], asked: Mapping[str, str]) -> None:
+    """Raise a CheckpointError that names what a training that goes on does differently."""
+    # Data last: that other standardization makes other data of them, is said by its own name.
+    for name in sorted({*found, *asked}, key=lambda name: ("data" in name, name)):
+        was, now = (options.get(name, "nothing") for options in (found, asked))
+        if was != now and name != "engine":
+            # From a little before where they begin to differ.
+            pairs = enumerate(zip(was, now, strict=False))
+            start = max(0, next((i for i, (a, b) in pairs if a != b), 0) - 40)
+            was, now = (_excerpt(text, start) for text in (was, now))
+            raise CheckpointError(
+                f"checkpoint: expected to go on with the same {name} ({was}), got {now}; only "
+                "epochs and engine may change: pass what the training began with, or choose "
+                "another folder"
+            )

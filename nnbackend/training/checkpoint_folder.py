@@ -1,0 +1,257 @@
+"""Checkpoints: where a training stands, written so that it goes on from there bit for bit.
+
+A checkpoint is a model file that holds the state of the training as well, so that ``load`` reads
+the network out of it. It is written whole or not at all, and checked when it is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import re
+from datetime import timedelta
+from time import monotonic
+from typing import Any
+
+from nnbackend.checks import positive_integer, real
+from nnbackend.errors import InputError, ModelFileError, UnusableModelError
+from nnbackend.io.files import (
+    checked_path,
+    make_folders,
+    remove_leftovers,
+    require_writable,
+    write_atomically,
+)
+from nnbackend.io.locks import FolderLock
+from nnbackend.model.network import Network
+from nnbackend.training.checkpoint import Checkpoint, read_checkpoint
+from nnbackend.training.errors import CheckpointError
+
+__all__ = ["CheckpointFolder", "Keeper", "checked_interval", "checkpoint_files"]
+
+
+_LOGGER = logging.getLogger("nnbackend")
+
+
+_NAME = re.compile(r"checkpoint-(\d{12})\.safetensors")
+
+
+class CheckpointFolder:
+    """A folder of checkpoints, of which the newest few are kept.
+
+    It is one training's at a time: another that takes the same folder is refused, where the system
+    can lock files.
+
+    Parameters
+    ----------
+    path : path-like
+        The folder; it is made.
+    keep : int, default 3
+        How many checkpoints stay.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder cannot be made or written, or another training is using it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], keep: int = 3) -> None:
+        self.path = checked_path(path, "checkpoint")
+        self._keep = positive_integer("checkpoints_kept", keep)
+        self._lock: FolderLock | None = None
+        if os.path.isfile(self.path):
+            raise CheckpointError(f"checkpoint: expected a folder, got the file {self.path!r}")
+        try:
+            make_folders(self.path)
+            self._lock = FolderLock(self.path)
+            require_writable(self.path)
+            remove_leftovers(self.path)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"checkpoint: expected a folder that no other training is using, got "
+                f"{self.path!r}; choose another, or wait"
+            ) from error
+        except (InputError, OSError) as error:
+            self.close()
+            raise self._unwritable(error) from error
+
+    def close(self) -> None:
+        """Let others use the folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def files(self) -> list[str]:
+        """Return the paths of the checkpoints, the newest first."""
+        return checkpoint_files(self.path)
+
+    def newest(self, net: Network) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole; None if there is none at all.
+
+        Parameters
+        ----------
+        net : Network
+            The network to be trained: the checkpoint is of one with the same structure.
+
+        Raises
+        ------
+        CheckpointError
+            If there are checkpoints and none of them is whole, or the newest that is whole cannot
+            be used here.
+
+        Those that are damaged are renamed where an older one is whole.
+        """
+        files = self.files()
+        damaged = []
+        reason = ""
+        for path in files:
+            try:
+                checkpoint = read_checkpoint(path, net)
+            except UnusableModelError as error:
+                # Not damaged: it can be gone on from once what it needs is here.
+                reason = str(error).removeprefix("path: ")
+                raise CheckpointError(
+                    f"checkpoint: expected one to go on from: {reason}; the file is kept"
+                ) from error
+            except ModelFileError as error:
+                cause = error.__cause__
+                if isinstance(cause, OSError) and not isinstance(cause, IsADirectoryError):
+                    # Not damaged: it may be readable later, or for another user.
+                    raise CheckpointError(
+                        f"checkpoint: cannot read {path!r} ({cause}); make it readable"
+                    ) from error
+                _LOGGER.warning("nnbackend: passing over a damaged checkpoint: %s", error)
+                damaged.append(path)
+                reason = reason or str(error).removeprefix("path: ")
+                continue
+            for other in damaged:
+                # No longer counted: those to come are kept in its place.
+                with contextlib.suppress(OSError):
+                    os.replace(other, f"{other}.damaged")
+            return checkpoint
+        if files:
+            raise CheckpointError(
+                f"checkpoint: expected a whole checkpoint in {self.path!r}, got {len(files)} that "
+                f"are damaged, the newest because {reason}; delete them to begin anew"
+            )
+        return None
+
+    def write(self, step: int, content: bytes) -> None:
+        """Write a checkpoint, and delete those that are no longer kept.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written; those before it stay. Also if the folder was deleted, or is
+            another training's by now.
+        """
+        path = os.path.join(self.path, f"checkpoint-{step:012d}.safetensors")
+        try:
+            self._require_own()
+            write_atomically(path, content)
+            self._require_own()
+        except (InputError, OSError) as error:
+            raise self._unwritable(error) from error
+        for old in self.files()[self._keep :]:
+            with contextlib.suppress(OSError):
+                os.unlink(old)
+
+    def _require_own(self) -> None:
+        if self._lock is not None and not self._lock.holds:
+            raise CheckpointError(
+                f"checkpoint: expected {self.path!r} to stay this training's, but it was deleted "
+                "or is another's by now; nothing more is written there: choose another folder"
+            )
+
+    def _unwritable(self, error: Exception) -> CheckpointError:
+        cause = error.__cause__ or error
+        reason = (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
+        files = self.files()
+        kept = f"; the newest is {files[0]!r}" if files else ""
+        return CheckpointError(
+            f"checkpoint: cannot write into {self.path!r} ({reason}){kept}; make room, or choose "
+            "another folder"
+        )
+
+
+def checkpoint_files(folder: str) -> list[str]:
+    """Return the paths of the checkpoints in a folder, the newest first."""
+    try:
+        names = os.listdir(folder)
+    except (OSError, ValueError):  # the latter for a path with a null in it
+        return []
+    chosen = sorted((name for name in names if _NAME.fullmatch(name)), reverse=True)
+    return [os.path.join(folder, name) for name in chosen]
+
+
+class Keeper:
+    """Writes the checkpoints of one training when they are due.
+
+    Parameters
+    ----------
+    folder : CheckpointFolder
+        Where they go.
+    every : float or timedelta
+        Epochs, fractions of them included, or time.
+    options : dict of str to str
+        What the training was asked for.
+    steps_per_epoch : int
+        Steps of an epoch.
+    """
+
+    def __init__(
+        self,
+        folder: CheckpointFolder,
+        every: float | timedelta,
+        options: dict[str, str],
+        steps_per_epoch: int,
+    ) -> None:
+        self._folder, self.options = folder, options
+        self._seconds = math.inf
+        # More steps than any training takes: due by time alone.
+        self._steps = 2**62
+        if isinstance(every, timedelta):
+            self._seconds = every.total_seconds()
+        else:
+            self._steps = max(1, round(min(every * steps_per_epoch, self._steps)))
+        self._last_time, self._next_step = monotonic(), self._steps
+
+    def steps_to_go(self, steps_done: int) -> int:
+        """Return how many steps may be run before a checkpoint is due."""
+        return max(1, self._next_step - steps_done)
+
+    def is_due(self, steps_done: int) -> bool:
+        """Whether a checkpoint is due, after so many steps in all."""
+        return monotonic() - self._last_time >= self._seconds or steps_done >= self._next_step
+
+    def start(self, steps_done: int) -> None:
+        """Count from here."""
+        self._last_time = monotonic()
+        self._next_step = (steps_done // self._steps + 1) * self._steps
+
+    def write(self, net: Network, checkpoint: Checkpoint, steps_done: int) -> None:
+        """Write a checkpoint, unless its numbers are not finite: the epoch will say so at its end.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written.
+        """
+        if checkpoint.is_finite:
+            self._folder.write(steps_done, checkpoint.to_bytes(net))
+        self.start(steps_done)
+
+
+def checked_interval(every: Any) -> float | timedelta:
+    """Return ``checkpoint_every``, or raise what is wrong with it."""
+    if isinstance(every, timedelta):
+        if every <= timedelta(0):
+            raise InputError(f"checkpoint_every: expected a time > 0, got {every}")
+        return every
+    if isinstance(every, str):
+        raise InputError(
+            "checkpoint_every: expected a number of epochs or a datetime.timedelta, such as "
+            f"timedelta(minutes=1), got {every!r}"
+        )
+    return real("checkpoint_every", every, above=0.0)

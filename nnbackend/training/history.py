@@ -1,0 +1,182 @@
+"""What a training reports: its history; what a callback sees; and the rule that ends it early."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from nnbackend.checks import positive_integer, real
+from nnbackend.core.optimizers import OptimizerState
+from nnbackend.errors import InputError
+
+if TYPE_CHECKING:
+    from nnbackend.model.network import Network
+
+__all__ = ["Callback", "EarlyStopping", "History", "LISTS", "TrainingState"]
+
+
+# The lists of a history: one entry for each epoch.
+LISTS = ("loss", "validation_loss", "learning_rate", "epoch_seconds")
+
+
+@dataclass
+class History:
+    """What happened in training: lists with one entry per finished epoch.
+
+    Attributes
+    ----------
+    loss : list of float
+        The mean of the objective (loss and penalties) over the epoch's steps, each taken before
+        its update and weighted by its examples.
+    validation_loss : list of float
+        The loss on the validation data after the epoch, without penalties and dropout; empty where
+        there is none.
+    learning_rate : list of float
+        The rate of the epoch's last step.
+    epoch_seconds : list of float
+        Wall-clock seconds, validation included.
+    best_epoch : int or None
+        With early stopping, the epoch (counted from 1) of the lowest watched loss.
+    stopped : str
+        Why training ended: ``"completed"``, ``"early stopping"``, ``"callback"``,
+        ``"interrupted"``, ``"terminated"`` or ``"diverged"``.
+    n_samples : int
+        Training examples per epoch.
+    peak_device_bytes : int or None
+        GPU memory that CuPy's pool held when training ended. Freed blocks stay in the pool, so it
+        is at least the peak of this training; what ran before may have left more. None on the
+        CPU.
+    optimizer_state : OptimizerState or None
+        Where the optimizer stands after the last step, for a training that goes on from here.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    epoch_seconds: list[float] = field(default_factory=list)
+    best_epoch: int | None = None
+    stopped: str = "completed"
+    n_samples: int = 0
+    peak_device_bytes: int | None = None
+    optimizer_state: OptimizerState | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def n_epochs(self) -> int:
+        """The number of finished epochs."""
+        return len(self.loss)
+
+    @property
+    def samples_per_second(self) -> float:
+        """Training examples per second over all finished epochs; NaN where there are none."""
+        seconds = sum(self.epoch_seconds)
+        return self.n_samples * self.n_epochs / seconds if seconds > 0 else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all but the optimizer's state as a dictionary that JSON can hold."""
+        facts = asdict(replace(self, optimizer_state=None))
+        del facts["optimizer_state"]
+        return facts
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> History:
+        """Return the history of a dictionary that ``to_dict`` gave.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError
+            If it is not one.
+        """
+        lists: dict[str, Any] = {
+            name: [real(name, value) for value in facts[name]] for name in LISTS
+        }
+        n_epochs = len(lists["loss"])
+        wrong = {name for name, entries in lists.items() if len(entries) != n_epochs}
+        if wrong and (wrong != {"validation_loss"} or lists["validation_loss"]):
+            raise InputError(f"history: expected {n_epochs} entries in each of {sorted(wrong)}")
+        best_epoch, peak = facts["best_epoch"], facts["peak_device_bytes"]
+        if (
+            best_epoch is not None
+            and not 1 <= positive_integer("best_epoch", best_epoch) <= n_epochs
+        ):
+            raise InputError(f"best_epoch: expected 1 to {n_epochs}, got {best_epoch}")
+        return cls(
+            **lists,
+            best_epoch=best_epoch,
+            stopped=str(facts["stopped"]),
+            n_samples=positive_integer("n_samples", facts["n_samples"], minimum=0),
+            peak_device_bytes=None if peak is None else positive_integer("peak", peak, minimum=0),
+        )
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop when the watched loss has not improved for a number of epochs.
+
+    An epoch is always selected: the first one is the best so far, even if the loss never falls
+    again. The parameters before training are no candidate. A watched loss that is NaN or infinite
+    is a ``DivergenceError`` in the epoch in which it comes up, also in the first.
+
+    Parameters
+    ----------
+    patience : int, default 10
+        That many epochs without improvement end the training.
+    min_delta : float, default 0.0
+        An improvement lowers the best loss by more than this.
+    monitor : {"validation_loss", "loss"}, default "validation_loss"
+        Which loss is watched.
+    restore_best : bool, default True
+        Give the network the parameters of the best epoch at the end, however training ends; if it
+        ends within the first epoch, there is none, and ``history.best_epoch`` is None. With
+        ``monitor="loss"``, which is taken before each update, they are those the epoch ended with.
+    """
+
+    patience: int = 10
+    min_delta: float = 0.0
+    monitor: str = "validation_loss"
+    restore_best: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patience", positive_integer("patience", self.patience))
+        object.__setattr__(self, "min_delta", real("min_delta", self.min_delta, minimum=0.0))
+        if not isinstance(self.restore_best, bool):
+            raise InputError(f"restore_best: expected True or False, got {self.restore_best!r}")
+        if self.monitor not in ("validation_loss", "loss"):
+            raise InputError(f"monitor: expected 'validation_loss' or 'loss', got {self.monitor!r}")
+
+
+@dataclass
+class TrainingState:
+    """What a callback sees after every epoch.
+
+    Attributes
+    ----------
+    network : Network
+        The network, with a copy of the parameters that the epoch ended with, to look at: training
+        goes on from its own, and changes made here are lost.
+    history : History
+        All finished epochs, this one included.
+    epoch : int
+        Finished epochs.
+    epochs : int
+        Epochs that were asked for.
+    """
+
+    network: Network
+    history: History
+    epoch: int
+    epochs: int
+    _stop: bool = field(default=False, repr=False)
+
+    def stop(self) -> None:
+        """End the training after this epoch."""
+        self._stop = True
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a callback has asked to end the training."""
+        return self._stop
+
+
+Callback: TypeAlias = Callable[[TrainingState], object]
