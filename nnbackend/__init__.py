@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from nnbackend._version import __version__
 
 if TYPE_CHECKING:
+    from nnbackend import sources
     from nnbackend.core import losses, schedules
     from nnbackend.core.activations import Activation, register_activation
     from nnbackend.core.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
-    from nnbackend.data import sources
     from nnbackend.device import devices
     from nnbackend.errors import (
         DeviceError,
@@ -149,7 +149,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = {
     "losses": "nnbackend.core.losses",
     "schedules": "nnbackend.core.schedules",
-    "sources": "nnbackend.data.sources",
+    "sources": "nnbackend.sources",
 }
 
 

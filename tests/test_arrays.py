@@ -148,8 +148,10 @@ def test_nothing_is_copied_on_the_way_in(library):
     assert type(read) is np.ndarray
     assert np.shares_memory(read, library.read(given))
     net = network("binary")
-    assert np.shares_memory(net.prepare_features(given), library.read(given))
-    assert not np.shares_memory(net.astype("float64").prepare_features(given), library.read(given))
+    assert np.shares_memory(net.preparation.features(given), library.read(given))
+    assert not np.shares_memory(
+        net.astype("float64").preparation.features(given), library.read(given)
+    )
 
 
 @pytest.mark.parametrize("name", ["torch", "array-api-strict", "DLPack alone"])

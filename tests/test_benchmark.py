@@ -585,7 +585,7 @@ def test_a_process_that_is_killed_says_so_and_leaves_nothing_behind():
 
 def test_what_a_library_prints_does_not_reach_the_answers():
     code = (
-        "import sys; from nnbackend import benchmark_worker as worker\n"
+        "import sys; from nnbackend.bench import worker\n"
         "load = worker.Worker.load\n"
         "worker.Worker.load = lambda self, **job: (print('noise'), load(self, **job))[1]\n"
         "sys.exit(worker.main())"

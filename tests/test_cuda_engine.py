@@ -7,6 +7,7 @@ remains is that a GPU, CuPy and cuBLASLt do what each launch says; the same test
 import gc
 import logging
 import weakref
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -333,8 +334,8 @@ def test_features_that_do_not_fit_are_streamed(
     seen = []
 
     def keep_on_host(memory, X, *arguments):
-        net = memory._net
-        data = examples.Data(*net.prepare(X, *arguments, home=get_device("cpu")), streams=True)
+        data = memory._preparation.examples(X, *arguments, home=get_device("cpu"))
+        data = replace(data, streams=True)
         seen.append(data.streams)
         return data
 

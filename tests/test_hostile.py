@@ -153,7 +153,7 @@ def test_standardized_columns_have_mean_0_and_deviation_1(values, dtype):
     deviation = exact.std()
     if deviation > 1e-10 * magnitude:
         assert math.isclose(scale, float(deviation), rel_tol=1e-5)
-    standardized = net.prepare_features(column[:, None])
+    standardized = net.preparation.features(column[:, None])
     assert np.isfinite(standardized).all()
     assert abs(standardized).max() <= max(1.0, magnitude) * len(values)
 
@@ -163,7 +163,7 @@ def test_a_constant_column_is_shifted_and_not_scaled(value):
     X = np.full((7, 1), value)
     net = nb.Network([1, 1], output="identity", dtype="float64").standardize(X)
     assert net.standardization.scale.tolist() == [1.0]
-    assert abs(net.prepare_features(X)).max() <= abs(value) * 1e-15
+    assert abs(net.preparation.features(X)).max() <= abs(value) * 1e-15
 
 
 # Data of every kind
@@ -189,7 +189,7 @@ def test_the_largest_integers_are_taken_as_floats(dtype):
     limits = np.iinfo(dtype)
     X = np.asarray([[limits.min], [limits.max], [0]], dtype)
     net = nb.Network([1, 1], output="identity", dtype="float64").standardize(X)
-    assert np.allclose(net.prepare_features(X).std(), 1)
+    assert np.allclose(net.preparation.features(X).std(), 1)
 
 
 LAYOUTS = {

@@ -39,11 +39,12 @@ def memory_of(monkeypatch):
     """Return a function that makes the memory of a network on a GPU of so many bytes."""
 
     def make(n_bytes, *, batch_size=100, standardizes=False):
-        monkeypatch.setattr(memory, "get_device", lambda _name: Gpu(n_bytes))
         net = nb.Network([8, 4, 1])
         if standardizes:
             net.standardize(X)
-        return memory.Memory(net, net.objective(), nb.Adam(), batch_size), net
+        place = memory.Memory(net.preparation, net.objective(), nb.Adam(), batch_size)
+        monkeypatch.setattr(place, "_device", Gpu(n_bytes))
+        return place, net
 
     return make
 
@@ -54,16 +55,16 @@ def test_features_stay_on_the_host_where_the_device_has_no_room(memory_of, stand
     data = place.prepare(X, Y, net.objective().loss)
     assert data.streams
     assert type(data.X) is np.ndarray
-    np.testing.assert_array_equal(data.X, net.prepare_features(X))
+    np.testing.assert_array_equal(data.X, net.preparation.features(X))
     assert data.X.dtype == np.float32
 
 
 def test_standardizing_on_the_host_goes_by_blocks(monkeypatch):
-    monkeypatch.setattr("nnbackend.model.network._ROWS_PER_BLOCK", 999)
+    monkeypatch.setattr("nnbackend.data.preparation._ROWS_PER_BLOCK", 999)
     net = nb.Network([8, 4, 1]).standardize(X)
-    expected = net.prepare_features(X)
+    expected = net.preparation.features(X)
     net._device = Device("cpu", 1)  # another than the home
-    found = net.prepare_features(X, home=Device("cpu"))
+    found = net.preparation.features(X, home=Device("cpu"))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -75,7 +76,9 @@ def test_what_is_needed_is_the_data_its_copies_the_parameters_and_a_batch(memory
         needed = int(X.nbytes * copies) + parameters + batch
         for n_bytes in (needed, needed - 1):
             place, net = memory_of(n_bytes, standardizes=standardizes)
-            monkeypatch.setattr(net, "prepare", lambda *_, home: homes.append(home.kind) or (1, 2))
+            monkeypatch.setattr(
+                memory.Preparation, "examples", lambda *_, home: homes.append(home.kind)
+            )
             place.prepare(X, Y, None)
     assert homes == ["cuda", "cpu", "cuda", "cpu"]
 
@@ -100,7 +103,7 @@ def test_out_of_memory_says_what_was_needed_and_what_there_is(memory_of):
 
 def test_on_the_cpu_nothing_is_streamed_and_there_is_no_peak():
     net = nb.Network([8, 4, 1])
-    place = memory.Memory(net, net.objective(), nb.Adam(), None)
+    place = memory.Memory(net.preparation, net.objective(), nb.Adam(), None)
     assert not place.prepare(X, Y, net.objective().loss).streams
     assert nb.train(net, X, Y, epochs=1).peak_device_bytes is None
     assert Device("cpu").free_bytes() > 0

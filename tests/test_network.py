@@ -499,7 +499,7 @@ def test_a_constant_column_is_moved_to_zero_and_not_scaled(value):
     X[:, 1] = value
     net = nb.Network([3, 1], dtype="float64").standardize(X)
     assert net.standardization.scale[1] == 1
-    assert not net.prepare_features(X)[:, 1].any()
+    assert not net.preparation.features(X)[:, 1].any()
     assert np.isfinite(net.forward(X)).all()
 
 
@@ -520,7 +520,7 @@ def test_a_huge_offset_costs_float32_data_no_precision(device):
     np.testing.assert_allclose(to_host(net.standardization.mean) - 1e6, noise.mean(0), atol=1e-9)
     np.testing.assert_allclose(to_host(net.standardization.scale), noise.std(axis=0), rtol=1e-8)
     # What reaches the layers is rounded to float32 once.
-    np.testing.assert_allclose(to_host(net.prepare_features(X)), expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(to_host(net.preparation.features(X)), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_columns_too_large_to_square_are_standardized_or_refused():
@@ -533,7 +533,7 @@ def test_columns_too_large_to_square_are_standardized_or_refused():
         assert net.standardization is None
     else:
         expected = (features() - features().mean(0)) / features().std(0)
-        np.testing.assert_allclose(net.prepare_features(X), expected, rtol=1e-12)
+        np.testing.assert_allclose(net.preparation.features(X), expected, rtol=1e-12)
 
 
 def test_standardize_again_replaces_what_was_there():

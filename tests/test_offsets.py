@@ -124,7 +124,7 @@ def test_features_with_an_offset_keep_their_digits_however_they_come(kind):
     X = HOLDERS[kind](int(TIME) + COUNTS)
     net = nb.Network([3, 1]).standardize(X)
     rows = [X] if not isinstance(X, Arrays) else [X.read(0, 100).X, X.read(100, 300).X]
-    found = np.concat([net.prepare_features(part) for part in rows])
+    found = np.concat([net.preparation.features(part) for part in rows])
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, exactly(COUNTS), rtol=1e-6, atol=1e-6)
 
@@ -134,7 +134,7 @@ def test_a_frame_of_times_and_short_floats_keeps_the_times(kind):
     library = require(kind)
     times = int(TIME) + COUNTS[:, 0]
     X = library.DataFrame({"time": times, "short": COUNTS[:, 1].astype("f4")})
-    found = nb.Network([2, 1]).standardize(X).prepare_features(X)
+    found = nb.Network([2, 1]).standardize(X).preparation.features(X)
     np.testing.assert_allclose(found, exactly(COUNTS[:, :2]), rtol=1e-6, atol=1e-6)
 
 
@@ -158,7 +158,7 @@ def test_features_that_stay_on_the_host_keep_their_digits(dtype):
     X = (int(TIME) + COUNTS).astype(dtype)
     net = nb.Network([3, 1]).standardize(X)
     net._device = Device("cpu", 1)  # another than the home
-    found = net.prepare_features(X, home=Device("cpu"))
+    found = net.preparation.features(X, home=Device("cpu"))
     np.testing.assert_allclose(found, exactly(COUNTS), rtol=1e-6, atol=1e-6)
 
 

@@ -94,7 +94,9 @@ def network(n_features=3, output="sigmoid", **options):
 
 
 def stream(net, source, batch_size, *, shuffle=True):
-    return Stream(net, source, loss_function(None, net.structure.output), batch_size, shuffle)
+    return Stream(
+        net.preparation, source, loss_function(None, net.structure.output), batch_size, shuffle
+    )
 
 
 def rows_in_order(part):
@@ -335,7 +337,9 @@ def test_what_fits_a_buffer_is_trained_on_as_arrays_are(make, device, tmp_path):
     net = network(device=device).standardize(X)
     parts = list(stream(net, make(tmp_path, (X, y, weight)), 32).parts(np.random.default_rng(5)))
     (part,) = parts
-    expected = net.prepare(X, y, loss_function(None, net.structure.output), weight)
+    expected = net.preparation.examples(
+        X, y, loss_function(None, net.structure.output), weight
+    ).arrays
     for got, x in zip((part.data.X, part.data.y, part.data.sample_weight), expected, strict=True):
         assert got.dtype == x.dtype
         np.testing.assert_array_equal(to_host(got), to_host(x))

@@ -93,7 +93,7 @@ def test_a_column_that_varies_exactly_is_scaled(kind):
     unit = Fraction(scale)
     deviation = math.sqrt(sum(((x - mean) / unit) ** 2 for x in exact) / len(exact))
     assert deviation == pytest.approx(1.0, rel=1e-12)
-    standardized = net.prepare_features(column[:, None])[:, 0]
+    standardized = net.preparation.features(column[:, None])[:, 0]
     assert standardized.std() == pytest.approx(1.0, rel=1e-12)
     step = float(np.spacing(np.float64(mean)))
     assert abs(standardized.mean()) <= 1e-12 + 0.5 * step / scale
@@ -109,7 +109,7 @@ def test_a_constant_column_is_exactly_its_mean_and_not_scaled(value):
     assert found.mean[0] == np.float64(value)
     net = nb.Network([1, 1]).standardize(columns)
     assert net.standardization.mean[0] == np.float64(value)
-    assert not net.prepare_features(columns).any()
+    assert not net.preparation.features(columns).any()
 
 
 def test_blocks_that_are_constant_each_differ_together():

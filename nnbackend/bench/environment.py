@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import Any
 
-import nnbackend
+from nnbackend._version import __version__
 from nnbackend.device import devices, get_device
 from nnbackend.errors import MissingDependencyError, NNBackendError
 
@@ -22,7 +22,7 @@ def environment() -> dict[str, Any]:
     from importlib import metadata
 
     facts: dict[str, Any] = {
-        "nnbackend": nnbackend.__version__,
+        "nnbackend": __version__,
         "Python": platform.python_version(),
         "platform": platform.platform(),
     }

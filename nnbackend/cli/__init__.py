@@ -1,1 +1,7 @@
 """The command ``nnbackend``."""
+
+from __future__ import annotations
+
+from nnbackend.cli.main import main
+
+__all__ = ["main"]

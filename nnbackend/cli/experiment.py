@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nnbackend._version import __version__
 from nnbackend.cli.evaluation import Split, evaluate, split
 from nnbackend.cli.terminal import csv_text, to_json
 from nnbackend.core.optimizers import Optimizer
@@ -185,8 +186,6 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures as a dictionary that JSON can hold."""
-        import nnbackend
-
         net, history = self.network, self.history
         learning_rate = self.experiment.optimizer.learning_rate
         return {
@@ -223,7 +222,7 @@ class Result:
             "samples_per_second": history.samples_per_second if history.n_epochs else None,
             "history": history.to_dict(),
             "versions": {
-                "nnbackend": nnbackend.__version__,
+                "nnbackend": __version__,
                 "numpy": np.__version__,
                 "python": platform.python_version(),
             },
@@ -267,7 +266,9 @@ class Result:
 
     def _files(self) -> Iterator[tuple[str, bytes | None]]:
         """Yield names and contents: first what was learnt, last what is drawn of it."""
-        from nnbackend import figures as plots
+        from nnbackend.cli.boundary import decision_boundary
+        from nnbackend.figures import drawn
+        from nnbackend.training.curves import loss_curves
 
         dataset, net = self.dataset, self.network
         title = f"{dataset.name}: {net.layer_sizes}"
@@ -275,7 +276,7 @@ class Result:
         yield "history.json", to_json(self.to_dict()).encode()
         yield "held_out.csv", _csv(dataset, self.rows.held_out)
         pictures = {
-            "curves.png": lambda: plots.loss_curves(
+            "curves.png": lambda: loss_curves(
                 self.history,
                 title,
                 penalized=self.experiment.l1 > 0 or self.experiment.l2 > 0,
@@ -283,11 +284,11 @@ class Result:
             )
         }
         if dataset.class_names is not None and dataset.X.shape[1] == 2:
-            pictures["decision_boundary.png"] = lambda: plots.decision_boundary(
+            pictures["decision_boundary.png"] = lambda: decision_boundary(
                 net, dataset.X, dataset.y, title
             )
         for name, draw in pictures.items():
-            yield name, plots.drawn(name, draw)
+            yield name, drawn(name, draw)
 
 
 def _csv(dataset: Dataset, rows: np.ndarray[Any, Any]) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-import nnbackend
+from nnbackend._version import __version__
 from nnbackend.cli.bench import bench
 from nnbackend.cli.models import evaluate_model, export, info, predict
 from nnbackend.cli.presets import SCHEDULES
@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="nnbackend",
         description="Train fully connected neural networks on NumPy (CPU) and CuPy (CUDA).",
     )
-    parser.add_argument("--version", action="version", version=f"nnbackend {nnbackend.__version__}")
+    parser.add_argument("--version", action="version", version=f"nnbackend {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_predict(commands)

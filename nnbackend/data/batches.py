@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnbackend.data.examples import Data, Part, empty_steps, is_zero_weight
+from nnbackend.data.examples import Part, empty_steps, is_zero_weight
+from nnbackend.data.preparation import Preparation
 from nnbackend.data.validation import no_weight_error
 from nnbackend.device import device_of
 from nnbackend.errors import InputError
@@ -20,7 +21,6 @@ from nnbackend.floating_point import callers_items
 
 if TYPE_CHECKING:
     from nnbackend.core.losses import Loss
-    from nnbackend.model.network import Network
 
 __all__ = ["Feed"]
 
@@ -30,8 +30,8 @@ class Feed:
 
     Parameters
     ----------
-    net : Network
-        What they are for.
+    preparation : Preparation
+        Of the network that they are for.
     batches : iterable
         Of tuples (X, y) or (X, y, sample_weight); it has a length, and each pass over it is an
         epoch.
@@ -44,7 +44,7 @@ class Feed:
         Examples in the last whole pass.
     """
 
-    def __init__(self, net: Network, batches: Any, loss: Loss) -> None:
+    def __init__(self, preparation: Preparation, batches: Any, loss: Loss) -> None:
         is_array = device_of(batches) is not None or hasattr(batches, "__array__")
         if is_array or not hasattr(batches, "__iter__"):
             raise InputError(
@@ -61,7 +61,7 @@ class Feed:
             ) from error
         if is_empty:
             raise InputError("X: expected at least one batch, got none")
-        self._net, self._batches, self._loss = net, batches, loss
+        self._preparation, self._batches, self._loss = preparation, batches, loss
         self.n_samples = 0
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ class Feed:
                 )
             X, y, weight = (*batch, None)[:3]
             names = (f"X[{number}][0]", f"X[{number}][1]", f"X[{number}][2]")
-            data = Data(*self._net.prepare(X, y, self._loss, weight, names, is_whole=False))
+            data = self._preparation.examples(X, y, self._loss, weight, names, is_whole=False)
             n_samples += data.n_samples
             empty = empty_steps(is_zero_weight(data, data.n_samples), None, data.n_samples)
             has_weight = has_weight or empty is None

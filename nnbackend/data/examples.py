@@ -230,6 +230,11 @@ class Data:
         """The number of rows."""
         return int(self.X.shape[0])
 
+    @property
+    def arrays(self) -> tuple[Array, Array, Array | None]:
+        """X, y and sample_weight, in the order in which the core takes them."""
+        return self.X, self.y, self.sample_weight
+
     def rows(self, start: int, stop: int) -> Data:
         """Return some of the rows, as views where the library's slices are views."""
         X, y, weight = (

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from nnbackend.data.examples import Data
-from nnbackend.device import Device, device_of, get_device
+from nnbackend.data.preparation import Preparation
+from nnbackend.device import Device, device_of
 from nnbackend.errors import DeviceMemoryError
 
 if TYPE_CHECKING:
     from nnbackend.core.objective import Objective
     from nnbackend.core.optimizers import Optimizer
-    from nnbackend.model.network import Network
 
 __all__ = ["Memory"]
 
@@ -23,8 +23,8 @@ class Memory:
 
     Parameters
     ----------
-    net : Network
-        What is trained.
+    preparation : Preparation
+        Of the network that is trained.
     objective : Objective
         Its objective.
     optimizer : Optimizer
@@ -34,11 +34,15 @@ class Memory:
     """
 
     def __init__(
-        self, net: Network, objective: Objective, optimizer: Optimizer, batch_size: int | None
+        self,
+        preparation: Preparation,
+        objective: Objective,
+        optimizer: Optimizer,
+        batch_size: int | None,
     ) -> None:
-        self._net, self._structure = net, objective.structure
-        self._device = get_device(net.device)
-        self._itemsize: int = net.parameters.dtype.itemsize
+        self._preparation, self._structure = preparation, objective.structure
+        self._device = preparation.device
+        self._itemsize = preparation.itemsize
         # Parameters, gradient, a finite copy, a snapshot, and the optimizer's state.
         n_vectors = 4 + len(optimizer.state_names)
         self._parameters = n_vectors * self._structure.n_parameters * self._itemsize
@@ -49,7 +53,7 @@ class Memory:
     def prepare(self, X: Any, *arguments: Any) -> Data:
         """Return checked data: on the device, or, if that has no room, with X on the host.
 
-        ``X`` and ``arguments`` are those of ``Network.prepare``.
+        ``X`` and ``arguments`` are those of ``Preparation.examples``.
         """
         home, n_samples = device_of(X), _n_rows(X)
         rows = min(self._batch_size or n_samples, n_samples)
@@ -60,13 +64,13 @@ class Memory:
         streams = False
         if self._device.kind != "cpu" and (home is None or home.kind == "cpu"):
             # Standardizing takes copies in float64, checking a flag for each number.
-            copies = 1.25 if self._net.standardization is None else 5.25
+            copies = 1.25 if self._preparation.standardization is None else 5.25
             needed = size * copies + self._parameters + self._batch
             streams = needed > self._device.free_bytes()
         if not streams:
             self._data += size
         where = Device("cpu") if streams else self._device
-        return Data(*self._net.prepare(X, *arguments, home=where), streams=streams)
+        return self._preparation.examples(X, *arguments, home=where)
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:

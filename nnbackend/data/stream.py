@@ -10,15 +10,14 @@ import numpy as np
 
 from nnbackend.core.types import Array
 from nnbackend.data.examples import Data, Part, empty_steps, is_zero_weight
+from nnbackend.data.preparation import Preparation
 from nnbackend.data.reading import Reading
 from nnbackend.data.sources import Rows, Source, digest
 from nnbackend.data.validation import check_sample_weight, no_weight_error, place
-from nnbackend.device import get_device
 from nnbackend.errors import InputError
 
 if TYPE_CHECKING:
     from nnbackend.core.losses import Loss
-    from nnbackend.model.network import Network
 
 __all__ = ["Stream"]
 
@@ -43,8 +42,8 @@ class Stream:
 
     Parameters
     ----------
-    net : Network
-        What the rows are for.
+    preparation : Preparation
+        Of the network that the rows are for.
     source : Source
         The examples, with targets. Its ``buffer_bytes`` bound what a part takes: its rows as they
         are read, their prepared copies (on the network's device), the order, and one block's
@@ -69,21 +68,22 @@ class Stream:
     """
 
     def __init__(
-        self, net: Network, source: Source, loss: Loss, batch_size: int, shuffle: bool
+        self, preparation: Preparation, source: Source, loss: Loss, batch_size: int, shuffle: bool
     ) -> None:
-        source.require_names(net.feature_names)
+        source.require_names(preparation.feature_names)
         row = source.checked(0, 1)
         if row.y is None:
             raise InputError("y: expected targets to train on, got a source that has none")
         # A wrong shape or dtype is found before the training begins. The row may have no weight.
         weight = None if row.sample_weight is None else np.ones(1)
-        self._form = Data(*net.prepare(row.X, row.y, loss, weight, ("X[0:1]", "y[0:1]", "")))
-        self._net, self._source, self._loss = net, source, loss
+        names = ("X[0:1]", "y[0:1]", "")
+        self._form = preparation.examples(row.X, row.y, loss, weight, names)
+        self._preparation, self._source, self._loss = preparation, source, loss
         self._batch_size, self._shuffle = batch_size, shuffle
         self.n_samples = source.n_samples
-        n_inputs, n_outputs = net.layer_sizes[0], net.layer_sizes[-1]
+        n_inputs, n_outputs = preparation.n_features, preparation.n_outputs
         # Features, targets (labels have 8 bytes), weight, and the row's place in the order.
-        prepared = net.parameters.dtype.itemsize * (n_inputs + n_outputs + 1) + 2 * 8
+        prepared = preparation.itemsize * (n_inputs + n_outputs + 1) + 2 * 8
         per_row = row.nbytes + prepared
         # A block as it is decoded, and what standardizing and checking it takes.
         passing = 2 * row.nbytes + 26 * (n_inputs + n_outputs)
@@ -185,7 +185,7 @@ class Stream:
 
     def _prepared(self, part: list[_Block], blocks: list[Rows]) -> Data:
         """Return the rows of a part on the device; an error names those of the source."""
-        net, device = self._net, get_device(self._net.device)
+        device = self._preparation.device
         n_rows = sum(stop - start for start, stop in part)
         columns: list[Array] = []
         at = 0
@@ -196,10 +196,10 @@ class Stream:
                     f"y[{start}:{stop}]",
                     f"sample_weight[{start}:{stop}]",
                 )
-                X, y, _ = net.prepare(rows.X, rows.y, self._loss, names=names)
-                block = [X, y]
+                data = self._preparation.examples(rows.X, rows.y, self._loss, names=names)
+                block = [data.X, data.y]
                 if rows.sample_weight is not None:
-                    block.append(place(names[2], rows.sample_weight, device, X.dtype))
+                    block.append(place(names[2], rows.sample_weight, device, data.X.dtype))
                 if not columns:
                     columns = [
                         device.xp.empty((n_rows, *x.shape[1:]), dtype=x.dtype) for x in block

@@ -334,7 +334,9 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
         net = self._network()
         device = get_device(net.device)
         objective = net.objective(self._loss(net))
-        data = net.prepare(dense(X), self._targets(y), objective.loss, sample_weight)
+        data = net.preparation.examples(
+            dense(X), self._targets(y), objective.loss, sample_weight
+        ).arrays
 
         def evaluate(x: _Array) -> tuple[float, _Array]:
             parameters = unpacked(objective.structure, device.place(x.astype(net.dtype)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-import nnbackend
+from nnbackend._version import __version__
 from nnbackend.core import propagation
 from nnbackend.core.activations import Activation
 from nnbackend.core.standardization import Standardization
@@ -116,9 +116,9 @@ def _model(net: Network) -> Any:
         onnx.numpy_helper.from_array(x, name) for name, x in tensors.items()
     )
     model.graph.name = model.producer_name = "nnbackend"
-    model.producer_version = nnbackend.__version__
+    model.producer_version = __version__
     metadata = {key: json.dumps(value) for key, value in names.items() if value is not None}
-    onnx.helper.set_model_props(model, {"nnbackend_version": nnbackend.__version__, **metadata})
+    onnx.helper.set_model_props(model, {"nnbackend_version": __version__, **metadata})
     return model
 
 

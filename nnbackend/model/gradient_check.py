@@ -147,7 +147,7 @@ def check_gradients(
     seed = positive_integer("seed", seed, minimum=0)
     double = net.astype("float64")
     objective = double.objective(loss, l1, l2)
-    data = double.prepare(X, y, objective.loss, sample_weight)
+    data = double.preparation.examples(X, y, objective.loss, sample_weight).arrays
     device = get_device(net.device)
     chosen = np.arange(net.n_parameters)
     if max_parameters is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec
@@ -18,20 +18,18 @@ from nnbackend.core.activations import Activation
 from nnbackend.core.losses import Loss, loss_function
 from nnbackend.core.objective import Objective
 from nnbackend.core.propagation import CACHED_ELEMENTS, DEVICE_ELEMENTS
-from nnbackend.core.standardization import Moments, Standardization
+from nnbackend.core.standardization import Standardization
 from nnbackend.core.structure import Structure
 from nnbackend.core.types import Array
-from nnbackend.data.sources import Source, as_source
+from nnbackend.data.preparation import Preparation, column_names
+from nnbackend.data.sources import Source
 from nnbackend.data.validation import (
     DTYPES,
-    check_features,
-    check_sample_weight,
-    check_targets,
     dtype_name,
     place,
     to_array,
 )
-from nnbackend.device import Device, device_of, get_device, in_library_of, require_same_device
+from nnbackend.device import Device, device_of, get_device, in_library_of
 from nnbackend.errors import DeviceError, InputError
 from nnbackend.floating_point import own_errors
 from nnbackend.model.build import R, generator, initial_parameters, make_structure
@@ -426,122 +424,32 @@ class Network:
                 "y: expected the source again, to standardize the targets that it has, got "
                 f"{type(y).__name__}: net.standardize(source, source)"
             )
-        xp = self._device.xp
-        moments: list[Moments] = []
-        for columns in self._columns(X, y):
-            block = [Moments.of(xp, x) for x in columns]
-            if moments:
-                block = [a.merge(xp, b) for a, b in zip(moments, block, strict=True)]
-            moments = block
-        features, *target = (Standardization.of(xp, columns) for columns in moments)
+        features, *target = self.preparation.moments(X, y)
         self.standardization = features
         self.target_standardization = target[0] if target else None
         self.learn_feature_names(X)
         self._device.synchronize()  # before another library's stream reuses the memory
         return self
 
-    def _columns(self, X: Any, y: Any) -> Iterator[list[Array]]:
-        """Yield checked features and, unless y is None, targets: of a source block by block."""
-        source = as_source(X, None if isinstance(X, Source) and y is X else y)
-        blocks: Iterable[tuple[slice | None, Any]]
-        if source is None:
-            blocks = [(None, (self._in_order(X, "X"), y))]
-        else:
-            source.require_names(self.feature_names)
-            # Of each number its value in float64, its magnitude, and parts of sums of squares.
-            n_numbers = self.layer_sizes[0] + (0 if y is None else self.layer_sizes[-1])
-            blocks = source.blocks(40 * n_numbers)
-        for where, rows in blocks:
-            index = "" if where is None else f"[{where.start}:{where.stop}]"
-            columns = [check_features(f"X{index}", rows[0], self.layer_sizes[0], self._device)]
-            if y is not None:
-                target = check_targets(
-                    f"y{index}",
-                    rows[1],
-                    n_samples=columns[0].shape[0],
-                    n_outputs=self.layer_sizes[-1],
-                    loss=loss_function(None, self._structure.output),
-                    device=self._device,
-                    dtype=np.float64,
-                )
-                columns.append(target)
-            yield columns
-
-    def _in_order(self, X: Any, name: str) -> Any:
-        """Return a data frame with its columns in the order of ``feature_names``."""
-        given = _column_names(X)
-        if given is None or self.feature_names is None or given == tuple(self.feature_names):
-            return X
-        missing = [column for column in self.feature_names if column not in given]
-        if missing:
-            raise InputError(
-                f"{name}: expected a data frame with the network's feature_names, the column "
-                f"{missing[0]!r} is missing; pass an array to go by position"
-            )
-        return X[list(self.feature_names)]
-
     def learn_feature_names(self, X: Any) -> None:
         """Take ``feature_names`` from a data frame, unless they are set."""
-        given = _column_names(X)
+        given = column_names(X)
         if self.feature_names is None and given is not None and len(given) == self.layer_sizes[0]:
             self.feature_names = given
 
-    @_on_device
-    def prepare_features(self, X: Any, name: str = "X", home: Device | None = None) -> Array:
-        """Return checked, standardized features on a device, by default the network's own."""
-        home = home or self._device
-        dtype = DTYPES[self._dtype]
-        X = self._in_order(X, name)
-        standardization = self.standardization
-        if standardization is None:
-            return check_features(name, X, self.layer_sizes[0], home, dtype)
-        X = check_features(name, X, self.layer_sizes[0], home)
-        if home == self._device:
-            return place(name, standardization.apply(X), home, dtype, X)
-        # Features that a device does not hold are large: a block of them at a time, in float64.
-        on_host = Standardization(*map(self._device.to_numpy, standardization))
-        result = np.empty(X.shape, dtype)
-        for start in range(0, len(X), _ROWS_PER_BLOCK):
-            rows = X[start : start + _ROWS_PER_BLOCK]
-            result[start : start + len(rows)] = place(name, on_host.apply(rows), home, dtype, rows)
-        return result
-
-    @_on_device
-    def prepare(
-        self,
-        X: Any,
-        y: Any,
-        loss: Loss,
-        sample_weight: Any = None,
-        names: tuple[str, str, str] = ("X", "y", "sample_weight"),
-        *,
-        home: Device | None = None,
-        is_whole: bool = True,
-    ) -> tuple[Array, Array, Array | None]:
-        """Return checked data as the core takes it: on the device, standardized, in its dtype.
-
-        With ``home`` the features are kept on that device instead. The weights of a part, unlike
-        those of the whole data, may all be 0.
-        """
-        require_same_device(**dict(zip(names, (X, y, sample_weight), strict=True)))
-        prepared = self.prepare_features(X, names[0], home)
-        n_samples, dtype = prepared.shape[0], DTYPES[self._dtype]
-        target = self.target_standardization
-        y = check_targets(
-            names[1],
-            y,
-            n_samples=n_samples,
-            n_outputs=self.layer_sizes[-1],
-            loss=loss,
-            device=self._device,
-            dtype=dtype if target is None else np.float64,
+    @property
+    def preparation(self) -> Preparation:
+        """What the network asks of its data, as it stands."""
+        return Preparation(
+            self._structure.layer_sizes[0],
+            self._structure.layer_sizes[-1],
+            self._structure.output,
+            self._dtype,
+            self._device,
+            self.standardization,
+            self.target_standardization,
+            self.feature_names,
         )
-        if target is not None:
-            y = place(names[1], target.apply(y), self._device, dtype, y)
-        weight = check_sample_weight(
-            names[2], sample_weight, n_samples, self._device, dtype, is_whole=is_whole
-        )
-        return prepared, y, weight
 
     def _follow(self, result: Array, given: Any) -> Array:
         """Return a result where its input lives, in the input's library."""
@@ -592,7 +500,7 @@ class Network:
         return result
 
     def _forward(self, X: Any) -> Array:
-        prepared = self.prepare_features(X)
+        prepared = self.preparation.features(X)
         xp = self._device.xp
 
         def logits(parameters: Array) -> Array:
@@ -762,7 +670,7 @@ class Network:
         (0.6931, [[-0.5], [-1.0]], [-0.5])
         """
         objective = self.objective(loss, l1, l2)
-        data = self.prepare(X, y, objective.loss, sample_weight)
+        data = self.preparation.examples(X, y, objective.loss, sample_weight).arrays
         xp = self._device.xp
         value, flat = self._of_parameters(
             lambda parameters: objective.value_and_gradient(xp, parameters, *data)
@@ -772,16 +680,3 @@ class Network:
             [self._follow(dW, X) for dW in weights], [self._follow(db, X) for db in biases]
         )
         return self._follow(xp.asarray(value), X), gradients
-
-
-def _column_names(X: Any) -> tuple[str, ...] | None:
-    """Return the names of a data frame's (pandas, polars) or source's columns, if it has any."""
-    if isinstance(X, Source):
-        return X.feature_names
-    # In this order: a polars LazyFrame, which is no array, warns when it is asked for its columns.
-    if not hasattr(X, "__array__") or not hasattr(X, "columns"):
-        return None
-    names = tuple(X.columns)
-    # Names that are not distinct tell no columns apart: those go by position.
-    is_named = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
-    return names if is_named else None

@@ -78,7 +78,7 @@ def examples_of(
             raise InputError(
                 "shuffle: expected True or False with data that is read in blocks, got a callable"
             )
-        stream = Stream(net, source, loss, batch_size, shuffle)
+        stream = Stream(net.preparation, source, loss, batch_size, shuffle)
         net.learn_feature_names(source)
         return stream, stream.form().rows(0, 0), min(batch_size, stream.n_samples)
     if y is None:
@@ -94,7 +94,7 @@ def examples_of(
                 "known"
             )
         nothing = net.parameters[:0]
-        return Feed(net, X, loss), Data(nothing, nothing), 1
+        return Feed(net.preparation, X, loss), Data(nothing, nothing), 1
     data = memory.prepare(X, y, loss, sample_weight)
     net.learn_feature_names(X)
     size = min(batch_size or data.n_samples, data.n_samples)

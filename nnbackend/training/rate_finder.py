@@ -279,7 +279,7 @@ class _Rows:
     ) -> None:
         self._device = get_device(net.device)
         objective = net.objective(loss)
-        self._memory = Memory(net, objective, optimizer, batch_size)
+        self._memory = Memory(net.preparation, objective, optimizer, batch_size)
         with self._device.activate(), self._memory.explained():
             self._data = self._memory.prepare(X, y, objective.loss, sample_weight)
         weight = self._data.sample_weight

@@ -243,7 +243,7 @@ def train(
         stack.enter_context(net.being_trained())
         device = get_device(net.device)
         objective = net.objective(loss, l1, l2, penalty_per_sample=penalty_per_sample)
-        memory = Memory(net, objective, chosen, batch_size)
+        memory = Memory(net.preparation, objective, chosen, batch_size)
         stack.enter_context(device.activate())
         stack.enter_context(memory.explained())
         examples, form, size = examples_of(

@@ -41,7 +41,7 @@ _HEAD = """\
 import math
 import numpy as np
 from numba import njit
-from nnbackend.engines import elementary
+from nnbackend.engines.native import elementary
 F = np.{dtype}
 """
 
