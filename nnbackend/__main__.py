@@ -2,6 +2,6 @@
 
 import sys
 
-from nnbackend.cli.main import main
+from nnbackend.cli.command import main
 
 sys.exit(main())

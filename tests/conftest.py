@@ -47,7 +47,7 @@ def torch():
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Call the command in an empty folder; return exit code, stdout and stderr."""
-    from nnbackend.cli import main as cli
+    from nnbackend.cli import command as cli
 
     monkeypatch.chdir(tmp_path)
 

@@ -36,7 +36,7 @@ from pathlib import Path
 import numpy as np
 
 import nnbackend as nb
-from nnbackend.cli.main import main
+from nnbackend.cli.command import main
 from nnbackend.data.datasets import encode_target
 from nnbackend.data.tables import read_table
 from nnbackend.errors import InputError, NNBackendError

@@ -28,7 +28,7 @@ from nnbackend.bench.race import run_benchmark
 from nnbackend.bench.report import Entry, Result, verdicts
 from nnbackend.bench.worker import Worker
 from nnbackend.bench.workload import DIGITS, WORKLOADS, Workload, custom_workload
-from nnbackend.cli import main as cli
+from nnbackend.cli import command as cli
 from nnbackend.device import Device
 from nnbackend.engines.cuda import cublaslt
 from nnbackend.errors import InputError

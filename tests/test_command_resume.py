@@ -13,7 +13,7 @@ from time import monotonic, sleep
 import pytest
 
 import nnbackend as nb
-from nnbackend.cli import main as cli
+from nnbackend.cli import command as cli
 from nnbackend.cli.run_folder import RunFolder
 from nnbackend.io.format import read_training
 from nnbackend.training import curves

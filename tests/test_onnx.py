@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nnbackend as nb
-from nnbackend.cli import main as cli
+from nnbackend.cli import command as cli
 from nnbackend.core.activations import Activation
 from nnbackend.errors import InputError, MissingDependencyError
 from nnbackend.io import onnx as onnx_export

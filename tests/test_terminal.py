@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import nnbackend as nb
-from nnbackend.cli import main as cli
+from nnbackend.cli import command as cli
 from nnbackend.cli.terminal import csv_text, printable, to_json
 
 HOSTILE = ("\x1b[31mred\x07", 'да, "нет"\r\n\u202e')

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from nnbackend.cli.main import main
+from nnbackend.cli.command import main
 
 __all__ = ["main"]

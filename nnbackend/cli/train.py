@@ -15,7 +15,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from nnbackend.checks import lookup, real
-from nnbackend.cli.parser import make_parser
 from nnbackend.cli.presets import PRESETS, SCHEDULES
 from nnbackend.cli.printing import print_lines, score_lines
 from nnbackend.cli.terminal import printable, show, to_json
@@ -129,6 +128,13 @@ def _begin(
     return experiment, dataset, net, folder, _arguments(options)
 
 
+def _parser() -> argparse.ArgumentParser:
+    # The parser knows this module.
+    from nnbackend.cli.parser import make_parser
+
+    return make_parser()
+
+
 def _interval(text: str | None) -> float | timedelta:
     """Return how often a checkpoint is due: epochs, or a time with its unit."""
     if text is None:
@@ -150,7 +156,7 @@ def _interval(text: str | None) -> float | timedelta:
 def _arguments(options: argparse.Namespace) -> list[str]:
     """Return the arguments that give these options of ``train``, wherever they are given."""
     given = []
-    for name, default in vars(make_parser().parse_args(["train"])).items():
+    for name, default in vars(_parser().parse_args(["train"])).items():
         value = getattr(options, name)
         if value == default or name in _OWN_OPTIONS:
             continue
@@ -166,7 +172,7 @@ def _resumed(options: argparse.Namespace) -> argparse.Namespace:
     from nnbackend.cli.run_folder import read_command
 
     allowed = {"run", "command", "json", "resume", "epochs", "checkpoint_every", "data"}
-    for name, default in vars(make_parser().parse_args(["train"])).items():
+    for name, default in vars(_parser().parse_args(["train"])).items():
         if getattr(options, name) != default and name not in allowed:
             raise InputError(
                 f"--{name.replace('_', '-')}: expected nothing but DATA (where it is now), "
@@ -177,7 +183,7 @@ def _resumed(options: argparse.Namespace) -> argparse.Namespace:
     try:
         silence = io.StringIO()
         with contextlib.redirect_stderr(silence), contextlib.redirect_stdout(silence):
-            begun = make_parser().parse_args(["train", *arguments])
+            begun = _parser().parse_args(["train", *arguments])
     except SystemExit as error:
         raise InputError(
             f"--resume: expected the folder of a run, got {options.resume!r}, whose options cannot "

@@ -58,7 +58,7 @@ class Part(NamedTuple):
         if self.empty is None or not self.empty.any():
             return self, rates
         if self.empty.all():
-            return Part(self.data, self.order, 0), []
+            return Part(self.data, np.arange(0), 0), []
         rows = np.arange(self.data.n_samples) if self.order is None else self.order
         taken = np.repeat(~self.empty, batch_size)[: len(rows)]
         kept = [rate for rate, empty in zip(rates, self.empty, strict=True) if not empty]
@@ -155,6 +155,11 @@ class Resident:
             order = self._called()
             return None if len(self) == 1 else order
         return rng.permutation(self.n_samples) if self._shuffle and len(self) > 1 else None
+
+    def orders(self, rng: np.random.Generator, n_epochs: int) -> list[Any] | None:
+        """Return the orders of epochs; None where the rows stay as they are."""
+        orders = [self.draw(rng) for _ in range(n_epochs)]
+        return None if orders[0] is None else orders
 
     def _called(self) -> Any:
         with callers_errors():

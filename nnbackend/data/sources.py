@@ -18,9 +18,9 @@ from nnbackend.device import device_of
 from nnbackend.errors import InputError
 
 __all__ = [
-    "Arrays",
     "BLOCK_BYTES",
     "BUFFER_BYTES",
+    "Arrays",
     "Rows",
     "Source",
     "as_source",

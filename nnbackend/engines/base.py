@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -17,7 +17,7 @@ from nnbackend.device import Device
 if TYPE_CHECKING:
     from nnbackend.parallel.team import Team
 
-__all__ = ["Engine", "EngineFactory", "EngineState", "PRECISIONS", "PartialEngine", "Problem"]
+__all__ = ["PRECISIONS", "Engine", "EngineFactory", "EngineState", "Problem", "Start"]
 
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -53,12 +53,44 @@ class Problem:
     loss_by_rows: bool = False
 
 
+@dataclass(frozen=True)
+class Start:
+    """What an engine is made of.
+
+    Attributes
+    ----------
+    problem : Problem
+        What is to be trained, and how.
+    device : Device
+        Where all arrays live.
+    parameters : array (n_parameters,)
+        Where training starts.
+    data : Data
+        The training examples, or some in the form of those that ``run`` will be given.
+    dropout : numpy.random.Generator
+        Draws the dropout masks, on the host.
+    team : Team or None
+        The processes that share every step.
+    """
+
+    problem: Problem
+    device: Device
+    parameters: Array
+    data: Data
+    dropout: np.random.Generator
+    team: Team | None = None
+
+
 class Engine(Protocol):
     """What training asks of an engine."""
 
     @property
     def max_epochs_per_call(self) -> int:
-        """How many epochs ``run_epochs`` may be asked for at once."""
+        """How many epochs ``run`` may be asked for at once."""
+
+    @property
+    def runs_parts(self) -> bool:
+        """Whether ``run`` takes parts of an epoch, and other examples than its own."""
 
     @property
     def parameters(self) -> Array:
@@ -71,26 +103,39 @@ class Engine(Protocol):
     def set_state(self, state: EngineState) -> None:
         """Let training go on from there; before the first step."""
 
-    def run_epochs(
-        self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]
+    def run(
+        self,
+        data: Data,
+        orders: Sequence[Any] | None,
+        rates: Sequence[Sequence[float]],
+        *,
+        ends: bool = True,
     ) -> tuple[Array, Array]:
-        """Run epochs until one ends in a loss or parameter that is not finite.
+        """Run whole epochs, or a part of one, until an epoch ends in a NaN or infinity.
+
+        However an epoch is cut into parts, its steps give the same bits. After an interrupt,
+        ``parameters`` are those of some completed step.
 
         Parameters
         ----------
-        orders : sequence of NumPy arrays (n_samples,) of int, optional
-            The rows of each epoch, a batch after the other; None: as they are.
+        data : Data
+            Examples: those that the engine was made with, or others in their form.
+        orders : sequence of NumPy arrays (n,) of int, optional
+            For each epoch the rows of ``data`` to take, a batch after the other; None: all, as
+            they are.
         rates : sequence of sequences of float
-            For each epoch, the learning rates of its steps.
+            For each epoch the learning rates of its steps. With one step, all rows are one batch.
+        ends : bool, default True
+            Whether an epoch ends with its last step. If not, the losses of its steps are kept for
+            the call that ends it.
 
         Returns
         -------
         losses : array (n,)
-            The mean objective of each epoch that was run, the bad one included.
+            The mean objective of each epoch that ended, the bad one included.
         is_finite : array () of bool
-            Whether all are good. With one epoch, nothing is read back from the device.
-
-        After an interrupt, ``parameters`` are those of some completed step.
+            Whether all losses and parameters were finite. With one epoch, nothing is read back
+            from the device.
         """
 
     def restore_finite(self) -> None:
@@ -106,30 +151,7 @@ class Engine(Protocol):
         """Return the loss of the current parameters on ``data`` without penalties, 0-d."""
 
 
-class PartialEngine(Engine, Protocol):
-    """An engine that runs an epoch in parts as well."""
-
-    def run_steps(self, data: Data, order: Any, rates: Sequence[float]) -> None:
-        """Run some steps of an epoch; their losses add up until ``end_epoch``.
-
-        However an epoch is cut, its steps give the same bits.
-
-        Parameters
-        ----------
-        data : Data
-            Examples in the form of those that the engine was made with.
-        order : NumPy array (n,) of int, optional
-            The rows of ``data`` to take, a batch after the other; None: all, as they are.
-        rates : sequence of float
-            The learning rate of each step. With one, all rows are one batch.
-        """
-
-    def end_epoch(self) -> tuple[Array, Array]:
-        """End an epoch that was run in parts, and return what ``run_epochs`` does of one."""
-
-
-# Makes an engine of the arguments of ``ReferenceEngine``.
-EngineFactory = Callable[[Problem, Device, Array, Data, np.random.Generator, "Team | None"], Engine]
+EngineFactory = Callable[[Start], Engine]
 
 
 class EngineState(NamedTuple):
@@ -146,9 +168,12 @@ class EngineState(NamedTuple):
     totals : tuple of float or None
         Of the epoch's steps so far, the sum of the losses, each weighted by its examples, and the
         sum of these weights; None between two epochs.
+    dropout : dict or None
+        The state of the generator that draws the dropout masks; None where a GPU keeps it.
     """
 
     parameters: Array
     finite: Array
     optimizer: OptimizerState
     totals: tuple[float, float] | None = None
+    dropout: Mapping[str, Any] | None = None

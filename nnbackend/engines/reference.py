@@ -17,8 +17,7 @@ from nnbackend.parallel.team import Share
 if TYPE_CHECKING:
     from nnbackend.data.examples import Data
     from nnbackend.device import Device
-    from nnbackend.engines.base import Problem
-    from nnbackend.parallel.team import Team
+    from nnbackend.engines.base import Problem, Start
 
 __all__ = ["ReferenceEngine", "data_loss"]
 
@@ -28,39 +27,19 @@ class ReferenceEngine:
 
     Parameters
     ----------
-    problem : Problem
-        What is to be trained, and how.
-    device : Device
-        Where all arrays live.
-    parameters : array (n_parameters,)
-        Where training starts.
-    data : Data
-        The training examples.
-    dropout_rng : numpy.random.Generator
-        Draws the dropout masks, on the host.
-    team : Team, optional
-        The processes that share every step.
+    start : Start
+        What is to be trained, and from where.
     """
 
     max_epochs_per_call = 1
+    runs_parts = True
 
-    def __init__(
-        self,
-        problem: Problem,
-        device: Device,
-        parameters: Array,
-        data: Data,
-        dropout_rng: np.random.Generator,
-        team: Team | None = None,
-    ) -> None:
-        self._problem = problem
-        self._team = team
-        self._device = device
-        self._xp = device.xp
-        self._data = data
-        self._dropout_rng = dropout_rng
-        self._parameters = self._finite = self._xp.asarray(parameters, copy=True)
-        self._state = problem.optimizer.init(self._xp, self._parameters)
+    def __init__(self, start: Start) -> None:
+        self._problem, self._team = start.problem, start.team
+        self._device, self._xp = start.device, start.device.xp
+        self._dropout_rng = start.dropout
+        self._parameters = self._finite = self._xp.asarray(start.parameters, copy=True)
+        self._state = start.problem.optimizer.init(self._xp, self._parameters)
         self._step = 0
         # None between two epochs.
         self._totals: tuple[Any, Any] | None = None
@@ -77,7 +56,8 @@ class ReferenceEngine:
         totals = None
         if self._totals is not None:
             totals = float(self._totals[0]), float(self._totals[1])
-        return EngineState(self._parameters, self._finite, optimizer, totals)
+        dropout = self._dropout_rng.bit_generator.state
+        return EngineState(self._parameters, self._finite, optimizer, totals, dropout)
 
     def set_state(self, state: EngineState) -> None:
         """Let training go on from there; before the first step."""
@@ -85,24 +65,33 @@ class ReferenceEngine:
         self._step, self._state = state.optimizer
         # Added to an array, a float is rounded to its dtype, which these had.
         self._totals = state.totals
+        if state.dropout is not None:
+            self._dropout_rng.bit_generator.state = state.dropout
 
-    def run_epochs(
-        self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]
+    def run(
+        self,
+        data: Data,
+        orders: Sequence[Any] | None,
+        rates: Sequence[Sequence[float]],
+        *,
+        ends: bool = True,
     ) -> tuple[Array, Array]:
-        """Run epochs, one per list of rates, until one ends in a loss or parameter not finite."""
+        """Run whole epochs, or a part of one; see ``Engine.run``."""
         losses: list[Array] = []
-        finite: Array = True
+        finite: Array = self._xp.asarray(True)
         for epoch, epoch_rates in enumerate(rates):
-            # With one epoch per call nothing is read back from the device here.
+            # With one epoch nothing is read back from the device here.
             if losses and not bool(finite):
                 break
-            self.run_steps(self._data, orders[epoch] if orders else None, epoch_rates)
-            loss, finite = self.end_epoch()
-            losses.append(loss)
-        return self._xp.concat(losses), finite
+            self._run_steps(data, None if orders is None else orders[epoch], epoch_rates)
+            if ends:
+                loss, finite = self._end_epoch()
+                losses.append(loss)
+        none = self._xp.empty(0, dtype=self._parameters.dtype)
+        return self._xp.concat(losses) if losses else none, finite
 
-    def run_steps(self, data: Data, order: Any, rates: Sequence[float]) -> None:
-        """Run some steps of an epoch; their losses add up until ``end_epoch``."""
+    def _run_steps(self, data: Data, order: Any, rates: Sequence[float]) -> None:
+        """Run some steps of an epoch; their losses add up until ``_end_epoch``."""
         if self._totals is None:
             self._finite = self._parameters
             self._totals = (0.0, 0.0)
@@ -117,7 +106,7 @@ class ReferenceEngine:
                 total_weight = total_weight + count
         self._totals = weighted_loss, total_weight
 
-    def end_epoch(self) -> tuple[Array, Array]:
+    def _end_epoch(self) -> tuple[Array, Array]:
         """End an epoch: return its mean loss (1,), and whether all is finite."""
         xp = self._xp
         weighted_loss, total_weight = self._totals or (0.0, 0.0)

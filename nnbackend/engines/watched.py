@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from nnbackend.core.types import Array
 from nnbackend.engines.base import EngineState
@@ -20,9 +19,7 @@ from nnbackend.engines.tracing.formulas import fingerprint, is_label_target
 
 if TYPE_CHECKING:
     from nnbackend.data.examples import Data
-    from nnbackend.device import Device
-    from nnbackend.engines.base import Engine, EngineFactory, PartialEngine, Problem
-    from nnbackend.parallel.team import Team
+    from nnbackend.engines.base import Engine, EngineFactory, Start
 
 __all__ = ["watched"]
 
@@ -32,69 +29,58 @@ _LOGGER = logging.getLogger("nnbackend")
 def watched(make_engine: EngineFactory) -> EngineFactory:
     """Return what makes an engine that gives way to the reference engine if a formula changes."""
 
-    def make(
-        problem: Problem,
-        device: Device,
-        parameters: Array,
-        data: Data,
-        dropout_rng: np.random.Generator,
-        team: Team | None = None,
-    ) -> Engine:
-        arguments = problem, device, parameters, data, dropout_rng, team
-        dtype = str(parameters.dtype)
-        labels = is_label_target(problem.objective, data.y.ndim)
-        recorded = fingerprint(problem, dtype, labels=labels)
-        if recorded != fingerprint(problem, dtype, labels=labels):
+    def make(start: Start) -> Engine:
+        recorded = _fingerprint(start)
+        if recorded != _fingerprint(start):
             _LOGGER.warning(
                 "nnbackend: a formula of this network is another one each time it is called: "
                 "training runs on the slower reference engine"
             )
-            return ReferenceEngine(*arguments)
-        engine = make_engine(*arguments)
+            return ReferenceEngine(start)
+        engine = make_engine(start)
         if not recorded or isinstance(engine, ReferenceEngine):
             return engine
-        kind = _WatchedInParts if hasattr(engine, "run_steps") else _Watched
-        return kind(engine, recorded, dtype, labels, arguments)
+        return _Watched(engine, recorded, start)
 
     return make
+
+
+def _fingerprint(start: Start) -> tuple[Any, ...]:
+    """Return what the user's formulas are now; nothing where all of them are built in."""
+    problem = start.problem
+    labels = is_label_target(problem.objective, start.data.y.ndim)
+    return fingerprint(problem, str(start.parameters.dtype), labels=labels)
 
 
 class _Watched:
     """An engine and, from the first change of a recorded formula on, the reference engine."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        recorded: tuple[Any, ...],
-        dtype: str,
-        labels: bool,
-        arguments: tuple[Problem, Device, Array, Data, np.random.Generator, Team | None],
-    ) -> None:
-        self._engine = engine
-        self._recorded, self._dtype, self._labels = recorded, dtype, labels
-        self._arguments = arguments
+    def __init__(self, engine: Engine, recorded: tuple[Any, ...], start: Start) -> None:
+        self._engine, self._recorded, self._start = engine, recorded, start
 
     def _follow(self) -> Engine:
         """Return the engine whose formulas are those of now."""
         if isinstance(self._engine, ReferenceEngine):
             return self._engine
-        problem, device, _, data, dropout_rng, team = self._arguments
-        if fingerprint(problem, self._dtype, labels=self._labels) != self._recorded:
+        if _fingerprint(self._start) != self._recorded:
             _LOGGER.warning(
                 "nnbackend: a formula has changed during the training (a number that it reads): "
                 "training goes on on the slower reference engine"
             )
             state = self._engine.state
-            self._engine = ReferenceEngine(
-                problem, device, state.parameters, data, dropout_rng, team
-            )
+            self._engine = ReferenceEngine(replace(self._start, parameters=state.parameters))
             self._engine.set_state(state)
         return self._engine
 
     @property
     def max_epochs_per_call(self) -> int:
-        """How many epochs ``run_epochs`` may be asked for at once."""
+        """How many epochs ``run`` may be asked for at once."""
         return self._engine.max_epochs_per_call
+
+    @property
+    def runs_parts(self) -> bool:
+        """Whether ``run`` takes parts of an epoch."""
+        return self._engine.runs_parts
 
     @property
     def parameters(self) -> Array:
@@ -110,11 +96,16 @@ class _Watched:
         """Let training go on from there; before the first step."""
         self._engine.set_state(state)
 
-    def run_epochs(
-        self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]
+    def run(
+        self,
+        data: Data,
+        orders: Sequence[Any] | None,
+        rates: Sequence[Sequence[float]],
+        *,
+        ends: bool = True,
     ) -> tuple[Array, Array]:
-        """Run epochs, one per list of rates, until one ends in a loss or parameter not finite."""
-        return self._follow().run_epochs(orders, rates)
+        """Run whole epochs, or a part of one; see ``Engine.run``."""
+        return self._follow().run(data, orders, rates, ends=ends)
 
     def restore_finite(self) -> None:
         """Go back to the parameters that the last epoch without NaN and infinity ended with."""
@@ -131,18 +122,3 @@ class _Watched:
     def data_loss(self, data: Data) -> Array:
         """Return the loss of the current parameters on ``data`` without penalties, 0-d."""
         return self._follow().data_loss(data)
-
-
-class _WatchedInParts(_Watched):
-    """One whose epochs run in parts as well."""
-
-    _engine: PartialEngine
-
-    def run_steps(self, data: Data, order: Any, rates: Sequence[float]) -> None:
-        """Run some steps of an epoch; their losses add up until ``end_epoch``."""
-        self._follow()
-        self._engine.run_steps(data, order, rates)
-
-    def end_epoch(self) -> tuple[Array, Array]:
-        """End an epoch: return its mean loss (1,), and whether all is finite."""
-        return self._engine.end_epoch()

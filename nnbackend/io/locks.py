@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 
-__all__ = ["FolderLock", "LOCK_FILE"]
+__all__ = ["LOCK_FILE", "FolderLock"]
 
 
 LOCK_FILE = ".lock"

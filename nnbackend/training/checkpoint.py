@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from nnbackend.model.network import Network
 from nnbackend.training.errors import CheckpointError
 from nnbackend.training.history import LISTS, History
 
-__all__ = ["Checkpoint", "options_of", "read_checkpoint", "require_same_options"]
+__all__ = ["Checkpoint", "read_checkpoint"]
 
 
 _Array = np.ndarray[Any, Any]
@@ -31,26 +30,34 @@ class Checkpoint:
 
     Attributes
     ----------
-    options : dict of str to str
-        What the training was asked for, with digests of its data; one that goes on has the same.
+    identity : dict
+        What decides the outcome, as JSON holds it; a training that goes on has the same.
     engine : EngineState
         Of NumPy arrays.
     best : array (n_parameters,) or None
         The parameters that early stopping would restore.
     position : int
         Steps of the current epoch that are done.
-    generators : dict of str to dict
-        The states of the generators ``shuffle``, at the beginning of the epoch, and ``dropout``.
+    order : dict
+        The state, at the beginning of the epoch, of the generator that draws the orders.
     history : History
         The finished epochs.
+    is_text : bool
+        Whether the identity is text, as version 0.1.0 wrote it.
     """
 
-    options: dict[str, str]
+    identity: Mapping[str, Any]
     engine: EngineState
     best: Any
     position: int
-    generators: dict[str, Any]
+    order: Mapping[str, Any]
     history: History
+    is_text: bool = False
+
+    @property
+    def engine_name(self) -> str:
+        """The name of the engine that the training began with."""
+        return str(self.identity.get("engine", "")).strip("'")
 
     @property
     def is_finite(self) -> bool:
@@ -75,11 +82,11 @@ class Checkpoint:
         host = net.to("cpu").copy()
         host.parameters[...] = self.engine.parameters
         description = {
-            "options": self.options,
+            "options" if self.is_text else "identity": dict(self.identity),
             "optimizer_step": self.engine.optimizer.step,
             "totals": list(self.engine.totals or ()),
             "position": self.position,
-            "generators": self.generators,
+            "generators": {"shuffle": self.order, "dropout": self.engine.dropout},
             "n_epochs": self.history.n_epochs,
             "history": {
                 name: value for name, value in self.history.to_dict().items() if name not in LISTS
@@ -98,7 +105,8 @@ class Checkpoint:
         ValueError, TypeError, KeyError
             If it is not what ``to_bytes`` writes.
         """
-        options = {str(key): str(value) for key, value in description["options"].items()}
+        is_text = "identity" not in description
+        identity = dict(description["options" if is_text else "identity"].items())
         position = positive_integer("position", description["position"], minimum=0)
         step = positive_integer("optimizer_step", description["optimizer_step"], minimum=0)
         if step > 2**53:
@@ -115,13 +123,17 @@ class Checkpoint:
         )
         parameters = net.parameters
         finite = arrays["finite"] if position else parameters
-        engine = EngineState(parameters, finite, OptimizerState(step, state), totals)
+        engine = EngineState(
+            parameters, finite, OptimizerState(step, state), totals, generators["dropout"]
+        )
         lists = {
             name: arrays[f"history.{name}"].tolist() if f"history.{name}" in arrays else []
             for name in LISTS
         }
         history = History.from_dict({**description["history"], **lists})
-        return cls(options, engine, arrays.get("best"), position, generators, history)
+        return cls(
+            identity, engine, arrays.get("best"), position, generators["shuffle"], history, is_text
+        )
 
 
 def read_checkpoint(path: str, net: Network) -> Checkpoint:
@@ -146,31 +158,3 @@ def read_checkpoint(path: str, net: Network) -> Checkpoint:
         raise UnusableModelError(
             f"path: {path!r} is not a valid checkpoint: {type(error).__name__}: {error}"
         ) from error
-
-
-def options_of(**values: Any) -> dict[str, str]:
-    """Return options as text that is the same in every process."""
-    # The default repr of an object of the user's own holds its address.
-    return {name: re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for name, value in values.items()}
-
-
-def _excerpt(text: str, start: int, length: int = 120) -> str:
-    end = start + length
-    return f"{'...' if start else ''}{text[start:end]}{'...' if end < len(text) else ''}"
-
-
-def require_same_options(found: Mapping[str, str], asked: Mapping[str, str]) -> None:
-    """Raise a CheckpointError that names what a training that goes on does differently."""
-    # Data last: that other standardization makes other data of them, is said by its own name.
-    for name in sorted({*found, *asked}, key=lambda name: ("data" in name, name)):
-        was, now = (options.get(name, "nothing") for options in (found, asked))
-        if was != now and name != "engine":
-            # From a little before where they begin to differ.
-            pairs = enumerate(zip(was, now, strict=False))
-            start = max(0, next((i for i, (a, b) in pairs if a != b), 0) - 40)
-            was, now = (_excerpt(text, start) for text in (was, now))
-            raise CheckpointError(
-                f"checkpoint: expected to go on with the same {name} ({was}), got {now}; only "
-                "epochs and engine may change: pass what the training began with, or choose "
-                "another folder"
-            )

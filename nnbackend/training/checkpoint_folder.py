@@ -15,7 +15,7 @@ from datetime import timedelta
 from time import monotonic
 from typing import Any
 
-from nnbackend.checks import positive_integer, real
+from nnbackend.checks import positive_integer
 from nnbackend.errors import InputError, ModelFileError, UnusableModelError
 from nnbackend.io.files import (
     checked_path,
@@ -29,7 +29,7 @@ from nnbackend.model.network import Network
 from nnbackend.training.checkpoint import Checkpoint, read_checkpoint
 from nnbackend.training.errors import CheckpointError
 
-__all__ = ["CheckpointFolder", "Keeper", "checked_interval", "checkpoint_files"]
+__all__ = ["CheckpointFolder", "Keeper", "checkpoint_files"]
 
 
 _LOGGER = logging.getLogger("nnbackend")
@@ -194,8 +194,8 @@ class Keeper:
         Where they go.
     every : float or timedelta
         Epochs, fractions of them included, or time.
-    options : dict of str to str
-        What the training was asked for.
+    identity : dict
+        What decides the outcome, as JSON holds it.
     steps_per_epoch : int
         Steps of an epoch.
     """
@@ -204,10 +204,10 @@ class Keeper:
         self,
         folder: CheckpointFolder,
         every: float | timedelta,
-        options: dict[str, str],
+        identity: dict[str, Any],
         steps_per_epoch: int,
     ) -> None:
-        self._folder, self.options = folder, options
+        self._folder, self.identity = folder, identity
         self._seconds = math.inf
         # More steps than any training takes: due by time alone.
         self._steps = 2**62
@@ -241,17 +241,3 @@ class Keeper:
         if checkpoint.is_finite:
             self._folder.write(steps_done, checkpoint.to_bytes(net))
         self.start(steps_done)
-
-
-def checked_interval(every: Any) -> float | timedelta:
-    """Return ``checkpoint_every``, or raise what is wrong with it."""
-    if isinstance(every, timedelta):
-        if every <= timedelta(0):
-            raise InputError(f"checkpoint_every: expected a time > 0, got {every}")
-        return every
-    if isinstance(every, str):
-        raise InputError(
-            "checkpoint_every: expected a number of epochs or a datetime.timedelta, such as "
-            f"timedelta(minutes=1), got {every!r}"
-        )
-    return real("checkpoint_every", every, above=0.0)

@@ -14,7 +14,7 @@ from nnbackend.errors import InputError
 if TYPE_CHECKING:
     from nnbackend.model.network import Network
 
-__all__ = ["Callback", "EarlyStopping", "History", "LISTS", "TrainingState"]
+__all__ = ["LISTS", "Callback", "EarlyStopping", "History", "TrainingState"]
 
 
 # The lists of a history: one entry for each epoch.

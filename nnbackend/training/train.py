@@ -9,39 +9,35 @@ from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
-from nnbackend.checks import positive_integer
+import numpy as np
+
 from nnbackend.core.losses import Loss
-from nnbackend.core.optimizers import Adam, Optimizer, OptimizerState
-from nnbackend.core.optimizers import optimizer as get_optimizer
+from nnbackend.core.optimizers import Optimizer, OptimizerState
 from nnbackend.data.batches import Feed
 from nnbackend.data.examples import Examples, Resident
 from nnbackend.data.placement import Memory
 from nnbackend.data.stream import Stream
 from nnbackend.device import Device, get_device
-from nnbackend.engines.base import Problem
+from nnbackend.engines.base import Problem, Start
 from nnbackend.engines.choice import default_engine, get_engine, reference_seconds
 from nnbackend.errors import InputError
 from nnbackend.floating_point import own_errors
 from nnbackend.model.network import Network
 from nnbackend.parallel.launch import together
+from nnbackend.parallel.team import Team
 from nnbackend.training.arguments import (
-    bound,
-    callback_tuple,
     check_early_stopping,
-    check_flags,
-    check_randomness,
     examples_of,
     validation_of,
 )
 from nnbackend.training.checkpoint import Checkpoint
-from nnbackend.training.checkpoint_folder import checked_interval
 from nnbackend.training.history import Callback, EarlyStopping, History
-from nnbackend.training.loop import Generators, Loop
+from nnbackend.training.identity import identity_of
+from nnbackend.training.loop import Loop
+from nnbackend.training.options import TrainingOptions
 from nnbackend.training.resuming import (
-    check_parts,
     checkpoint_folder,
     find_checkpoint,
-    identity_of,
     keep_and_share,
     set_optimizer_state,
 )
@@ -221,71 +217,87 @@ def train(
     >>> history.loss[-1] < 0.1 < history.loss[0]
     True
     """
+    asked: dict[str, Any] = {
+        "optimizer": optimizer, "loss": loss, "epochs": epochs, "batch_size": batch_size,
+        "shuffle": shuffle,
+        "seed": seed, "early_stopping": early_stopping, "callbacks": callbacks, "l1": l1, "l2": l2,
+        "penalty_per_sample": penalty_per_sample, "loss_by_rows": loss_by_rows,
+        "clip_value": clip_value, "clip_norm": clip_norm,
+        "engine": engine, "precision": precision, "optimizer_state": optimizer_state,
+        "checkpoint": checkpoint, "checkpoint_every": checkpoint_every,
+        "checkpoints_kept": checkpoints_kept, "resume": resume,
+    }  # fmt: skip
+    options = TrainingOptions(**asked)
     interruption = Interruption()
     with ExitStack() as stack:
         # When all else is closed, SIGTERM is passed on, after an error, too.
         stack.push(interruption.forward)
         team = stack.enter_context(together(communicator))
-        if not isinstance(net, Network):
-            raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
-        chosen = Adam(1e-3) if optimizer is None else get_optimizer(optimizer)
-        epochs = positive_integer("epochs", epochs)
-        if batch_size is not None:
-            batch_size = positive_integer("batch_size", batch_size)
-        check_randomness(shuffle, seed, keeps=checkpoint is not None, has_team=team is not None)
-        clip_value, clip_norm = bound("clip_value", clip_value), bound("clip_norm", clip_norm)
-        check_flags(penalty_per_sample=penalty_per_sample, loss_by_rows=loss_by_rows, resume=resume)
-        hooks = callback_tuple(callbacks, team)
-        every = checked_interval(checkpoint_every)
-        folder = checkpoint_folder(checkpoint, checkpoints_kept, resume, team)
-        if folder is not None:
-            stack.callback(folder.close)
-        stack.enter_context(net.being_trained())
-        device = get_device(net.device)
-        objective = net.objective(loss, l1, l2, penalty_per_sample=penalty_per_sample)
-        memory = Memory(net.preparation, objective, chosen, batch_size)
-        stack.enter_context(device.activate())
-        stack.enter_context(memory.explained())
-        examples, form, size = examples_of(
-            net, memory, objective.loss, (X, y, sample_weight), batch_size, shuffle, team
+        loop = _prepared(
+            stack, net, (X, y, sample_weight), validation_data, options, interruption, team
         )
-        validation = validation_of(memory, objective.loss, validation_data)
-        check_early_stopping(early_stopping, validation)
-        problem = Problem(objective, chosen, size, clip_value, clip_norm, precision, loss_by_rows)
-        found = find_checkpoint(folder, net, team, checkpoint=checkpoint is not None, resume=resume)
-        engine = _engine_name(examples, problem, engine, device, epochs, found)
-        make_engine = get_engine(engine, precision, device)
-        generators = Generators.of(seed)
-        runner = make_engine(problem, device, net.parameters, form, generators.dropout, team)
-        set_optimizer_state(runner, optimizer_state, problem, device)
-        loop = Loop(
-            net, runner, problem, examples, validation, early_stopping, hooks, epochs, generators,
-            interruption, team,
-        )  # fmt: skip
-        if checkpoint is not None or team is not None:
-            check_parts(loop.partial, problem, device)
-            # Before signals are noted alone: of a source it reads rows, which may take long.
-            options = identity_of(
-                net, problem, examples, validation, shuffle, seed, early_stopping, engine
-            )
-            stack.enter_context(interruption)
-            keep_and_share(loop, folder, every, options, found)
-        loop.run()
-    return loop.history
+        return loop.run()
+
+
+def _prepared(
+    stack: ExitStack,
+    net: Network,
+    given: tuple[Any, Any, Any],
+    validation_data: Any,
+    options: TrainingOptions,
+    interruption: Interruption,
+    team: Team | None,
+) -> Loop:
+    """Return the loop that runs a training; the stack closes what it needs."""
+    if not isinstance(net, Network):
+        raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
+    if team is not None:
+        options.require_shared()
+    folder = checkpoint_folder(options, team)
+    if folder is not None:
+        stack.callback(folder.close)
+    stack.enter_context(net.being_trained())
+    device = get_device(net.device)
+    objective = net.objective(
+        options.loss, options.l1, options.l2, penalty_per_sample=options.penalty_per_sample
+    )
+    memory = Memory(net.preparation, objective, options.optimizer, options.batch_size)
+    stack.enter_context(device.activate())
+    stack.enter_context(memory.explained())
+    examples, form, size = examples_of(net, memory, objective.loss, given, options, team)
+    validation = validation_of(memory, objective.loss, validation_data)
+    check_early_stopping(options.early_stopping, validation)
+    problem = Problem(
+        objective, options.optimizer, size, options.clip_value, options.clip_norm,
+        options.precision, options.loss_by_rows,
+    )  # fmt: skip
+    found = find_checkpoint(folder, net, options, team)
+    name = _engine_name(examples, problem, options, device, found)
+    make_engine = get_engine(name, options.precision, device)
+    shuffle, dropout = map(np.random.default_rng, np.random.SeedSequence(options.seed).spawn(2))
+    engine = make_engine(Start(problem, device, net.parameters, form, dropout, team))
+    set_optimizer_state(engine, options.optimizer_state, problem, device)
+    loop = Loop(net, engine, problem, examples, validation, options, shuffle, interruption, team)
+    if options.checkpoint is not None or team is not None:
+        # Before signals are noted alone: of a source it reads rows, which may take long.
+        identity = identity_of(net, options, problem, examples, validation, name)
+        stack.enter_context(interruption)
+        keep_and_share(loop, folder, options.checkpoint_every, identity, found)
+    return loop
 
 
 def _engine_name(
     examples: Examples,
     problem: Problem,
-    engine: Any,
+    options: TrainingOptions,
     device: Device,
-    epochs: int,
     found: Checkpoint | None,
 ) -> str:
     """Return the name of the engine that is to run; what it is named by is checked later."""
+    engine = options.engine
     if found is not None and engine == "auto":
         # What that stands for depends on the number of epochs, which may have grown.
-        engine = found.options.get("engine", "").strip("'")
+        engine = found.engine_name
     if isinstance(examples, Feed):
         if engine not in ("auto", "reference"):
             raise InputError(
@@ -305,5 +317,5 @@ def _engine_name(
             "whose steps are planned for data on the GPU"
         )
     if engine != "auto":
-        return engine  # type: ignore[no-any-return]
-    return default_engine(device, reference_seconds(problem, examples.n_samples, epochs))
+        return engine
+    return default_engine(device, reference_seconds(problem, examples.n_samples, options.epochs))

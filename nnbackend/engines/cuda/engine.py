@@ -22,9 +22,7 @@ from nnbackend.errors import InputError
 
 if TYPE_CHECKING:
     from nnbackend.data.examples import Data
-    from nnbackend.device import Device
-    from nnbackend.engines.base import Engine, Problem
-    from nnbackend.parallel.team import Team
+    from nnbackend.engines.base import Engine, Problem, Start
 
 __all__ = ["CudaEngine", "cuda_engine"]
 
@@ -51,25 +49,18 @@ _DRAWN = 2
 _EPOCHS, _IS_BAD = 0, 1
 
 
-def cuda_engine(
-    problem: Problem,
-    device: Device,
-    parameters: Array,
-    data: Data,
-    dropout_rng: np.random.Generator,
-    team: Team | None = None,
-) -> Engine:
+def cuda_engine(start: Start) -> Engine:
     """Return a ``CudaEngine``, or the reference engine where a formula cannot be recorded.
 
     Such a formula is a user's activation, loss or optimizer that branches on data or uses functions
     that no kernel has.
     """
-    if team is not None:
+    if start.team is not None:
         raise InputError(
             "engine: expected 'reference' on GPUs with a communicator, got 'cuda', whose steps are "
             "planned for one process"
         )
-    dtype = str(parameters.dtype)
+    problem, dtype = start.problem, str(start.parameters.dtype)
     if problem.precision != "float32" and dtype != "float32":
         raise InputError(
             f"precision: expected 'float32' with a network of dtype {dtype}, got "
@@ -78,7 +69,7 @@ def cuda_engine(
     precision = "float64" if dtype == "float64" else problem.precision
     try:
         kernels = CudaKernels(
-            problem, dtype, precision, labels=is_label_target(problem.objective, data.y.ndim)
+            problem, dtype, precision, labels=is_label_target(problem.objective, start.data.y.ndim)
         )
     except UnrecordedError as error:
         if problem.precision != "float32":
@@ -91,8 +82,8 @@ def cuda_engine(
             "reference engine",
             error,
         )
-        return ReferenceEngine(problem, device, parameters, data, dropout_rng)
-    return CudaEngine(problem, device, parameters, data, dropout_rng, kernels)
+        return ReferenceEngine(start)
+    return CudaEngine(start, kernels)
 
 
 class _Program(Protocol):
@@ -108,6 +99,9 @@ class _Program(Protocol):
     def start(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
         """Do what is done once, before the first step."""
 
+    def take_generator(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
+        """Draw dropout masks from where a generator stands; before the first step."""
+
     def refresh(self, executor: CudaExecutor) -> None:
         """Follow a change of the parameters by others than the steps."""
 
@@ -122,18 +116,15 @@ class CudaEngine:
     graphs, many of them in one where they are short; where products cannot be captured, for want of
     cuBLASLt, they are launched one by one. Validation runs on the reference's formulas.
 
-    The arguments are those of ``ReferenceEngine``, and the problem's kernels.
+    The arguments are that of ``ReferenceEngine``, and the problem's kernels.
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        device: Device,
-        parameters: Array,
-        data: Data,
-        dropout_rng: np.random.Generator,
-        kernels: CudaKernels,
-    ) -> None:
+    runs_parts = False
+
+    def __init__(self, start: Start, kernels: CudaKernels) -> None:
+        problem, device, parameters, data = (
+            start.problem, start.device, start.parameters, start.data,
+        )  # fmt: skip
         self._problem, self._device, self._xp = problem, device, device.xp
         self._executor = executor = CudaExecutor(device, kernels.precision)
         self._program = program = _choose(problem, kernels, data, executor)
@@ -145,8 +136,8 @@ class CudaEngine:
         if data.sample_weight is not None:
             executor.adopt("weight", data.sample_weight)
         self._step = 0
-        self._dropout_rng = dropout_rng
-        self._rng_start = dropout_rng.bit_generator.state
+        self._dropout_rng = start.dropout
+        self._rng_start = start.dropout.bit_generator.state
         self._n_samples = data.n_samples
         self._has_rows_in_order = False
         with executor.ordered():
@@ -155,12 +146,12 @@ class CudaEngine:
             self._write("finite", parameters)
             for i, entry in enumerate(problem.optimizer.init(self._xp, parameters)):
                 self._write(f"state{i}", entry)
-            program.start(executor, dropout_rng)
+            program.start(executor, start.dropout)
             program.refresh(executor)
 
     @property
     def max_epochs_per_call(self) -> int:
-        """How many epochs ``run_epochs`` may be asked for at once."""
+        """How many epochs ``run`` may be asked for at once."""
         return self._program.max_epochs
 
     @property
@@ -182,7 +173,9 @@ class CudaEngine:
             if self._problem.objective.structure.has_dropout:
                 drawn = int(self._device.to_numpy(buffers["counters"])[_DRAWN])
                 _advance(self._dropout_rng, self._rng_start, drawn, str(parameters.dtype))
-        return EngineState(parameters, finite, OptimizerState(self._step, arrays))
+        optimizer = OptimizerState(self._step, arrays)
+        dropout = self._dropout_rng.bit_generator.state
+        return EngineState(parameters, finite, optimizer, None, dropout)
 
     def set_state(self, state: EngineState) -> None:
         """Let training go on from there; before the first step."""
@@ -193,11 +186,22 @@ class CudaEngine:
             for i, array in enumerate(state.optimizer.arrays):
                 self._write(f"state{i}", array)
             self._program.refresh(self._executor)
+            if state.dropout is not None:
+                self._dropout_rng.bit_generator.state = self._rng_start = state.dropout
+                self._program.take_generator(self._executor, self._dropout_rng)
 
-    def run_epochs(
-        self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]
+    def run(
+        self,
+        data: Data,
+        orders: Sequence[Any] | None,
+        rates: Sequence[Sequence[float]],
+        *,
+        ends: bool = True,
     ) -> tuple[Array, Array]:
-        """Run epochs, one per list of rates, until one ends in a loss or parameter not finite."""
+        """Run whole epochs on the engine's own examples; see ``Engine.run``."""
+        del data
+        if not ends:
+            raise NotImplementedError("its steps are planned for whole epochs")
         coefficients = coefficient_table(self._problem.optimizer, rates, self._step)
         executor, n_epochs = self._executor, len(rates)
         with executor.ordered():
@@ -292,6 +296,9 @@ class _Tiny:
         del dropout_rng
         executor.allow_shared("run_epochs", self._planner.shared_bytes)
 
+    def take_generator(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
+        """Nothing is drawn."""
+
     def refresh(self, executor: CudaExecutor) -> None:
         """Nothing follows a change of the parameters."""
 
@@ -346,9 +353,13 @@ class _Steps:
         """Place what the kernels read, and the data in the form that they take."""
         segments = [(bias.offset, bias.offset + bias.size) for bias in self.layout.biases]
         executor.upload("biases", np.asarray(segments).reshape(-1))
+        self.take_generator(executor, dropout_rng)
+        executor.run(self._planner.preparation())
+
+    def take_generator(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
+        """Draw dropout masks from where a generator stands; before the first step."""
         if self._has_dropout:
             executor.upload("generator", _generator_words(dropout_rng))
-        executor.run(self._planner.preparation())
 
     def refresh(self, executor: CudaExecutor) -> None:
         """Write the parameters as operands of the products."""

@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from nnbackend.engines.base import Problem
 
 __all__ = [
-    "CudaKernels",
-    "CudaPrinter",
     "DRAWS_PER_THREAD",
     "THREADS",
+    "CudaKernels",
+    "CudaPrinter",
     "activated",
     "derivative_of",
     "fill",

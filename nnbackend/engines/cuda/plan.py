@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-__all__ = ["Buffer", "Epilogue", "ITEM_BYTES", "Kernel", "Launch", "Matrix", "Product", "Vector"]
+__all__ = ["ITEM_BYTES", "Buffer", "Epilogue", "Kernel", "Launch", "Matrix", "Product", "Vector"]
 
 
 # Bytes of an element, by NumPy's name of its type; bfloat16 is kept as uint16.

@@ -25,8 +25,7 @@ from nnbackend.parallel.team import Share
 if TYPE_CHECKING:
     from nnbackend.data.examples import Data
     from nnbackend.device import Device
-    from nnbackend.engines.base import Problem
-    from nnbackend.parallel.team import Team
+    from nnbackend.engines.base import Problem, Start
 
 __all__ = ["CpuEngine"]
 
@@ -47,22 +46,17 @@ class CpuEngine:
     the products in NumPy's BLAS. A formula that cannot be recorded, such as a user's activation
     that branches on data, runs as it stands, on NumPy.
 
-    The arguments are those of ``ReferenceEngine``.
+    The argument is that of ``ReferenceEngine``.
     """
 
     max_epochs_per_call = 2**20
+    runs_parts = True
 
-    def __init__(
-        self,
-        problem: Problem,
-        device: Device,
-        parameters: Array,
-        data: Data,
-        dropout_rng: np.random.Generator,
-        team: Team | None = None,
-    ) -> None:
-        self._problem = problem
-        self._team = team
+    def __init__(self, start: Start) -> None:
+        problem, device, parameters, data = (
+            start.problem, start.device, start.parameters, start.data,
+        )  # fmt: skip
+        self._problem, self._team, self._dropout_rng = problem, start.team, start.dropout
         self._dtype = np.dtype(str(parameters.dtype))
         self._step = 0
         self._xp = device.xp
@@ -70,11 +64,11 @@ class CpuEngine:
         kernels = Kernels(problem, self._dtype.name, labels=self._labels)
         self._steps: Steps | None = None
         self._program: Callable[..., tuple[int, bool]]
-        if _is_small(problem) and not kernels.unrecorded and team is None:
+        if _is_small(problem) and not kernels.unrecorded and start.team is None:
             self._program = load_kernels(kernels.compiled_source()).run
         else:
             module = load_kernels(kernels.source())
-            self._steps = Steps(problem, device.xp, kernels, module, dropout_rng, team)
+            self._steps = Steps(problem, device.xp, kernels, module, start.dropout, start.team)
             self._program = self._steps.run
         self._hyper = np.asarray(kernels.hyperparameters, self._dtype)
         self._allocate(problem, data, device, parameters)
@@ -139,6 +133,7 @@ class CpuEngine:
             self._finite.copy(),
             OptimizerState(self._step, arrays),
             (loss, weight),
+            self._dropout_rng.bit_generator.state,
         )
 
     def set_state(self, state: EngineState) -> None:
@@ -148,39 +143,38 @@ class CpuEngine:
         for own, given in zip(self._state, state.optimizer.arrays, strict=False):
             own[...] = given
         self._totals[:] = state.totals or 0.0
+        if state.dropout is not None:
+            self._dropout_rng.bit_generator.state = state.dropout
 
-    def run_epochs(
-        self, orders: Sequence[Any] | None, rates: Sequence[Sequence[float]]
+    def run(
+        self,
+        data: Data,
+        orders: Sequence[Any] | None,
+        rates: Sequence[Sequence[float]],
+        *,
+        ends: bool = True,
     ) -> tuple[Array, Array]:
-        """Run epochs, one per list of rates, until one ends in a loss or parameter not finite."""
-        order = None
-        if orders is not None:
-            order = np.stack([np.asarray(entry, np.int64) for entry in orders])
-        losses = np.empty(len(rates))
-        done, is_finite = self._train(self._data[1], order, rates, losses, ends=True)
-        return losses[:done], np.asarray(is_finite)
-
-    def run_steps(self, data: Data, order: Any, rates: Sequence[float]) -> None:
-        """Run some steps of an epoch; their losses add up until ``end_epoch``."""
+        """Run whole epochs, or a part of one; see ``Engine.run``."""
         columns = self._data[1] if data is self._data[0] else self._columns(data)
-        losses = np.empty(1)
-        if self._team is None or self._steps is None:
-            rows = None if order is None else np.asarray(order, np.int64)[None, :]
-            self._train(columns, rows, [rates], losses, ends=False)
-            return
-        rows = np.arange(data.n_samples) if order is None else np.asarray(order, np.int64)
-        size = len(rows) if len(rates) == 1 else self._problem.batch_size
-        for number, rate in enumerate(rates):
-            batch = rows[number * size : (number + 1) * size]
-            self._steps.share = part = Share.of(self._team, len(batch))
-            self._train(columns, batch[None, part.rows], [[rate]], losses, ends=False)
-
-    def end_epoch(self) -> tuple[Array, Array]:
-        """End an epoch: return its mean loss (1,), and whether all is finite."""
-        losses = np.empty(1)
-        no_rows = np.empty((1, 0), np.int64)
-        _, is_finite = self._train(self._data[1], no_rows, [[]], losses, ends=True)
-        return losses, np.asarray(is_finite)
+        rows = None
+        if orders is not None:
+            rows = np.stack([np.asarray(order, np.int64) for order in orders])
+        if self._team is None or self._steps is None or not rates[0]:
+            losses = np.empty(len(rates))
+            done, is_finite = self._train(columns, rows, rates, losses, ends=ends)
+        else:
+            # A process of a team looks after each step: one epoch, or a part of one.
+            losses, (epoch_rates,) = np.empty(1), rates
+            every = np.arange(data.n_samples) if rows is None else rows[0]
+            size = len(every) if len(epoch_rates) == 1 else self._problem.batch_size
+            for number, rate in enumerate(epoch_rates, 1):
+                batch = every[(number - 1) * size : number * size]
+                self._steps.share = part = Share.of(self._team, len(batch))
+                is_end = ends and number == len(epoch_rates)
+                done, is_finite = self._train(
+                    columns, batch[None, part.rows], [[rate]], losses, ends=is_end
+                )
+        return losses[: done if ends else 0], np.asarray(is_finite)
 
     def _train(
         self,

@@ -1,0 +1,139 @@
+"""What decides the outcome of a training, so that one that goes on is compared with it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from nnbackend.data.examples import Data, Examples, data_digest
+from nnbackend.device import get_device
+from nnbackend.engines.base import Problem
+from nnbackend.io.format import STANDARDIZATIONS
+from nnbackend.model.network import Network
+from nnbackend.training.errors import CheckpointError
+from nnbackend.training.options import TrainingOptions
+
+__all__ = ["as_json", "as_text", "identity_of", "require_same"]
+
+# Is stored, and may change.
+_FREE = "engine"
+
+
+def identity_of(
+    net: Network,
+    options: TrainingOptions,
+    problem: Problem,
+    examples: Examples,
+    validation: Data | None,
+    engine: str,
+) -> dict[str, Any]:
+    """Return by name what decides the outcome: options, network, and digests of the data."""
+    to_numpy = get_device(net.device).to_numpy
+    return {
+        **options.deciding(),
+        # As they came out: the loss that the output implies, a batch of all examples.
+        "loss": problem.objective.loss,
+        "batch_size": problem.batch_size,
+        "engine": engine,
+        "layer_sizes": net.layer_sizes,
+        "hidden": net.hidden,
+        "output": net.output,
+        "dropout": net.dropout,
+        "dtype": net.dtype,
+        "feature_names": net.feature_names,
+        "data": examples.digest(to_numpy),
+        "validation_data": None if validation is None else data_digest(validation, to_numpy),
+        **{name: _columns_digest(getattr(net, name), to_numpy) for name in STANDARDIZATIONS},
+    }
+
+
+def _columns_digest(columns: Any, to_numpy: Callable[[Any], Any]) -> str:
+    if columns is None:
+        return "none"
+    return hashlib.sha256(b"".join(to_numpy(x).tobytes() for x in columns)).hexdigest()
+
+
+def as_text(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return values as text that is the same in every process."""
+    return {name: _text(value) for name, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    # The default repr of an object of the user's own holds its address.
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def as_json(value: Any) -> Any:
+    """Return a value as JSON holds it: objects by the name of their class, with their fields."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): as_json(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(entry) for entry in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        entries = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+        return {"class": type(value).__qualname__, **as_json(entries)}
+    return _text(value)
+
+
+def require_same(found: Mapping[str, Any], asked: Mapping[str, Any], *, is_text: bool) -> None:
+    """Raise a CheckpointError that names what a training that goes on does differently.
+
+    Parameters
+    ----------
+    found : mapping
+        What a checkpoint holds.
+    asked : mapping
+        What ``identity_of`` returned.
+    is_text : bool
+        Whether ``found`` is text, as version 0.1.0 wrote it, rather than JSON.
+    """
+    now: Mapping[str, Any] = as_text(asked) if is_text else as_json(asked)
+    defaults: Mapping[str, Any] = TrainingOptions().deciding()
+    defaults = as_text(defaults) if is_text else as_json(defaults)
+    # Data last: that other standardization makes other data of them, is said by its own name.
+    for name in sorted({*found, *now} - {_FREE}, key=lambda name: ("data" in name, name)):
+        # An option that came later was at its default.
+        was = found.get(name, defaults.get(name, "nothing"))
+        different = _first_difference(name, was, now.get(name, "nothing"))
+        if different is not None:
+            where, before, after = different
+            raise CheckpointError(
+                f"checkpoint: expected to go on with the same {where} ({before}), got {after}; "
+                "only epochs and engine may change: pass what the training began with, or choose "
+                "another folder"
+            )
+
+
+def _first_difference(name: str, was: Any, now: Any) -> tuple[str, str, str] | None:
+    """Return what differs first: its name, and both values as text that is not long."""
+    if was == now:
+        return None
+    if isinstance(was, dict) and isinstance(now, dict) and was.get("class") == now.get("class"):
+        for key in sorted({*was, *now}):
+            found = _first_difference(f"{name}.{key}", was.get(key), now.get(key))
+            if found is not None:
+                return found
+    texts = was, now
+    if not (isinstance(was, str) and isinstance(now, str)):
+        texts = _shown(was), _shown(now)
+    # From a little before where they begin to differ.
+    pairs = enumerate(zip(*texts, strict=False))
+    start = max(0, next((i for i, (a, b) in pairs if a != b), 0) - 40)
+    return name, *(_excerpt(text, start) for text in texts)  # type: ignore[return-value]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict) and "class" in value:
+        entries = (f"{key}={_shown(entry)}" for key, entry in value.items() if key != "class")
+        return f"{value['class']}({', '.join(entries)})"
+    return repr(value)
+
+
+def _excerpt(text: str, start: int, length: int = 120) -> str:
+    end = start + length
+    return f"{'...' if start else ''}{text[start:end]}{'...' if end < len(text) else ''}"
