@@ -308,11 +308,11 @@ def test_control_c_keeps_what_was_learnt(run, monkeypatch):
     original = Loop._read
     calls = []
 
-    def interrupted(self, losses, is_finite):
+    def interrupted(self, epochs):
         calls.append(None)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return original(self, losses, is_finite)
+        return original(self, epochs)
 
     monkeypatch.setattr(Loop, "_read", interrupted)
     code, out, _ = run("train", "--out", "r", "--json")
