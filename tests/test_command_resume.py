@@ -15,8 +15,8 @@ import pytest
 import nnbackend as nb
 from nnbackend.cli import command as cli
 from nnbackend.cli.run_folder import RunFolder
-from nnbackend.io.format import read_training
 from nnbackend.training import curves
+from nnbackend.training.checkpoint import read_training
 from nnbackend.training.checkpoint_folder import CheckpointFolder, Keeper, checkpoint_files
 
 EPOCHS = 8

@@ -18,8 +18,8 @@ from nnbackend.io.files import (
     require_writable,
     write_atomically,
 )
-from nnbackend.io.format import read_training
 from nnbackend.io.locks import LOCK_FILE, FolderLock
+from nnbackend.training.checkpoint import read_training
 from nnbackend.training.checkpoint_folder import checkpoint_files
 from nnbackend.training.errors import CheckpointError
 
