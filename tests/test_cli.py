@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import nnbackend as nb
-from nnbackend.cli import evaluation
+from nnbackend.cli import evaluation, result
 from nnbackend.data.datasets import load_dataset
 
 FILES = ["curves.png", "held_out.csv", "history.json", "model.safetensors"]
@@ -276,22 +276,20 @@ def test_divergence_is_told_and_what_was_learnt_is_kept(run):
 
 
 def test_a_full_disk_leaves_no_part_of_an_outcome_and_what_was_learnt(run, monkeypatch):
-    import nnbackend.cli.experiment
-
-    real = nnbackend.experiment.write_atomically
+    real = result.write_atomically
 
     def fail_at_the_picture(path, content):
         if Path(path).name == "curves.png":
             raise nb.InputError("path: cannot write (No space left on device)")
         real(path, content)
 
-    monkeypatch.setattr(nnbackend.experiment, "write_atomically", fail_at_the_picture)
+    monkeypatch.setattr(result, "write_atomically", fail_at_the_picture)
     code, _, err = run("train", *QUICK, "--out", "r")
     assert code == 2
     assert "No space left" in err
     assert "go on with: nnbackend train --resume r" in err
     assert sorted(path.name for path in Path("r").iterdir()) == FOR_GOING_ON
-    monkeypatch.setattr(nnbackend.experiment, "write_atomically", real)
+    monkeypatch.setattr(result, "write_atomically", real)
     assert run("train", "--resume", "r")[0] == 0
     assert nb.load("r/model.safetensors").n_parameters == 641
 
