@@ -22,7 +22,12 @@ from nnbackend.core.activations import ACTIVATIONS
 from nnbackend.data.sources import Arrays
 from nnbackend.errors import InputError, ModelFileError
 from nnbackend.io import container, files
-from nnbackend.training.checkpoint import read_checkpoint, read_training, training_bytes
+from nnbackend.training.checkpoint import (
+    parse_checkpoint,
+    read_checkpoint,
+    read_training,
+    training_bytes,
+)
 from nnbackend.training.checkpoint_folder import CheckpointFolder, Keeper, checkpoint_files
 from nnbackend.training.errors import CheckpointError, DivergenceError
 
@@ -720,6 +725,19 @@ def test_no_flipped_bit_and_no_prefix_of_a_checkpoint_is_read_as_another(tmp_pat
         target.write_bytes(content[:length])
         with pytest.raises(ModelFileError):
             read_checkpoint(str(target), net)
+
+
+def test_a_checkpoint_is_read_of_bytes_as_of_its_file(tmp_path):
+    net = network()
+    train(net, **keeping(tmp_path, every=0.5))
+    path = checkpoint_files(tmp_path)[1]
+    content = Path(path).read_bytes()
+    found = parse_checkpoint(content, "bytes", net)
+    assert found.to_bytes(net) == read_checkpoint(path, net).to_bytes(net) == content
+    with pytest.raises(ModelFileError, match="path: 'bytes' is not a whole safetensors file"):
+        parse_checkpoint(content[:-1], "bytes", net)
+    with pytest.raises(CheckpointError, match="got 'bytes' of Network"):
+        parse_checkpoint(content, "bytes", network((3, 7, 1)))
 
 
 GENERATOR = np.random.default_rng(0).bit_generator.state
