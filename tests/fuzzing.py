@@ -40,7 +40,8 @@ from nnbackend.cli.command import main
 from nnbackend.data.datasets import encode_target
 from nnbackend.data.tables import read_table
 from nnbackend.errors import InputError, NNBackendError
-from nnbackend.io import format as persistence
+from nnbackend.io import container
+from nnbackend.io.format import to_bytes
 from nnbackend.training.checkpoint import read_checkpoint
 
 Random = random.Random
@@ -177,7 +178,7 @@ def networks() -> list[bytes]:
     named.class_names = ("low", "Höhe", "高")
     regression = nb.Network([2, 3, 2], output="identity", dtype="float64").standardize(X, X)
     linear = nb.Network([2, 1], output="exp")
-    return [persistence.to_bytes(net) for net in (little, named, regression, linear)]
+    return [to_bytes(net) for net in (little, named, regression, linear)]
 
 
 def checkpointed() -> nb.Network:
@@ -316,7 +317,7 @@ def change_model(rng: Random, content: bytes) -> bytes:
             for name, claim in header.items()
             if name != "__metadata__"
         }
-        description["sha256"] = persistence._digest(description, arrays)
+        description["sha256"] = container.digest(description, arrays)
         header["__metadata__"]["nnbackend"] = json.dumps(description)
         return joined(header, data)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
@@ -347,7 +348,7 @@ def read_model(path: str) -> None:
         assert names is None or all(name.encode() is not None for name in names)
     assert repr(net)
     # What was read can be written, and is the same when it is read again.
-    again = persistence.to_bytes(net)
+    again = to_bytes(net)
     assert parts(again)[1] == parts(Path(path).read_bytes())[1]
 
 

@@ -21,9 +21,13 @@ import nnbackend as nb
 from nnbackend.core.activations import ACTIVATIONS
 from nnbackend.data.sources import Arrays
 from nnbackend.errors import InputError, ModelFileError
-from nnbackend.io import files
-from nnbackend.io import format as persistence
-from nnbackend.training.checkpoint import read_checkpoint
+from nnbackend.io import container, files
+from nnbackend.training.checkpoint import (
+    parse_checkpoint,
+    read_checkpoint,
+    read_training,
+    training_bytes,
+)
 from nnbackend.training.checkpoint_folder import CheckpointFolder, Keeper, checkpoint_files
 from nnbackend.training.errors import CheckpointError, DivergenceError
 
@@ -521,7 +525,7 @@ def rewritten(path, **changes):
     facts = json.loads(json.loads(content[8:n])["__metadata__"]["nnbackend"])
     facts |= changes
     arrays = safetensors.numpy.load(content)
-    facts["sha256"] = persistence._digest(facts, arrays)
+    facts["sha256"] = container.digest(facts, arrays)
     path.write_bytes(safetensors.numpy.save(arrays, {"nnbackend": json.dumps(facts)}))
 
 
@@ -723,6 +727,19 @@ def test_no_flipped_bit_and_no_prefix_of_a_checkpoint_is_read_as_another(tmp_pat
             read_checkpoint(str(target), net)
 
 
+def test_a_checkpoint_is_read_of_bytes_as_of_its_file(tmp_path):
+    net = network()
+    train(net, **keeping(tmp_path, every=0.5))
+    path = checkpoint_files(tmp_path)[1]
+    content = Path(path).read_bytes()
+    found = parse_checkpoint(content, "bytes", net)
+    assert found.to_bytes(net) == read_checkpoint(path, net).to_bytes(net) == content
+    with pytest.raises(ModelFileError, match="path: 'bytes' is not a whole safetensors file"):
+        parse_checkpoint(content[:-1], "bytes", net)
+    with pytest.raises(CheckpointError, match="got 'bytes' of Network"):
+        parse_checkpoint(content, "bytes", network((3, 7, 1)))
+
+
 GENERATOR = np.random.default_rng(0).bit_generator.state
 HOSTILE = {
     "options": [None, [], "text", 3],
@@ -757,19 +774,19 @@ def test_a_description_that_makes_no_sense_is_refused_though_its_checksum_is_rig
     net = network()
     train(net, **keeping(tmp_path, every=0.6, kept=10))
     path = checkpoint_files(tmp_path)[1]
-    stored, description, arrays = persistence.read_training(path)
+    stored, description, arrays = read_training(path)
     del description["arrays"]
-    whole = persistence.to_bytes(stored, description, arrays)
+    whole = training_bytes(stored, description, arrays)
     assert whole == Path(path).read_bytes()
     for value in HOSTILE[name]:
-        content = persistence.to_bytes(stored, {**description, name: value}, arrays)
+        content = training_bytes(stored, {**description, name: value}, arrays)
         Path(path).write_bytes(content)
         with pytest.raises(ModelFileError, match="is not a valid checkpoint"):
             read_checkpoint(path, net)
         # Its network is whole.
         np.testing.assert_array_equal(nb.load(path).parameters, stored.parameters)
     del description[name]
-    Path(path).write_bytes(persistence.to_bytes(stored, description, arrays))
+    Path(path).write_bytes(training_bytes(stored, description, arrays))
     with pytest.raises(ModelFileError, match="is not a valid checkpoint"):
         read_checkpoint(path, net)
 

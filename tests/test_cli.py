@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import nnbackend as nb
-from nnbackend.cli import evaluation
+from nnbackend.cli import evaluation, result
+from nnbackend.cli.naming import renamed
 from nnbackend.data.datasets import load_dataset
 
 FILES = ["curves.png", "held_out.csv", "history.json", "model.safetensors"]
@@ -184,6 +185,78 @@ def test_every_training_option_reaches_the_training(run):
     assert nb.load("r/model.safetensors").dropout == (0.1, 0.1)
 
 
+# Each option: what is typed, and the value that it has.
+TYPED = {
+    "activation": ("tanh", "tanh"),
+    "initializer": ("lecun_uniform", "lecun_uniform"),
+    "dropout": ("0.1", 0.1),
+    "dtype": ("float64", "float64"),
+    "device": ("auto", "auto"),
+    "loss": ("squared_error", "squared_error"),
+    "optimizer": ("sgd", "sgd"),
+    "epochs": ("2", 2),
+    "batch_size": ("full", None),
+    "patience": ("3", 3),
+    "l1": ("0.001", 0.001),
+    "l2": ("1", 1.0),
+    "clip_norm": ("2", 2.0),
+    "engine": ("reference", "reference"),
+    "precision": ("float32", "float32"),
+    "seed": ("7", 7),
+    "validation": ("0", 0.0),
+    "held_out": ("0.1", 0.1),
+}
+
+
+def test_every_option_is_told_by_history_and_command(run):
+    typed = [f"--{name.replace('_', '-')}={text}" for name, (text, _) in TYPED.items()]
+    values = {name: value for name, (_, value) in TYPED.items()}
+    code, out, err = run("train", *typed, "--out", "r", "--json")
+    assert (code, err) == (0, "")
+    options = json.loads(out)["options"]
+    assert {name: options[name] for name in TYPED} == {**values, "optimizer": repr(nb.SGD())}
+    assert json.loads(Path("r/command.json").read_text())["options"] == values
+    assert run("train", "--resume", "r")[0] == 0
+    # Those that are not typed are there, and nothing is stored.
+    code, out, _ = run("train", *QUICK, "--out", "s", "--json")
+    assert json.loads(out)["options"].keys() == options.keys()
+    assert json.loads(Path("s/command.json").read_text())["options"] == {"epochs": 2}
+
+
+def test_help_tells_the_defaults(run):
+    code, out, _ = run("train", "--help")
+    words = " ".join(out.split())
+    assert code == 0
+    for text in (
+        "or 'none' (64,32 *)", "at most (200 *)", "or 'full' (32 *)", "no early stopping (20 *)",
+        "--learning-rate RATE (0.001 *)", "--l1 STRENGTH penalty (0)", "(adamw *)", "(relu *)",
+        "the training (0)", "(float32)", "--clip-norm NORM (no clipping)",
+    ):  # fmt: skip
+        assert text in words
+
+
+class NamedError(nb.InputError):
+    """An error that carries the name of its argument."""
+
+    def __init__(self, message, argument):
+        super().__init__(message)
+        self.argument = argument
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (nb.InputError("batch_size: expected 1: got 0"), "--batch-size: expected 1: got 0"),
+        (NamedError("batch_size: expected 1", "batch_size"), "--batch-size: expected 1"),
+        (NamedError("batch_size: expected 1", "epochs"), "batch_size: expected 1"),
+        (nb.InputError("batch_sizes: expected 1"), "batch_sizes: expected 1"),
+        (nb.InputError("batch_size is 0"), "batch_size is 0"),
+    ],
+)
+def test_an_error_is_told_with_the_option_that_was_typed(error, sentence):
+    assert renamed(error, {"batch_size": "--batch-size", "epochs": "--epochs"}) == sentence
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -223,6 +296,7 @@ def test_every_training_option_reaches_the_training(run):
         (["train", "--out", "/proc/none/run"], "--out: cannot create the run folder"),
         (["train", "--out", "full"], "--out: expected a new or an empty folder"),
         (["predict", "none.safetensors", "x.csv"], "MODEL: expected a readable model file"),
+        (["predict", "full/file", "x.csv", "--device", "gpu"], "--device: expected 'cpu'"),
         (["info", "full/file"], "MODEL: 'full/file' is not a whole safetensors file"),
     ],
 )
@@ -276,22 +350,20 @@ def test_divergence_is_told_and_what_was_learnt_is_kept(run):
 
 
 def test_a_full_disk_leaves_no_part_of_an_outcome_and_what_was_learnt(run, monkeypatch):
-    import nnbackend.cli.experiment
-
-    real = nnbackend.experiment.write_atomically
+    real = result.write_atomically
 
     def fail_at_the_picture(path, content):
         if Path(path).name == "curves.png":
             raise nb.InputError("path: cannot write (No space left on device)")
         real(path, content)
 
-    monkeypatch.setattr(nnbackend.experiment, "write_atomically", fail_at_the_picture)
+    monkeypatch.setattr(result, "write_atomically", fail_at_the_picture)
     code, _, err = run("train", *QUICK, "--out", "r")
     assert code == 2
     assert "No space left" in err
     assert "go on with: nnbackend train --resume r" in err
     assert sorted(path.name for path in Path("r").iterdir()) == FOR_GOING_ON
-    monkeypatch.setattr(nnbackend.experiment, "write_atomically", real)
+    monkeypatch.setattr(result, "write_atomically", real)
     assert run("train", "--resume", "r")[0] == 0
     assert nb.load("r/model.safetensors").n_parameters == 641
 

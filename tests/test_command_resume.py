@@ -15,8 +15,8 @@ import pytest
 import nnbackend as nb
 from nnbackend.cli import command as cli
 from nnbackend.cli.run_folder import RunFolder
-from nnbackend.io.format import read_training
 from nnbackend.training import curves
+from nnbackend.training.checkpoint import read_training
 from nnbackend.training.checkpoint_folder import CheckpointFolder, Keeper, checkpoint_files
 
 EPOCHS = 8
@@ -138,7 +138,7 @@ def test_more_epochs_extend_a_run_and_are_remembered(run, broken):
     code, out, _ = run("train", "--resume", "r", "--epochs", 6, "--json")
     assert code == 0
     assert len(json.loads(out)["history"]["loss"]) == 6
-    assert "--epochs=6" in json.loads(Path("r/command.json").read_text())["arguments"]
+    assert json.loads(Path("r/command.json").read_text())["options"]["epochs"] == 6
     assert outcome("r") == outcome("u")
 
 
@@ -211,6 +211,10 @@ def arguments(*given):
     return json.dumps({"arguments": given}).encode()
 
 
+def options(*given):
+    return json.dumps({"options": given[0] if given else None}).encode()
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -237,6 +241,40 @@ def arguments(*given):
         arguments("--target=y", "--", "\ud800.csv"),
         arguments("--target=y", "--", "/dev/null"),
         arguments("a", "b", "c"),
+        options(),
+        options([1]),
+        options({"nonsense": 1}),
+        options({"out": "elsewhere"}),
+        options({"checkpoint": "elsewhere"}),
+        options({"callbacks": "print"}),
+        options({"epochs": "3"}),
+        options({"epochs": 1e3}),
+        options({"epochs": True}),
+        options({"hidden": "8"}),
+        options({"hidden": [8.0]}),
+        options({"hidden": [-1]}),
+        options({"hidden": [10**30]}),
+        options({"patience": []}),
+        options({"patience": -1}),
+        options({"seed": None}),
+        options({"seed": -1}),
+        options({"loss": 3}),
+        options({"optimizer": None}),
+        options({"optimizer": {"class": "SGD"}}),
+        options({"learning_rate": "1"}),
+        options({"schedule": 1}),
+        options({"early_stopping": 3}),
+        options({"device": None}),
+        options({"dtype": 3.0}),
+        options({"batch_size": "full"}),
+        options({"validation": float("nan")}),
+        options({"held_out": None}),
+        options({"task": "regression"}),
+        options({"dataset": "../../secret"}),
+        options({"data": 3}),
+        options({"data": "no-such-file.csv", "target": "y"}),
+        options({"data": "/dev/null", "target": "y", "task": "clustering"}),
+        options({"data": "a\0b.csv", "target": "y", "drop": "a"}),
     ],
     ids=lambda content: content[:40].decode("latin1"),
 )
@@ -253,9 +291,9 @@ def test_a_hostile_command_is_refused_in_a_sentence(content, run):
 
 def test_a_command_does_not_choose_where_things_are_written(broken, run, whole):
     broken()
-    facts = json.loads(Path("r/command.json").read_text())
-    facts["arguments"] += ["--out=elsewhere", "--resume=elsewhere", "--checkpoint-every=1e9"]
-    Path("r/command.json").write_text(json.dumps(facts))
+    elsewhere = ["--out=elsewhere", "--resume=elsewhere", "--checkpoint-every=1e9"]
+    stored = arguments(*map(str, ARGUMENTS), *elsewhere)  # as version 0.1.0 wrote them
+    Path("r/command.json").write_bytes(stored)
     assert run("train", "--resume", "r")[0] == 0
     assert outcome("r") == whole
     assert not Path("elsewhere").exists()
@@ -530,7 +568,7 @@ def test_a_run_whose_folder_is_anothers_by_now_writes_nothing_there(step, run, m
         if steps_done == step:
             shutil.rmtree("r")
             others.append(RunFolder.made("r", "other"))
-            others[0].write_command(["--epochs=1"])
+            others[0].write_command({"epochs": 1})
             others.append(CheckpointFolder(others[0].checkpoints))
             others.append(contents("r"))
 

@@ -720,6 +720,35 @@ def test_a_huge_array_in_the_header_is_refused_without_reserving_memory(content,
     assert "not a whole safetensors file" in refused(path)
 
 
+def head(arrays, metadata):
+    """Return a safetensors file without its data."""
+    content = safetensors.numpy.save(arrays, metadata)
+    return content[: 8 + int.from_bytes(content[:8], "little")]
+
+
+@pytest.mark.parametrize(
+    ("start", "size"),
+    [
+        (b"", 2**34),
+        (struct.pack("<Q", 2**33), 2**34),
+        (head({"w": np.zeros(2**20)}, {"format": "pt"}), None),
+        (head({"w": np.zeros(2)}, {"nnbackend": "{}"}), 2**34),
+    ],
+    ids=["zeros", "a long header", "another library's", "more than its header says"],
+)
+def test_a_huge_file_of_another_format_is_not_read_whole(start, size, tmp_path):
+    path = tmp_path / "model"
+    path.write_bytes(start)
+    os.truncate(path, size or len(start) + 2**23)  # sparse
+    tracemalloc.start()
+    try:
+        refused(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1e6
+
+
 def test_an_unpickled_network_can_be_saved(tmp_path):
     net = pickle.loads(pickle.dumps(nb.Network([3, 4, 1], hidden="relu")))  # noqa: S301
     nb.save(net, tmp_path / "model.safetensors")

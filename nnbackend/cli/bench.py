@@ -6,20 +6,60 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnbackend.checks import lookup
+from nnbackend.cli.parser import add_json
 from nnbackend.cli.terminal import show, to_json
+from nnbackend.core.activations import ACTIVATIONS
 from nnbackend.errors import InputError
 
 if TYPE_CHECKING:
     from nnbackend.bench.report import Result as BenchmarkResult
     from nnbackend.bench.workload import Workload
 
-__all__ = ["bench"]
+__all__ = ["add"]
 
 
-def bench(options: argparse.Namespace) -> None:
+def add(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "bench",
+        help="measure training throughput on every device, against every installed peer",
+        description="Time training steps, each contestant in a process of its own, in turns. "
+        "Workloads: planar, small, images, mnist, higgs, wide; and digits, trained to an accuracy. "
+        "With none named, all of them.",
+    )
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD")
+    own = parser.add_argument_group("a workload of your own")
+    own.add_argument("--layers", metavar="64-256-1", help="units of each layer, input to output")
+    own.add_argument("--batch", type=int, metavar="N", help="examples per step (default 128)")
+    own.add_argument("--hidden", metavar="NAME", help=", ".join(ACTIVATIONS))
+    own.add_argument("--output", metavar="NAME", help="sigmoid or softmax")
+    own.add_argument("--optimizer", metavar="NAME", help="adam (default) or sgd")
+    parser.add_argument(
+        "--contestants",
+        metavar="A,B",
+        help="nnbackend, nnbackend-ENGINE, textbook, sklearn, torch, torch-graph, torch-compiled, "
+        "jax, jax-scan",
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:N (default: all)")
+    parser.add_argument(
+        "--precision",
+        metavar="NAME",
+        help="of products on GPUs: float32 (default), tf32, bfloat16",
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", help="turns of each (default 7)")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="what a turn lasts, at least (default 0.5)"
+    )
+    parser.add_argument("--quick", action="store_true", help="3 rounds of 0.2 s")
+    parser.add_argument("--out", metavar="FOLDER", help="default: runs/bench-DATE-TIME")
+    add_json(parser)
+    parser.set_defaults(run=_bench, names={})
+
+
+def _bench(options: argparse.Namespace) -> None:
     from nnbackend.bench.picture import draw
     from nnbackend.bench.race import run_benchmark
     from nnbackend.bench.text import markdown, print_result

@@ -6,16 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from nnbackend.cli.parser import make_parser
+from nnbackend._version import __version__
+from nnbackend.cli import bench, models, train
+from nnbackend.cli.naming import renamed
+from nnbackend.cli.parser import Parser
 from nnbackend.cli.printing import complain
 from nnbackend.cli.terminal import OutputError, standard_streams
 from nnbackend.errors import NNBackendError
 
 __all__ = ["main"]
-
-
-# What the other commands call the library's arguments.
-_ARGUMENTS = {"path": "MODEL", "X": "DATA"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,40 +24,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 return _run(arguments)
             finally:
-                # Here, where it can be told that the last of it cannot be written.
+                # Flush here, where a failure can still be reported.
                 sys.stdout.flush()
         except OutputError as error:
             if error.is_closed_pipe:
-                # As a shell reports a tool that SIGPIPE has ended, quietly: 128 + 13. With pipefail
-                # a pipeline thus tells a reader that left early from one that read all.
+                # Exit quietly with 128 + 13, as a shell reports a tool that SIGPIPE has ended.
+                # With pipefail a pipeline can tell whether its reader has read everything.
                 return 141
             complain("nnbackend", str(error))
             return 2
 
 
+def _parser() -> Parser:
+    parser = Parser(
+        prog="nnbackend",
+        description="Train fully connected neural networks on NumPy (CPU) and CuPy (CUDA).",
+    )
+    parser.add_argument("--version", action="version", version=f"nnbackend {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (train, models, bench):
+        module.add(commands)
+    return parser
+
+
 def _run(arguments: Sequence[str] | None) -> int:
-    options = make_parser().parse_args(arguments)
+    options: argparse.Namespace = _parser().parse_args(arguments)
+    who = f"nnbackend {options.command}"
     try:
         options.run(options)
     except OutputError:
         raise
     except NNBackendError as error:
-        complain(f"nnbackend {options.command}", _in_options(error, options))
+        complain(who, renamed(error, options.names))
         return 2
     except MemoryError as error:
-        complain(f"nnbackend {options.command}", f"not enough memory ({error})")
+        complain(who, f"not enough memory ({error})")
         return 2
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def _in_options(error: NNBackendError, options: argparse.Namespace) -> str:
-    """Return an error's sentence with the option that was typed for the library's argument."""
-    name, colon, rest = str(error).partition(":")
-    if name in _ARGUMENTS and options.command != "train":
-        return f"{_ARGUMENTS[name]}:{rest}"
-    option = {"hidden": "activation", "path": "out"}.get(name, name)
-    if options.command == "train" and hasattr(options, option) and name.isidentifier():
-        return f"--{option.replace('_', '-')}{colon}{rest}"
-    return str(error)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.checks import nearest
+from nnbackend.checks import nearest, positive_integer
 from nnbackend.data.datasets import Dataset, class_name
 from nnbackend.errors import InputError
 from nnbackend.model.network import Network
@@ -24,7 +24,7 @@ class Split:
     held_out: np.ndarray[Any, Any]
 
 
-def split(dataset: Dataset, validation: float, held_out: float, seed: int) -> Split:
+def split(dataset: Dataset, validation: float, held_out: float, seed: Any) -> Split:
     """Split rows at random, each part with the same share of every class where that is possible.
 
     Parameters
@@ -43,7 +43,7 @@ def split(dataset: Dataset, validation: float, held_out: float, seed: int) -> Sp
     """
     from sklearn.model_selection import train_test_split
 
-    if not 0 <= seed < 2**32:
+    if positive_integer("seed", seed, minimum=0) >= 2**32:
         raise InputError(f"seed: expected an integer from 0 to {2**32 - 1}, got {seed!r}")
     n_samples = len(dataset.y)
     sizes = [round(n_samples * share) for share in (held_out, validation)]

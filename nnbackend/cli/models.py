@@ -7,11 +7,51 @@ import os
 import sys
 from typing import Any
 
+from nnbackend.cli.naming import naming
+from nnbackend.cli.parser import add_json, add_target
 from nnbackend.cli.printing import print_lines, score_lines
 from nnbackend.cli.terminal import csv_text, to_json, write_csv
 from nnbackend.errors import InputError
 
-__all__ = ["evaluate_model", "export", "info", "predict"]
+__all__ = ["add"]
+
+
+def add(commands: Any) -> None:
+    """Declare the commands."""
+    names = {"path": "MODEL", "X": "DATA", "device": "--device"}
+    parser = commands.add_parser("predict", help="apply a saved model to a file")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("data", metavar="DATA")
+    parser.add_argument(
+        "--probabilities", action="store_true", help="add a column for each class's probability"
+    )
+    parser.add_argument("--out", metavar="FILE", help="write CSV there instead of to the terminal")
+    parser.add_argument("--device", default="cpu", metavar="NAME")
+    add_json(parser)
+    parser.set_defaults(run=_predict, names=names)
+
+    parser = commands.add_parser("evaluate", help="measure a saved model on a file with targets")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("data", metavar="DATA")
+    add_target(parser)
+    parser.add_argument("--device", default="cpu", metavar="NAME")
+    add_json(parser)
+    parser.set_defaults(run=_evaluate, names=names)
+
+    parser = commands.add_parser("export", help="write a saved model as an ONNX file")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        help="the ONNX file, such as model.onnx; what exists is replaced if it ends in .onnx",
+    )
+    add_json(parser)
+    parser.set_defaults(run=_export, names=names)
+
+    parser = commands.add_parser("info", help="devices, versions and BLAS; or what a model is")
+    parser.add_argument("model", nargs="?", metavar="MODEL")
+    add_json(parser)
+    parser.set_defaults(run=_info, names=names)
 
 
 def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
@@ -44,7 +84,7 @@ def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     return net, table, table.features(names)
 
 
-def predict(options: argparse.Namespace) -> None:
+def _predict(options: argparse.Namespace) -> None:
     from nnbackend.cli.evaluation import finite_predictions
     from nnbackend.cli.run_folder import model_file
 
@@ -81,13 +121,11 @@ def predict(options: argparse.Namespace) -> None:
                 f"--out: expected a file other than {name}, got {options.out!r}, which it is"
             )
     text = to_json(dict(columns)) if options.json else csv_text(columns)
-    try:
+    with naming(path="--out"):
         write_atomically(options.out, text.encode())
-    except InputError as error:
-        raise InputError(str(error).replace("path:", "--out:", 1)) from error
 
 
-def evaluate_model(options: argparse.Namespace) -> None:
+def _evaluate(options: argparse.Namespace) -> None:
     from nnbackend.cli.evaluation import class_indices, evaluate
     from nnbackend.data.datasets import encode_target
 
@@ -114,7 +152,7 @@ def evaluate_model(options: argparse.Namespace) -> None:
         print_lines(score_lines(scores))
 
 
-def export(options: argparse.Namespace) -> None:
+def _export(options: argparse.Namespace) -> None:
     from nnbackend.cli.run_folder import model_file
     from nnbackend.io.models import load
     from nnbackend.io.onnx import export_onnx
@@ -125,10 +163,8 @@ def export(options: argparse.Namespace) -> None:
         raise InputError(
             f"OUT: expected a file other than the model, got {options.out!r}, which is the model"
         )
-    try:
+    with naming(path="OUT"):
         export_onnx(net, options.out)
-    except InputError as error:
-        raise InputError(str(error).replace("path:", "OUT:", 1)) from error
     is_classifier = net.output in ("sigmoid", "softmax")
     outputs = ["label", "probabilities"] if is_classifier else ["prediction"]
     if options.json:
@@ -138,7 +174,7 @@ def export(options: argparse.Namespace) -> None:
     print_lines([("file", options.out), ("input", X), ("outputs", ", ".join(outputs))])
 
 
-def info(options: argparse.Namespace) -> None:
+def _info(options: argparse.Namespace) -> None:
     from nnbackend.cli.run_folder import model_file
 
     if options.model is not None:

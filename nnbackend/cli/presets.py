@@ -1,4 +1,4 @@
-"""Options that suit the data sets that come along."""
+"""What ``nnbackend train`` does where nothing is typed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from nnbackend.core import schedules
 from nnbackend.core.optimizers import SGD, AdamW
 from nnbackend.core.schedules import Cosine
 
-__all__ = ["PRESETS", "SCHEDULES"]
+__all__ = ["DEFAULTS", "PRESETS", "SCHEDULES"]
 
 
-# What suits each data set that comes along; an argument overrides it.
+# Where the command's default differs from the library's, or the library has none.
+DEFAULTS: dict[str, Any] = {
+    "hidden": (64, 32),
+    "optimizer": AdamW(1e-3),
+    "epochs": 200,
+    "batch_size": 32,
+    "patience": 20,
+}
+
+
+# What suits each data set that comes along, in place of the defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     "breast_cancer": {"hidden": (16, 8), "optimizer": AdamW(3e-3, weight_decay=3.0)},
     "digits": {

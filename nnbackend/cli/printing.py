@@ -10,10 +10,12 @@ __all__ = ["complain", "print_lines", "score_lines"]
 
 
 def complain(who: str, sentence: str) -> None:
+    """Print an error for a reader."""
     show(f"{who}: {printable(sentence)}", sys.stderr)
 
 
 def score_lines(scores: dict[str, float], prefix: str = "") -> list[tuple[str, str]]:
+    """Return scores as names and values for ``print_lines``."""
     titles = {
         "accuracy": "accuracy",
         "macro_f1": "macro F1",
@@ -33,5 +35,6 @@ def score_lines(scores: dict[str, float], prefix: str = "") -> list[tuple[str, s
 
 
 def print_lines(lines: list[tuple[str, str]]) -> None:
+    """Print names and values in two columns."""
     width = max(len(name) for name, _ in lines)
     show("\n".join(f"{name:<{width}}  {printable(value)}" for name, value in lines))

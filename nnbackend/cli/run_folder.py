@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nnbackend.errors import InputError
 from nnbackend.io.files import (
@@ -18,12 +18,15 @@ from nnbackend.io.files import (
     require_writable,
     write_atomically,
 )
-from nnbackend.io.format import read_training
 from nnbackend.io.locks import LOCK_FILE, FolderLock
+from nnbackend.training.checkpoint import read_training
 from nnbackend.training.checkpoint_folder import checkpoint_files
 from nnbackend.training.errors import CheckpointError
 
 __all__ = ["RunFolder", "model_file", "read_command"]
+
+
+T = TypeVar("T")
 
 
 _COMMAND = "command.json"
@@ -161,9 +164,9 @@ class RunFolder:
                 "nothing more is written there; begin anew"
             )
 
-    def write_command(self, arguments: Sequence[str], *, has_outcome: bool = False) -> None:
+    def write_command(self, fields: Mapping[str, Any], *, has_outcome: bool = False) -> None:
         """Note what was asked for, and which checkpoint an outcome that is there goes with."""
-        facts: dict[str, Any] = {"arguments": list(arguments)}
+        facts: dict[str, Any] = {"options": dict(fields)}
         if has_outcome:
             facts["outcome"] = os.path.basename((checkpoint_files(self.checkpoints) or [""])[0])
         self.write(_COMMAND, f"{json.dumps(facts)}\n".encode())
@@ -197,8 +200,16 @@ class RunFolder:
         self._lock.release()
 
 
-def read_command(path: str) -> list[str]:
+def read_command(path: str, interpreted: Callable[[Any], T]) -> T:
     """Return what the run in a folder was asked for.
+
+    Parameters
+    ----------
+    path : str
+        The folder.
+    interpreted : callable
+        Is called with what the folder's ``command.json`` holds; raises ValueError, TypeError or
+        KeyError for what it cannot read.
 
     Raises
     ------
@@ -208,13 +219,14 @@ def read_command(path: str) -> list[str]:
     try:
         with open(os.path.join(path, _COMMAND), "rb") as file:
             # More than any command line holds.
-            arguments = [str(text) for text in json.loads(file.read(2**22))["arguments"]]
+            return interpreted(json.loads(file.read(2**22)))
+    except InputError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(
             f"--resume: expected the folder of a run, got {path!r}, whose {_COMMAND} cannot be "
             f"read ({type(error).__name__}); begin anew"
         ) from error
-    return arguments
 
 
 def _new_folder(name: str) -> Path:

@@ -17,6 +17,7 @@ __all__ = ["folded", "import_library", "network_of", "rounded"]
 
 
 def import_library(module: str, package: str | None = None) -> Any:
+    """Import another library; raise an error that says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

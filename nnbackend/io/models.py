@@ -6,8 +6,9 @@ import os
 from typing import Any
 
 from nnbackend.device import Device, get_device
-from nnbackend.io.files import write_atomically
-from nnbackend.io.format import opened, to_bytes
+from nnbackend.io.container import Contents, read_file
+from nnbackend.io.files import checked_path, write_atomically
+from nnbackend.io.format import read_network, to_bytes
 from nnbackend.model.network import Network
 
 __all__ = ["load", "save"]
@@ -70,5 +71,4 @@ def load(path: str | os.PathLike[str], device: str | Device = "cpu") -> Network:
         If the device is not there.
     """
     target = get_device(device)
-    with opened(path) as reader:
-        return reader.network(target)
+    return read_network(Contents(read_file(path), checked_path(path)), target)

@@ -11,17 +11,25 @@ import numpy as np
 
 from nnbackend.checks import positive_integer, real
 from nnbackend.core.optimizers import OptimizerState
+from nnbackend.device import get_device
 from nnbackend.engines.base import EngineState
-from nnbackend.errors import InputError, UnusableModelError
-from nnbackend.io.format import STATE, read_training, to_bytes
+from nnbackend.errors import InputError, ModelFileError, UnusableModelError
+from nnbackend.io.container import Claim, Contents, read_file
+from nnbackend.io.format import Attachment, read_attachment, read_network, to_bytes
 from nnbackend.model.network import Network
 from nnbackend.training.errors import CheckpointError
 from nnbackend.training.history import LISTS, History
 
-__all__ = ["Checkpoint", "read_checkpoint"]
+__all__ = ["Checkpoint", "parse_checkpoint", "read_checkpoint", "read_training", "training_bytes"]
 
 
 _Array = np.ndarray[Any, Any]
+
+# What a checkpoint attaches to its model; what the names of the optimizer's arrays begin with, and
+# of the history's, which have a number for each epoch.
+_ATTACHMENT = "training"
+_STATE = "state"
+_HISTORY = "history."
 
 
 @dataclass(frozen=True)
@@ -69,10 +77,10 @@ class Checkpoint:
     def _arrays(self) -> dict[str, _Array]:
         """Return the arrays beside the parameters, by name."""
         state = self.engine.optimizer.arrays
-        arrays = {f"{STATE}{number}": array for number, array in enumerate(state)}
+        arrays = {f"{_STATE}{number}": array for number, array in enumerate(state)}
         for name in LISTS:
             if entries := getattr(self.history, name):
-                arrays[f"history.{name}"] = np.asarray(entries, np.float64)
+                arrays[f"{_HISTORY}{name}"] = np.asarray(entries, np.float64)
         if self.position:
             arrays["finite"] = self.engine.finite
         return arrays if self.best is None else {**arrays, "best": self.best}
@@ -92,7 +100,7 @@ class Checkpoint:
                 name: value for name, value in self.history.to_dict().items() if name not in LISTS
             },
         }
-        return to_bytes(host, description, self._arrays())
+        return training_bytes(host, description, self._arrays())
 
     @classmethod
     def from_parts(
@@ -119,7 +127,7 @@ class Checkpoint:
         for name in ("shuffle", "dropout"):
             np.random.default_rng(0).bit_generator.state = generators[name]
         state = tuple(
-            arrays[f"{STATE}{i}"] for i in range(sum(n.startswith(STATE) for n in arrays))
+            arrays[f"{_STATE}{i}"] for i in range(sum(n.startswith(_STATE) for n in arrays))
         )
         parameters = net.parameters
         finite = arrays["finite"] if position else parameters
@@ -127,7 +135,7 @@ class Checkpoint:
             parameters, finite, OptimizerState(step, state), totals, generators["dropout"]
         )
         lists = {
-            name: arrays[f"history.{name}"].tolist() if f"history.{name}" in arrays else []
+            name: arrays[f"{_HISTORY}{name}"].tolist() if f"{_HISTORY}{name}" in arrays else []
             for name in LISTS
         }
         history = History.from_dict({**description["history"], **lists})
@@ -136,8 +144,64 @@ class Checkpoint:
         )
 
 
+def training_bytes(
+    net: Network, description: Mapping[str, Any], arrays: Mapping[str, _Array]
+) -> bytes:
+    """Return the content of a checkpoint: a model file with the state of its training attached."""
+    return to_bytes(net, Attachment(_ATTACHMENT, description, arrays))
+
+
+def read_training(path: str) -> tuple[Network, Mapping[str, Any], Mapping[str, _Array]]:
+    """Return what ``training_bytes`` was given for the file at a path.
+
+    Raises
+    ------
+    ModelFileError
+        If it cannot be read, or is no whole file of nnbackend's, or of a model alone.
+    """
+    return _parse_training(read_file(path), path)
+
+
+def _parse_training(
+    content: bytes, source: str
+) -> tuple[Network, Mapping[str, Any], Mapping[str, _Array]]:
+    contents = Contents(content, source)
+    net = read_network(contents, get_device("cpu"))
+
+    def claim(description: Mapping[str, Any], name: str) -> Claim:
+        if name.startswith(_HISTORY):
+            count: Any = description.get("n_epochs")
+            contents.require(
+                type(count) is int and count >= 0, f"its number of epochs is {count!r}"
+            )
+            return Claim((count,), "float64")
+        # An optimizer can continue with an infinite second moment.
+        return Claim((net.n_parameters,), net.dtype, is_finite=not name.startswith(_STATE))
+
+    attachment = read_attachment(contents, _ATTACHMENT, claim)
+    if attachment is None:
+        raise ModelFileError(
+            f"path: {source!r} is not a checkpoint: it holds a model, and no state of a training"
+        )
+    return net, attachment.description, attachment.arrays
+
+
 def read_checkpoint(path: str, net: Network) -> Checkpoint:
-    """Read a checkpoint of a network with the structure and dtype of ``net``.
+    """Return the checkpoint in a file; see ``parse_checkpoint``."""
+    return parse_checkpoint(read_file(path), path, net)
+
+
+def parse_checkpoint(content: bytes, source: str, net: Network) -> Checkpoint:
+    """Return the checkpoint of a network with the structure and dtype of ``net``.
+
+    Parameters
+    ----------
+    content : bytes
+        Of a file.
+    source : str
+        What errors name it by: the file's path.
+    net : Network
+        The network to be trained.
 
     Raises
     ------
@@ -146,15 +210,15 @@ def read_checkpoint(path: str, net: Network) -> Checkpoint:
     CheckpointError
         If it is of another network.
     """
-    stored, description, arrays = read_training(path)
+    stored, description, arrays = _parse_training(content, source)
     if (stored.structure, stored.dtype) != (net.structure, net.dtype):
         raise CheckpointError(
-            f"checkpoint: expected one of {net!r}, got {path!r} of {stored!r}; choose another "
+            f"checkpoint: expected one of {net!r}, got {source!r} of {stored!r}; choose another "
             "folder"
         )
     try:
         return Checkpoint.from_parts(stored, description, arrays)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise UnusableModelError(
-            f"path: {path!r} is not a valid checkpoint: {type(error).__name__}: {error}"
+            f"path: {source!r} is not a valid checkpoint: {type(error).__name__}: {error}"
         ) from error

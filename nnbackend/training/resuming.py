@@ -1,10 +1,9 @@
-"""Going on with a training: what is compared, and where it goes on."""
+"""Resume a training from a checkpoint, the same one in every process."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from datetime import timedelta
 from typing import Any
 
@@ -14,12 +13,11 @@ from nnbackend._version import __version__
 from nnbackend.core.optimizers import OptimizerState
 from nnbackend.device import Device, get_device
 from nnbackend.engines.base import Engine, Problem
-from nnbackend.io.files import write_atomically
 from nnbackend.io.format import to_bytes
 from nnbackend.model.network import Network
 from nnbackend.parallel.team import Team
 from nnbackend.training.arguments import placed_optimizer_state
-from nnbackend.training.checkpoint import Checkpoint, read_checkpoint
+from nnbackend.training.checkpoint import Checkpoint, parse_checkpoint
 from nnbackend.training.checkpoint_folder import CheckpointFolder, Keeper
 from nnbackend.training.errors import CheckpointError
 from nnbackend.training.identity import as_json, as_text, require_same
@@ -69,7 +67,9 @@ def find_checkpoint(
     keeps = options.checkpoint is not None
     team.agree(as_text({"checkpoint": keeps, "resume": options.resume}))
     content = team.share(lambda: None if found is None else found.to_bytes(net))
-    return _checkpoint_of(content, net) if content is not None and team.rank > 0 else found
+    if content is None or team.rank == 0:
+        return found
+    return parse_checkpoint(content, "the checkpoint of rank 0", net)
 
 
 def keep_and_share(
@@ -99,12 +99,3 @@ def keep_and_share(
             "nnbackend: going on after epoch %d, step %d", found.history.n_epochs, found.position
         )
         loop.resume(found)
-
-
-def _checkpoint_of(content: bytes, net: Network) -> Checkpoint:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "checkpoint")
-        write_atomically(path, content)
-        return read_checkpoint(path, net)

@@ -1,0 +1,220 @@
+"""Running an experiment, and what it gave: figures, and the files of a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nnbackend._version import __version__
+from nnbackend.cli.evaluation import Split, evaluate, split
+from nnbackend.cli.terminal import csv_text, to_json
+from nnbackend.errors import InputError, NNBackendError
+from nnbackend.io.files import write_atomically
+from nnbackend.io.format import to_bytes
+from nnbackend.training.errors import CheckpointError, DivergenceError
+from nnbackend.training.history import History
+from nnbackend.training.train import train
+
+if TYPE_CHECKING:
+    from nnbackend.cli.experiment import Experiment
+    from nnbackend.cli.run_folder import RunFolder
+    from nnbackend.data.datasets import Dataset
+    from nnbackend.model.network import Network
+
+__all__ = ["Result", "run"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an experiment gave.
+
+    Attributes
+    ----------
+    experiment : Experiment
+        What was asked for.
+    dataset : Dataset
+        The data.
+    rows : Split
+        Its parts.
+    network : Network
+        Trained.
+    history : History
+        The training.
+    scores : dict of str to float
+        Metrics on the held-out part; empty where there is none.
+    error : NNBackendError or None
+        Why training, or measuring what it gave, failed.
+    """
+
+    experiment: Experiment
+    dataset: Dataset
+    rows: Split
+    network: Network
+    history: History
+    scores: dict[str, float] = field(default_factory=dict)
+    error: NNBackendError | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all figures as a dictionary that JSON can hold."""
+        net, history = self.network, self.history
+        learning_rate = self.experiment.training.optimizer.learning_rate
+        return {
+            "dataset": self.dataset.name,
+            "samples": {
+                "training": len(self.rows.training),
+                "validation": len(self.rows.validation),
+                "held_out": len(self.rows.held_out),
+            },
+            "network": {
+                "layer_sizes": net.layer_sizes,
+                "hidden": list(net.hidden),
+                "output": net.output,
+                "dtype": net.dtype,
+                "device": net.device,
+                "n_parameters": net.n_parameters,
+            },
+            "optimizer": self.experiment.training.optimizer.name,
+            "learning_rate": learning_rate
+            if isinstance(learning_rate, float)
+            else repr(learning_rate),
+            "batch_size": self.experiment.training.batch_size,
+            "seed": self.experiment.training.seed,
+            "options": {**self.experiment.to_dict(), "target": self.dataset.target_name},
+            "held_out": self.scores,
+            "samples_per_second": history.samples_per_second if history.n_epochs else None,
+            "history": history.to_dict(),
+            "versions": {
+                "nnbackend": __version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+    def write(self, folder: RunFolder) -> list[str]:
+        """Write model, history, held-out rows and pictures: all of them, or nothing.
+
+        A picture that cannot be drawn is left out, with a warning.
+
+        Raises
+        ------
+        InputError
+            If the folder cannot be written.
+        CheckpointError
+            If it was deleted, or is another run's by now.
+        DivergenceError, KeyboardInterrupt
+            If training ended within its first epoch, so that nothing was learnt.
+
+        Returns
+        -------
+        list of str
+            The names of the files.
+        """
+        if self.history.n_epochs == 0:
+            raise self.error or KeyboardInterrupt
+        written: list[str] = []
+        try:
+            for name, content in self._files():
+                if content:
+                    folder.require_own()
+                    write_atomically(folder.path / name, content)
+                    written.append(name)
+        except BaseException:
+            if folder.is_own:
+                for name in written:
+                    with contextlib.suppress(OSError):
+                        (folder.path / name).unlink()
+            raise
+        return written
+
+    def _files(self) -> Iterator[tuple[str, bytes | None]]:
+        """Yield names and contents: first what was learnt, last what is drawn of it."""
+        from nnbackend.cli.boundary import decision_boundary
+        from nnbackend.figures import drawn
+        from nnbackend.training.curves import loss_curves
+
+        dataset, net = self.dataset, self.network
+        title = f"{dataset.name}: {net.layer_sizes}"
+        yield "model.safetensors", to_bytes(net)
+        yield "history.json", to_json(self.to_dict()).encode()
+        yield "held_out.csv", _csv(dataset, self.rows.held_out)
+        pictures = {
+            "curves.png": lambda: loss_curves(
+                self.history,
+                title,
+                penalized=self.experiment.training.l1 > 0 or self.experiment.training.l2 > 0,
+                unit="standardized target" if dataset.class_names is None else None,
+            )
+        }
+        if dataset.class_names is not None and dataset.X.shape[1] == 2:
+            pictures["decision_boundary.png"] = lambda: decision_boundary(
+                net, dataset.X, dataset.y, title
+            )
+        for name, draw in pictures.items():
+            yield name, drawn(name, draw)
+
+
+def run(
+    experiment: Experiment, dataset: Dataset, net: Network, communicator: Any = None, **how: Any
+) -> Result:
+    """Train ``net`` on a part of the data set and measure it on the held-out part.
+
+    If training diverges, or a checkpoint cannot be written, the result is still returned, with
+    ``error`` set.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        What is asked for.
+    dataset : Dataset
+        The data.
+    net : Network
+        Of ``make_network``.
+    communicator : mpi4py.MPI.Intracomm, optional
+        As for ``train``.
+    **how
+        Options of ``train`` that do not decide the outcome, such as its callbacks.
+    """
+    rows = split(
+        dataset, experiment.split.validation, experiment.split.held_out, experiment.training.seed
+    )
+    X, y = dataset.X[rows.training], dataset.y[rows.training]
+    net.standardize(X, y if dataset.class_names is None else None)
+    validation = None
+    if len(rows.validation):
+        validation = dataset.X[rows.validation], dataset.y[rows.validation]
+    options = replace(experiment.training, **how)
+    asked = {entry.name: getattr(options, entry.name) for entry in fields(options)}
+    error: NNBackendError | None = None
+    try:
+        history = train(net, X, y, validation_data=validation, communicator=communicator, **asked)
+    except (DivergenceError, CheckpointError) as caught:
+        if caught.history is None:
+            raise
+        history, error = caught.history, caught
+    scores = {}
+    if len(rows.held_out) and history.n_epochs:
+        try:
+            scores = evaluate(net, dataset.X[rows.held_out], dataset.y[rows.held_out])
+        except InputError as caught:
+            # Keep what was learnt all the same.
+            error = error or caught
+    return Result(experiment, dataset, rows, net, history, scores, error)
+
+
+def _csv(dataset: Dataset, rows: np.ndarray[Any, Any]) -> bytes:
+    """Return the given rows as CSV, as ``evaluate`` and ``predict`` read them."""
+    if len(rows) == 0:
+        return b""
+    X, y = dataset.X[rows], dataset.y[rows].tolist()
+    classes = dataset.class_names
+    return csv_text(
+        [
+            *zip(dataset.feature_names, X.astype(np.float64).T.tolist(), strict=True),
+            (dataset.target_name, [float(v) if classes is None else classes[v] for v in y]),
+        ]
+    ).encode()
