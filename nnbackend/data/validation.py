@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.core.losses import Loss, Poisson, SoftmaxCrossEntropy
+from nnbackend.core.losses import Loss
 from nnbackend.core.types import Array
 from nnbackend.data.sources import Source
 from nnbackend.data.stored_chunks import stored_chunks
@@ -257,8 +257,8 @@ def check_targets(
     name : str
         What the caller calls it.
     y : array-like
-        (n_samples,) or (n_samples, n_outputs) numbers; integer labels (n_samples,) or rows that sum
-        to one, to within 1e-3, for softmax cross-entropy: they are divided by their sums.
+        (n_samples,) or (n_samples, n_outputs) numbers; for a loss of kind ``"classes"`` integer
+        labels (n_samples,) or rows that sum to one, to within 1e-3: they are divided by their sums.
     n_samples, n_outputs : int
         Rows of X, and size of the output layer.
     loss : Loss
@@ -278,9 +278,10 @@ def check_targets(
         If anything about it is not as said.
     """
     y = to_array(name, y, device)
-    if isinstance(loss, SoftmaxCrossEntropy):
+    is_distribution = loss.kind == "classes"
+    if is_distribution:
         if y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1 and n_outputs > 1):
-            return _check_labels(name, y, n_samples, n_outputs, device)
+            return _check_labels(name, y, n_samples, n_outputs, loss, device)
         expected = f"integer labels ({n_samples},) or rows ({n_samples}, {n_outputs})"
         is_column = False
     else:
@@ -293,11 +294,10 @@ def check_targets(
             f"{n_outputs} output{'s' if n_outputs > 1 else ''}, got shape {tuple(y.shape)}"
             + (
                 "; for one class out of several use output='softmax'"
-                if loss.output == "sigmoid" and y.ndim == 1 and n_outputs > 1
+                if loss.kind == "binary" and y.ndim == 1 and n_outputs > 1
                 else ""
             )
         )
-    is_distribution = isinstance(loss, SoftmaxCrossEntropy)
     y = place(name, y, device, np.float64 if is_distribution else dtype)
     if is_column:
         y = y.reshape(-1, 1)
@@ -308,7 +308,9 @@ def check_targets(
     return y
 
 
-def _check_labels(name: str, y: Array, n_samples: int, n_classes: int, device: Device) -> Array:
+def _check_labels(
+    name: str, y: Array, n_samples: int, n_classes: int, loss: Loss, device: Device
+) -> Array:
     if y.shape[0] != n_samples:
         raise InputError(
             f"{name}: expected {n_samples} labels, one for each example in X, got {y.shape[0]}"
@@ -318,8 +320,8 @@ def _check_labels(name: str, y: Array, n_samples: int, n_classes: int, device: D
         y = y.reshape(-1)
         if bool((y != y.round()).any()):
             raise InputError(
-                f"{name}: expected integer class labels for a softmax output, got fractions such "
-                f"as {float(y[y != y.round()][0]):g}"
+                f"{name}: expected integer class labels for output={loss.output!r}, got fractions "
+                f"such as {float(y[y != y.round()][0]):g}"
             )
     y = y.reshape(-1)
     low, high = int(y.min()), int(y.max())
@@ -335,22 +337,12 @@ def _check_labels(name: str, y: Array, n_samples: int, n_classes: int, device: D
 def _check_values(name: str, y: Array, loss: Loss, device: Device) -> None:
     """Check that the values suit the loss; reads one flag from the device."""
     xp = device.xp
-    if loss.output == "sigmoid":
-        wrong, expected = (
-            (y != 0) & (y != 1),
-            "labels 0 and 1 for a sigmoid output (for other values use output='identity')",
-        )
-    elif isinstance(loss, Poisson):
-        wrong, expected = y < 0, "counts >= 0 for the Poisson loss"
-    elif isinstance(loss, SoftmaxCrossEntropy):
-        wrong = (y < 0) | (xp.abs(xp.sum(y, axis=1, keepdims=True) - 1) > 1e-3)
-        expected = "rows of class probabilities that are >= 0 and sum to 1"
-    else:
-        return
-    if bool(xp.any(wrong)):
+    wrong = loss.wrong_targets(xp, y)
+    if wrong is not None and bool(xp.any(wrong)):
         first = np.argwhere(device.to_numpy(wrong))[0]
         raise InputError(
-            f"{name}: expected {expected}, got {float(y[tuple(first)]):g} in row {first[0]}"
+            f"{name}: expected {loss.expected_targets}, got {float(y[tuple(first)]):g} in row "
+            f"{first[0]}"
         )
 
 
@@ -401,6 +393,7 @@ DTYPES = {"float32": np.float32, "float64": np.float64}
 
 
 def dtype_name(dtype: Any) -> str:
+    """Return ``"float32"`` or ``"float64"`` for what names one of them."""
     name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None)
     if name is None and isinstance(dtype, type) and issubclass(dtype, np.generic):
         name = dtype.__name__
