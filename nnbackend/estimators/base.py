@@ -24,7 +24,8 @@ from sklearn.utils import check_consistent_length
 from nnbackend.core.activations import Activation, activation
 from nnbackend.core.optimizers import Optimizer, OptimizerState
 from nnbackend.core.schedules import Schedule
-from nnbackend.data.sources import Rows, Source, as_source
+from nnbackend.data.source import Rows, Source
+from nnbackend.data.sources import as_source
 from nnbackend.data.validation import no_weight_error
 from nnbackend.device import device_of, get_device
 from nnbackend.errors import InputError
