@@ -120,8 +120,10 @@ class Network:
         Undone on every prediction; set by ``standardize``.
     feature_names, class_names : tuple of str or None
         Names of the columns of X and of the classes; saved with the network. The former are taken
-        from a data frame that the network is standardized or trained with; a frame given later is
-        then read by name, in whatever order its columns are.
+        from a data frame that the network is standardized or trained with, if they are strings, all
+        different. A frame given later is then read by name: its columns may be in any order, others
+        are ignored, and one that is missing is an error. Arrays go by position, and so does a frame
+        that is given to a network without names.
 
     Raises
     ------
