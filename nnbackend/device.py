@@ -394,9 +394,9 @@ def _host_memory() -> int | None:
         return None
 
 
-def require_same_device(**arrays: Any) -> None:
-    """Check that the arrays given (None, lists and data frames aside) live on one device."""
-    found = {name: device for name, x in arrays.items() if (device := device_of(x)) is not None}
+def require_same_device(**devices: Device | None) -> None:
+    """Check that the named arrays are on one device; None, as for a list, goes with any."""
+    found = {name: device for name, device in devices.items() if device is not None}
     if len(set(found.values())) > 1:
         listed = ", ".join(f"{name} on {device}" for name, device in found.items())
         raise InputError(

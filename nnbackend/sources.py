@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nnbackend.data.parquet import Parquet
-from nnbackend.data.sources import BUFFER_BYTES, Arrays, Rows, Source, as_source, digest
+from nnbackend.data.source import BUFFER_BYTES, Rows, Source, digest
+from nnbackend.data.sources import Arrays, as_source
 
 __all__ = ["BUFFER_BYTES", "Arrays", "Parquet", "Rows", "Source", "as_source", "digest"]

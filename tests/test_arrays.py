@@ -14,7 +14,7 @@ from devices import needs_cuda
 from test_inputs import FEATURE_CALLS, GOOD_TARGETS, OUTPUTS, check_network_refuses, network
 
 import nnbackend as nb
-from nnbackend.data.validation import to_array
+from nnbackend.data.given import to_array
 from nnbackend.device import Device, device_of, get_device, in_library_of, is_native
 from nnbackend.errors import InputError
 
@@ -633,7 +633,10 @@ def test_numbers_of_several_dtypes_in_a_data_frame_are_taken(frames):
 
 @pytest.mark.parametrize(
     ("column", "said"),
-    [([1.0, None], "got nan at [1, 1]"), (["a", "b"], "expected real numbers, got dtype object")],
+    [
+        ([1.0, None], "got nan at [1, 1]"),
+        (["a", "b"], "expected real numbers, got text in column 'b' ('a' in row 0)"),
+    ],
 )
 def test_what_is_no_number_in_a_data_frame_is_refused(frames, column, said):
     frame, net = frames.DataFrame({"a": [1.0, 2.0], "b": column}), network("binary")

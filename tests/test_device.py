@@ -228,6 +228,10 @@ def test_a_cupy_array_is_not_looked_for_where_cupy_was_never_imported(monkeypatc
     assert "cupy" not in sys.modules
 
 
+def places_of(arrays):
+    return {name: device_of(x) for name, x in arrays.items()}
+
+
 HOST, FIRST, SECOND, LIST = np.zeros((6, 2)), FakeArray(0), FakeArray(1), [0, 1, 0, 1, 0, 1]
 
 
@@ -244,7 +248,7 @@ def test_arrays_on_two_devices_are_refused_with_the_place_of_each(arrays, places
     net = nb.Network([2, 1])
     y = arrays.get("y")
     calls = [
-        lambda: require_same_device(**arrays),
+        lambda: require_same_device(**places_of(arrays)),
         lambda: nb.train(net, arrays["X"], y, sample_weight=arrays.get("sample_weight")),
         lambda: net.loss_and_gradients(arrays["X"], y, sample_weight=arrays.get("sample_weight")),
     ]
@@ -267,7 +271,7 @@ def test_arrays_on_two_devices_are_refused_with_the_place_of_each(arrays, places
 )
 def test_lists_go_with_arrays_of_any_one_device(arrays, machine):
     machine("two GPUs")
-    assert require_same_device(**arrays) is None
+    assert require_same_device(**places_of(arrays)) is None
 
 
 def test_a_gpu_array_for_a_network_on_the_cpu_is_refused_with_what_to_do(machine):

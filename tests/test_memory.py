@@ -50,12 +50,17 @@ def memory_of(monkeypatch):
 
 
 @pytest.mark.parametrize("standardizes", [False, True])
-def test_features_stay_on_the_host_where_the_device_has_no_room(memory_of, standardizes):
-    place, net = memory_of(X.nbytes, standardizes=standardizes)
+def test_features_stay_on_the_host_where_the_device_has_no_room(monkeypatch, standardizes):
+    expected = nb.Network([8, 4, 1])
+    if standardizes:
+        expected.standardize(X)
+    strict_gpu.install(monkeypatch, free_bytes=X.nbytes)
+    net = expected.to("cuda")
+    place = memory.Memory(net.preparation, net.objective(), nb.Adam(), 100)
     data = place.prepare(X, Y, net.objective().loss)
     assert data.streams
     assert type(data.X) is np.ndarray
-    np.testing.assert_array_equal(data.X, net.preparation.features(X))
+    np.testing.assert_array_equal(data.X, expected.preparation.features(X))
     assert data.X.dtype == np.float32
 
 
@@ -75,7 +80,7 @@ def test_what_is_needed_is_the_data_its_copies_the_parameters_and_a_batch(memory
     for standardizes, copies in ((False, 1.25), (True, 5.25)):
         needed = int(X.nbytes * copies) + parameters + batch
         for n_bytes in (needed, needed - 1):
-            place, net = memory_of(n_bytes, standardizes=standardizes)
+            place, _ = memory_of(n_bytes, standardizes=standardizes)
             monkeypatch.setattr(
                 memory.Preparation, "examples", lambda *_, home: homes.append(home.kind)
             )

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nnbackend as nb
-from nnbackend.data.sources import Arrays, Rows, Source
 from nnbackend.device import get_device
+from nnbackend.sources import Arrays, Rows, Source
 
 N_BATCHES, SIZE = 6, 5
 N = N_BATCHES * SIZE - 2

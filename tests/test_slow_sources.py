@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import nnbackend as nb
-from nnbackend.data.sources import Rows, Source
+from nnbackend.data.source import Rows, Source
 
 N = 400
 X = np.random.default_rng(0).standard_normal((N, 3))

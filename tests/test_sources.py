@@ -18,7 +18,8 @@ from nnbackend.core.losses import loss_function
 from nnbackend.core.standardization import Moments, Standardization
 from nnbackend.data import sources
 from nnbackend.data.parquet import Parquet
-from nnbackend.data.sources import Arrays, Rows, Source, as_source, digest
+from nnbackend.data.source import Rows, Source, digest
+from nnbackend.data.sources import Arrays, as_source
 from nnbackend.data.stream import Stream
 from nnbackend.errors import InputError
 

@@ -25,6 +25,7 @@ from nnbackend.core.types import Array, Namespace
 from nnbackend.errors import InputError
 
 __all__ = [
+    "KINDS",
     "LOSSES",
     "AbsoluteError",
     "BinaryCrossEntropy",
@@ -38,6 +39,9 @@ __all__ = [
     "mean",
     "one_hot",
 ]
+
+
+KINDS = ("values", "binary", "classes", "counts")
 
 
 def one_hot(xp: Namespace, labels: Array, n_classes: int, dtype: object) -> Array:
@@ -66,10 +70,74 @@ class Loss(ABC):
     output : str
         The output activation on whose logits ``elements`` is written. A loss on ``"identity"`` may
         be used with any output; it then sees the predictions.
+    kind : {"values", "binary", "classes", "counts"}
+        The targets that it takes: any numbers; 0 and 1; integer labels (n_samples,) or rows that
+        sum to one; numbers >= 0. By default ``"binary"`` on the logits of a sigmoid, else
+        ``"values"``. For a range that none of these is, override ``wrong_targets`` and
+        ``expected_targets``.
+
+    Examples
+    --------
+    >>> class Perceptron(Loss):  # of classes; it sees one-hot rows
+    ...     name, output, kind = "perceptron", "softmax", "classes"
+    ...     def elements(self, xp, Z, Y):
+    ...         gap = Z - xp.sum(Y * Z, axis=-1, keepdims=True)
+    ...         is_wrong = xp.astype(gap > 0, Z.dtype)
+    ...         slope = is_wrong - Y * xp.sum(is_wrong, axis=-1, keepdims=True)
+    ...         return is_wrong * gap, slope
+    >>> import numpy as np
+    >>> from array_api_compat import numpy as xp
+    >>> J, dZ = Perceptron().value_and_gradient(xp, np.asarray([[1.0, 3.0]]), np.asarray([0]))
+    >>> float(J), dZ.tolist()
+    (2.0, [[-1.0, 1.0]])
     """
 
     name: ClassVar[str]
     output: ClassVar[str]
+    kind: ClassVar[str]
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """Set the default of ``kind``, and check one that is declared."""
+        super().__init_subclass__(**options)
+        if not hasattr(cls, "kind"):
+            cls.kind = "binary" if getattr(cls, "output", "") == "sigmoid" else "values"
+        if cls.kind not in KINDS:
+            raise InputError(
+                f"{cls.__name__}.kind: expected one of {', '.join(map(repr, KINDS))}, got "
+                f"{cls.kind!r}"
+            )
+
+    @property
+    def expected_targets(self) -> str:
+        """What targets have to be, as an error says it."""
+        if self.kind == "binary":
+            hint = " (for other values use output='identity')" if self.output == "sigmoid" else ""
+            return f"labels 0 and 1 for a {self.output} output{hint}"
+        if self.kind == "classes":
+            return "rows of class probabilities that are >= 0 and sum to 1"
+        if self.kind == "counts":
+            return f"counts >= 0 for the {type(self).__name__} loss"
+        return "numbers"
+
+    def wrong_targets(self, xp: Namespace, Y: Array) -> Array | None:
+        """Return a mask of the targets that the loss does not take; None where it takes all.
+
+        Parameters
+        ----------
+        xp : namespace
+            The array API namespace of the array.
+        Y : array (n_samples, n_outputs)
+            Finite targets; rows of class probabilities, not labels, for kind ``"classes"``.
+
+        Returns
+        -------
+        array of bool (n_samples, n_outputs), or None
+        """
+        if self.kind == "binary":
+            return (Y != 0) & (Y != 1)
+        if self.kind == "classes":
+            return (Y < 0) | (xp.abs(xp.sum(Y, axis=-1, keepdims=True) - 1) > 1e-3)
+        return Y < 0 if self.kind == "counts" else None
 
     @abstractmethod
     def elements(self, xp: Namespace, Z: Array, Y: Array) -> tuple[Array, Array]:
@@ -90,8 +158,9 @@ class Loss(ABC):
         """
 
     def targets(self, xp: Namespace, Z: Array, y: Array) -> Array:
-        """Return targets in the form ``elements`` takes: here, unchanged."""
-        del xp, Z
+        """Return targets in the form ``elements`` takes: class labels as one-hot rows."""
+        if self.kind == "classes" and xp.isdtype(y.dtype, "integral"):
+            return one_hot(xp, y, Z.shape[-1], Z.dtype)
         return y
 
     def value_and_gradient(
@@ -106,7 +175,7 @@ class Loss(ABC):
         Z : array (..., n_samples, n_outputs)
             Logits.
         y : array (..., n_samples, n_outputs)
-            Targets in the dtype of ``Z``; for softmax cross-entropy also integer labels
+            Targets in the dtype of ``Z``; for losses of kind ``"classes"`` also integer labels
             (..., n_samples).
         sample_weight : array (..., n_samples), optional
             Non-negative weights in the dtype of ``Z``.
@@ -169,6 +238,7 @@ class BinaryCrossEntropy(Loss):
 
     name: ClassVar[str] = "binary_cross_entropy"
     output: ClassVar[str] = "sigmoid"
+    kind: ClassVar[str] = "binary"
 
     def elements(self, xp: Namespace, Z: Array, Y: Array) -> tuple[Array, Array]:
         """Return softplus(Z) - Y Z and sigmoid(Z) - Y."""
@@ -192,6 +262,7 @@ class SoftmaxCrossEntropy(Loss):
 
     name: ClassVar[str] = "softmax_cross_entropy"
     output: ClassVar[str] = "softmax"
+    kind: ClassVar[str] = "classes"
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
@@ -200,10 +271,9 @@ class SoftmaxCrossEntropy(Loss):
 
     def targets(self, xp: Namespace, Z: Array, y: Array) -> Array:
         """Return one-hot rows, smoothed, for integer labels or rows."""
-        n_classes = Z.shape[-1]
-        rows = one_hot(xp, y, n_classes, Z.dtype) if xp.isdtype(y.dtype, "integral") else y
+        rows = super().targets(xp, Z, y)
         if self.label_smoothing:
-            rows = (1.0 - self.label_smoothing) * rows + self.label_smoothing / n_classes
+            rows = (1.0 - self.label_smoothing) * rows + self.label_smoothing / Z.shape[-1]
         return rows
 
     def elements(self, xp: Namespace, Z: Array, Y: Array) -> tuple[Array, Array]:
@@ -280,6 +350,7 @@ class Poisson(Loss):
 
     name: ClassVar[str] = "poisson"
     output: ClassVar[str] = "exp"
+    kind: ClassVar[str] = "counts"
 
     def elements(self, xp: Namespace, Z: Array, Y: Array) -> tuple[Array, Array]:
         """Return exp(Z) - Y Z and exp(Z) - Y."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend.checks import nearest
-from nnbackend.data.sources import BLOCK_BYTES, BUFFER_BYTES, Rows, Source
+from nnbackend.data.source import BLOCK_BYTES, BUFFER_BYTES, Rows, Source
 from nnbackend.errors import InputError, MissingDependencyError
 
 __all__ = ["INDEX_COLUMN", "Parquet"]

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from nnbackend.data.examples import Data
+from nnbackend.data.given import look
 from nnbackend.data.preparation import Preparation
-from nnbackend.device import Device, device_of
+from nnbackend.device import Device
 from nnbackend.errors import DeviceMemoryError
 
 if TYPE_CHECKING:
+    from nnbackend.core.losses import Loss
     from nnbackend.core.objective import Objective
     from nnbackend.core.optimizers import Optimizer
 
@@ -50,12 +52,24 @@ class Memory:
         self._batch = 0
         self._data = 0
 
-    def prepare(self, X: Any, *arguments: Any) -> Data:
+    def learn_feature_names(self, names: tuple[str, ...] | None) -> None:
+        """Read data frames by the names of the columns that are trained on from now on."""
+        self._preparation = self._preparation.knowing(names)
+
+    def prepare(
+        self,
+        X: Any,
+        y: Any,
+        loss: Loss,
+        sample_weight: Any = None,
+        names: tuple[str, str, str] = ("X", "y", "sample_weight"),
+    ) -> Data:
         """Return checked data: on the device, or, if that has no room, with X on the host.
 
-        ``X`` and ``arguments`` are those of ``Preparation.examples``.
+        The parameters are those of ``Preparation.examples``.
         """
-        home, n_samples = device_of(X), _n_rows(X)
+        X = look(names[0], X)
+        home, n_samples = X.device, X.n_rows
         rows = min(self._batch_size or n_samples, n_samples)
         # Of each layer pre-activations, activations and gradient; roughly.
         batch = 3 * rows * sum(self._structure.layer_sizes) * self._itemsize
@@ -70,7 +84,7 @@ class Memory:
         if not streams:
             self._data += size
         where = Device("cpu") if streams else self._device
-        return self._preparation.examples(X, *arguments, home=where)
+        return self._preparation.examples(X, y, loss, sample_weight, names, home=where)
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
@@ -88,17 +102,6 @@ class Memory:
                 f"{self._batch_size or 'all rows'}), train a smaller network, or end what else "
                 "uses the GPU"
             ) from error
-
-
-def _n_rows(X: Any) -> int:
-    """Return the number of rows of what is not checked yet; one where it has none."""
-    try:
-        shape = getattr(X, "shape", None)
-    except RuntimeError:  # a nested tensor has none
-        return 1
-    if shape is None:
-        return len(X) if hasattr(X, "__len__") else 1
-    return int(shape[0]) if shape else 1
 
 
 def _gib(n_bytes: float) -> str:

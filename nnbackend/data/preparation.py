@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from nnbackend.core.losses import Loss, loss_function
 from nnbackend.core.standardization import Moments, Standardization
 from nnbackend.core.types import Array
 from nnbackend.data.examples import Data
-from nnbackend.data.sources import Source, as_source
+from nnbackend.data.given import Given, look
+from nnbackend.data.source import Source
 from nnbackend.data.validation import (
     DTYPES,
     check_features,
@@ -22,9 +23,8 @@ from nnbackend.data.validation import (
     place,
 )
 from nnbackend.device import Device, require_same_device
-from nnbackend.errors import InputError
 
-__all__ = ["Preparation", "column_names"]
+__all__ = ["Preparation"]
 
 # Rows that are standardized at once where all of them would be too many.
 _ROWS_PER_BLOCK = 2**16
@@ -64,13 +64,20 @@ class Preparation:
         """Bytes of a number."""
         return np.dtype(DTYPES[self.dtype]).itemsize
 
+    def knowing(self, feature_names: tuple[str, ...] | None) -> Preparation:
+        """Return this with names of the columns of X, unless it has them or they do not fit."""
+        if self.feature_names is not None or len(feature_names or ()) != self.n_features:
+            return self
+        return replace(self, feature_names=feature_names)
+
     def features(self, X: Any, name: str = "X", home: Device | None = None) -> Array:
         """Return features (n_samples, n_features) on a device, by default the network's.
 
         Parameters
         ----------
-        X : array-like (n_samples, n_features)
-            One example per row.
+        X : array-like (n_samples, n_features) or Given
+            One example per row. Of a data frame the columns ``feature_names``, whatever others it
+            has; all of them, by position, where there are no names.
         name : str, default "X"
             What the caller calls it.
         home : Device, optional
@@ -82,21 +89,22 @@ class Preparation:
             If they are not finite real numbers of that shape, or on another device.
         """
         home = home or self.device
-        dtype = DTYPES[self.dtype]
+        dtype, names = DTYPES[self.dtype], self.feature_names
         with self.device.activate():
-            X = self._in_order(X, name)
+            given = look(name, X)
+            name, labels = given.name, given.labels(names)
             if self.standardization is None:
-                return check_features(name, X, self.n_features, home, dtype)
-            X = check_features(name, X, self.n_features, home)
+                return check_features(given, self.n_features, home, dtype, names)
+            X = check_features(given, self.n_features, home, names=names)
             if home == self.device:
-                return place(name, self.standardization.apply(X), home, dtype, X)
+                return place(name, self.standardization.apply(X), home, dtype, X, labels)
             # Features that a device does not hold are large: a block at a time, in float64.
             on_host = Standardization(*map(self.device.to_numpy, self.standardization))
             result = np.empty(X.shape, dtype)
             for start in range(0, len(X), _ROWS_PER_BLOCK):
                 rows = X[start : start + _ROWS_PER_BLOCK]
                 stop = start + len(rows)
-                result[start:stop] = place(name, on_host.apply(rows), home, dtype, rows)
+                result[start:stop] = place(name, on_host.apply(rows), home, dtype, rows, labels)
             return result
 
     def examples(
@@ -114,7 +122,7 @@ class Preparation:
 
         Parameters
         ----------
-        X, y, sample_weight : array-likes
+        X, y, sample_weight : array-likes or Given
             As for ``train``.
         loss : Loss
             Decides which targets are allowed.
@@ -130,14 +138,17 @@ class Preparation:
         InputError
             If anything about them is not as said.
         """
-        require_same_device(**dict(zip(names, (X, y, sample_weight), strict=True)))
+        given_X, given_y = look(names[0], X), look(names[1], y)
+        given_weight = None if sample_weight is None else look(names[2], sample_weight)
+        require_same_device(
+            **{given.name: given.device for given in (given_X, given_y, given_weight) if given}
+        )
         with self.device.activate():
-            features = self.features(X, names[0], home)
+            features = self.features(given_X, home=home)
             n_samples, dtype = features.shape[0], DTYPES[self.dtype]
             target = self.target_standardization
             y = check_targets(
-                names[1],
-                y,
+                given_y,
                 n_samples=n_samples,
                 n_outputs=self.n_outputs,
                 loss=loss,
@@ -145,17 +156,19 @@ class Preparation:
                 dtype=dtype if target is None else np.float64,
             )
             if target is not None:
-                y = place(names[1], target.apply(y), self.device, dtype, y)
+                labels = given_y.labels(None)
+                y = place(names[1], target.apply(y), self.device, dtype, y, labels)
             weight = check_sample_weight(
-                names[2], sample_weight, n_samples, self.device, dtype, is_whole=is_whole
+                given_weight, n_samples, self.device, dtype, is_whole=is_whole
             )
         streams = home is not None and home != self.device
         return Data(features, y, weight, streams)
 
-    def moments(self, X: Any, y: Any = None) -> list[Standardization]:
+    def moments(self, X: Given | Source, y: Any = None) -> list[Standardization]:
         """Return the standardization of features and, unless y is None, of targets.
 
-        ``X`` and ``y`` are as for ``Network.standardize``.
+        ``y`` is as for ``Network.standardize``; of a source, whose own targets are taken, anything
+        but None.
         """
         xp = self.device.xp
         moments: list[Moments] = []
@@ -167,24 +180,23 @@ class Preparation:
                 moments = block
             return [Standardization.of(xp, columns) for columns in moments]
 
-    def _columns(self, X: Any, y: Any) -> Iterator[list[Array]]:
+    def _columns(self, X: Given | Source, y: Any) -> Iterator[list[Array]]:
         """Yield checked features and, unless y is None, targets: of a source block by block."""
-        source = as_source(X, None if isinstance(X, Source) and y is X else y)
         blocks: Iterable[tuple[slice | None, Any]]
-        if source is None:
-            blocks = [(None, (self._in_order(X, "X"), y))]
+        if isinstance(X, Given):
+            blocks = [(None, (X, y))]
         else:
-            source.require_names(self.feature_names)
+            X.require_names(self.feature_names)
             # Of each number its value in float64, its magnitude, and parts of sums of squares.
             n_numbers = self.n_features + (0 if y is None else self.n_outputs)
-            blocks = source.blocks(40 * n_numbers)
+            blocks = X.blocks(40 * n_numbers)
         for where, rows in blocks:
             index = "" if where is None else f"[{where.start}:{where.stop}]"
-            columns = [check_features(f"X{index}", rows[0], self.n_features, self.device)]
+            given, names = look(f"X{index}", rows[0]), self.feature_names
+            columns = [check_features(given, self.n_features, self.device, names=names)]
             if y is not None:
                 target = check_targets(
-                    f"y{index}",
-                    rows[1],
+                    look(f"y{index}", rows[1]),
                     n_samples=columns[0].shape[0],
                     n_outputs=self.n_outputs,
                     loss=loss_function(None, self.output),
@@ -193,29 +205,3 @@ class Preparation:
                 )
                 columns.append(target)
             yield columns
-
-    def _in_order(self, X: Any, name: str) -> Any:
-        """Return a data frame with its columns in the order of ``feature_names``."""
-        given = column_names(X)
-        if given is None or self.feature_names is None or given == tuple(self.feature_names):
-            return X
-        missing = [column for column in self.feature_names if column not in given]
-        if missing:
-            raise InputError(
-                f"{name}: expected a data frame with the network's feature_names, the column "
-                f"{missing[0]!r} is missing; pass an array to go by position"
-            )
-        return X[list(self.feature_names)]
-
-
-def column_names(X: Any) -> tuple[str, ...] | None:
-    """Return the names of a data frame's (pandas, polars) or source's columns, if it has any."""
-    if isinstance(X, Source):
-        return X.feature_names
-    # In this order: a polars LazyFrame, which is no array, warns when it is asked for its columns.
-    if not hasattr(X, "__array__") or not hasattr(X, "columns"):
-        return None
-    names = tuple(X.columns)
-    # Names that are not distinct tell no columns apart: those go by position.
-    is_named = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
-    return names if is_named else None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nnbackend.data.sources import Rows, Source, leave
+from nnbackend.data.source import Rows, Source, leave
 
 __all__ = ["Reading"]
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from nnbackend.core.types import Array
 from nnbackend.data.examples import Data, Part, empty_steps, is_zero_weight
+from nnbackend.data.given import look
 from nnbackend.data.preparation import Preparation
 from nnbackend.data.reading import Reading
-from nnbackend.data.sources import Rows, Source, digest
+from nnbackend.data.source import Rows, Source, digest
 from nnbackend.data.validation import check_sample_weight, no_weight_error, place
 from nnbackend.errors import InputError
 
@@ -209,9 +210,8 @@ class Stream:
                 at += stop - start
             X, y, weight = (*columns, None)[:3]
             # Of all of them together, any of which may make up a batch.
-            weight = check_sample_weight(
-                "sample_weight", weight, n_rows, device, X.dtype, is_whole=False
-            )
+            given = None if weight is None else look("sample_weight", weight)
+            weight = check_sample_weight(given, n_rows, device, X.dtype, is_whole=False)
         return Data(X, y, weight)
 
     def _part(self, data: Data, order: Any, n_done: int) -> Part:

@@ -246,7 +246,9 @@ def _read_arrow(path: str, suffix: str) -> Table:
         if column.null_count:
             missing[name] = column.is_null().to_numpy()
         is_text = pa.types.is_dictionary(column.type)
-        columns[name] = _words(column) if is_text else column.to_numpy()
+        is_decimal = pa.types.is_decimal(column.type)
+        numbers = column.cast(pa.float64()) if is_decimal else column
+        columns[name] = _words(column) if is_text else numbers.to_numpy()
     return Table(path, columns, has_names=True, missing=missing)
 
 

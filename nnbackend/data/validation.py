@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from nnbackend.core.losses import Loss, Poisson, SoftmaxCrossEntropy
+from nnbackend.core.losses import Loss
 from nnbackend.core.types import Array
-from nnbackend.data.sources import Source
-from nnbackend.data.stored_chunks import stored_chunks
-from nnbackend.device import Device, device_of, is_native
+from nnbackend.data.given import Given
+from nnbackend.device import Device
 from nnbackend.errors import InputError
 
 __all__ = [
@@ -23,148 +22,21 @@ __all__ = [
     "dtype_name",
     "no_weight_error",
     "place",
-    "to_array",
 ]
 
 
-# The names of the dtypes of real numbers that NumPy and CuPy know, in any library.
-_REAL = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)")
+def check_finite(
+    name: str,
+    x: Array,
+    device: Device,
+    original: Array | None = None,
+    labels: Sequence[Any] | None = None,
+) -> None:
+    """Raise an InputError that says where, if an array of the device holds NaN or infinity.
 
-
-def to_array(name: str, x: Any, device: Device | None = None) -> Array:
-    """Return ``x`` as a NumPy or CuPy array of real numbers, or raise what is wrong with it.
-
-    Parameters
-    ----------
-    name : str
-        What the caller calls it.
-    x : array of any library, nested sequence of numbers, or data frame
-        NumPy and CuPy arrays are returned as they are, other arrays in the same memory; it is only
-        to be read.
-    device : Device, optional
-        The network's: an array on a GPU has to be there.
-
-    Raises
-    ------
-    InputError
-        If it is no array of real numbers, or on another device.
+    ``original`` and ``labels`` are as for ``place``.
     """
-    if x is None:
-        raise InputError(f"{name}: expected an array, got None")
-    if isinstance(x, Source):
-        raise InputError(
-            f"{name}: expected an array, got a source, which is for training and standardize; take "
-            "its rows block by block, such as source.read(0, 1000).X"
-        )
-    home = device_of(x)
-    if home is not None and home.kind == "cuda" and device not in (None, home):
-        raise InputError(
-            f"{name}: expected an array on {device}, the network's device, got one on {home}; "
-            f"move the network with .to({home.name!r}) or the array"
-        )
-    if isinstance(x, np.generic):
-        x = np.asarray(x)
-    elif hasattr(x, "__dlpack__") and not is_native(x):
-        x = _shared(name, x, home)
-    elif home is None:
-        x = _converted(name, x)
-    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
-        raise InputError(
-            f"{name}: expected an array without missing values, got a masked array with "
-            f"{int(np.ma.getmaskarray(x).sum())} masked; fill them first"
-        )
-    if x.dtype.kind in "US":
-        raise InputError(
-            f"{name}: expected real numbers, got dtype {x.dtype} (text); number classes from 0, "
-            "for example names, y = numpy.unique(y, return_inverse=True), and encode text features"
-        )
-    if x.dtype.kind not in "biuf":
-        raise InputError(
-            f"{name}: expected real numbers, got dtype {x.dtype}; convert it to float, for example "
-            "with .astype('float32')"
-        )
-    return x
-
-
-def _kind(x: Any) -> str:
-    return f"{type(x).__module__.partition('.')[0]}.{type(x).__name__}"
-
-
-def _converted(name: str, x: Any) -> Array:
-    """Return a sequence of numbers or a data frame as a NumPy array."""
-    if hasattr(x, "toarray"):
-        raise InputError(
-            f"{name}: expected a dense array, got the sparse {_kind(x)}; convert it with .toarray()"
-        )
-    try:
-        array = np.asarray(x)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{name}: expected an array or rows of equal length, got {_kind(x)} that NumPy cannot "
-            f"convert ({_one_line(error)})"
-        ) from error
-    stored = stored_chunks(name, x) if array.dtype.kind in "biuf" and array.size else None
-    if stored is not None:
-        stored.require(0, array, "pass the array's numbers, array[:]")
-    return array
-
-
-def _shared(name: str, x: Any, home: Device | None) -> Array:
-    """Return an array of another library as a NumPy or CuPy array in the same memory."""
-    kind = _kind(x)
-    if "Tracer" in kind:
-        raise InputError(
-            f"{name}: expected an array, got {kind}, which holds no numbers inside jax.jit, grad "
-            "and vmap; call nnbackend outside of them"
-        )
-    if home is None:
-        raise InputError(
-            f"{name}: expected an array in the host's memory or on one CUDA GPU, got {kind} "
-            f"{_whereabouts(x)}"
-        )
-    dtype = getattr(x, "dtype", "float64")
-    if not _REAL.fullmatch(str(dtype).rpartition(".")[2]):
-        raise InputError(
-            f"{name}: expected real numbers, got dtype {dtype}; convert it to float32 or float64"
-        )
-    if "sparse" in str(getattr(x, "layout", "")):
-        raise InputError(
-            f"{name}: expected a dense array, got the sparse {kind}; convert it with .to_dense()"
-        )
-    if getattr(x, "requires_grad", False):
-        raise InputError(
-            f"{name}: expected an array without a gradient, got {kind} that requires grad, and "
-            "none flows back through nnbackend; pass .detach()"
-        )
-    if hasattr(x, "is_neg") and x.is_neg():
-        # Of such a tensor DLPack hands out numbers of the wrong sign.
-        raise InputError(
-            f"{name}: expected an array, got a negated view, {kind}; pass .resolve_neg()"
-        )
-    try:
-        return home.share(x)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{name}: expected an array that can be read where it is, got {kind} "
-            f"({_one_line(error)})"
-        ) from error
-
-
-def _whereabouts(x: Any) -> str:
-    try:
-        return f"on {x.device}"
-    except (AttributeError, RuntimeError) as error:  # JAX raises the latter for a deleted array
-        return f"({_one_line(error)})"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def check_finite(name: str, x: Array, original: Array | None = None) -> None:
-    """Raise an InputError that says where, if the array holds NaN or infinity."""
-    device = device_of(x)
-    if device is None or x.dtype.kind != "f":
+    if x.dtype.kind != "f":
         return
     xp = device.xp
     if bool(xp.all(xp.isfinite(x))):
@@ -173,24 +45,34 @@ def check_finite(name: str, x: Array, original: Array | None = None) -> None:
     where = tuple(int(i) for i in bad[0])
     value = float((x if original is None else original)[where])
     index = ", ".join(str(i) for i in where)
+    column = "" if labels is None else f", row {where[0]} of column {labels[where[-1]]!r}"
     count = f" ({len(bad)} such values)" if len(bad) > 1 else ""
     if np.isfinite(value):
         raise InputError(
-            f"{name}: {value:g} at [{index}]{count} is too large for {x.dtype}; scale the data or "
-            "use dtype='float64'"
+            f"{name}: {value:g} at [{index}]{column}{count} is too large for {x.dtype}; scale the "
+            "data or use dtype='float64'"
         )
     raise InputError(
-        f"{name}: expected finite numbers, got {value} at [{index}]{count}; remove or impute them"
+        f"{name}: expected finite numbers, got {value} at [{index}]{column}{count}; remove or "
+        "impute them"
     )
 
 
-def place(name: str, x: Array, device: Device, dtype: Any, original: Array | None = None) -> Array:
+def place(
+    name: str,
+    x: Array,
+    device: Device,
+    dtype: Any,
+    original: Array | None = None,
+    labels: Sequence[Any] | None = None,
+) -> Array:
     """Return ``x`` on ``device`` in ``dtype``, finite.
 
-    ``original`` is what the caller gave, for the message, where ``x`` was computed from it.
+    ``original`` is what the caller gave, for the message, where ``x`` was computed from it, and
+    ``labels`` are what its columns are called.
     """
     placed = device.place(x, dtype)
-    check_finite(name, placed, x if original is None else original)
+    check_finite(name, placed, device, x if original is None else original, labels)
     return placed
 
 
@@ -201,30 +83,36 @@ def _n_samples(name: str, x: Array) -> int:
     return n_samples
 
 
-def check_features(name: str, X: Any, n_features: int, device: Device, dtype: Any = None) -> Array:
+def check_features(
+    given: Given,
+    n_features: int,
+    device: Device,
+    dtype: Any = None,
+    names: Sequence[str] | None = None,
+) -> Array:
     """Return features (n_samples, n_features) on ``device``.
 
     Parameters
     ----------
-    name : str
-        What the caller calls it.
-    X : array-like (n_samples, n_features)
-        Finite real numbers, one example per row.
+    given : Given
+        Finite real numbers (n_samples, n_features), one example per row.
     n_features : int
         The size of the network's input layer.
     device : Device
         The network's.
     dtype : dtype, optional
         What to convert to; by default floating dtypes are kept and others become float64.
+    names : sequence of str, optional
+        The columns of a data frame that are read, in this order.
 
     Raises
     ------
     InputError
         If anything about it is not as said.
     """
-    X = to_array(name, X, device)
+    name, X = given.name, given.array(device, names)
     if X.ndim != 2:
-        hint = "; for one example use X[None, :]" if X.ndim == 1 else ""
+        hint = f"; {given.two_axes_hint}" if X.ndim == 1 else ""
         raise InputError(
             f"{name}: expected a 2-D array (n_samples, {n_features}), got shape "
             f"{tuple(X.shape)}{hint}"
@@ -237,12 +125,11 @@ def check_features(name: str, X: Any, n_features: int, device: Device, dtype: An
     _n_samples(name, X)
     if dtype is None:
         dtype = X.dtype if X.dtype.kind == "f" and X.dtype.itemsize in (4, 8) else np.float64
-    return place(name, X, device, dtype)
+    return place(name, X, device, dtype, labels=given.labels(names))
 
 
 def check_targets(
-    name: str,
-    y: Any,
+    given: Given,
     *,
     n_samples: int,
     n_outputs: int,
@@ -254,11 +141,9 @@ def check_targets(
 
     Parameters
     ----------
-    name : str
-        What the caller calls it.
-    y : array-like
-        (n_samples,) or (n_samples, n_outputs) numbers; integer labels (n_samples,) or rows that sum
-        to one, to within 1e-3, for softmax cross-entropy: they are divided by their sums.
+    given : Given
+        (n_samples,) or (n_samples, n_outputs) numbers; for a loss of kind ``"classes"`` integer
+        labels (n_samples,) or rows that sum to one, to within 1e-3: they are divided by their sums.
     n_samples, n_outputs : int
         Rows of X, and size of the output layer.
     loss : Loss
@@ -277,10 +162,12 @@ def check_targets(
     InputError
         If anything about it is not as said.
     """
-    y = to_array(name, y, device)
-    if isinstance(loss, SoftmaxCrossEntropy):
+    name, y = given.name, given.array(device)
+    is_distribution = loss.kind == "classes"
+    if is_distribution:
         if y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1 and n_outputs > 1):
-            return _check_labels(name, y, n_samples, n_outputs, device)
+            home = given.device or Device("cpu")
+            return _check_labels(name, y, n_samples, n_outputs, loss, device, home)
         expected = f"integer labels ({n_samples},) or rows ({n_samples}, {n_outputs})"
         is_column = False
     else:
@@ -293,12 +180,12 @@ def check_targets(
             f"{n_outputs} output{'s' if n_outputs > 1 else ''}, got shape {tuple(y.shape)}"
             + (
                 "; for one class out of several use output='softmax'"
-                if loss.output == "sigmoid" and y.ndim == 1 and n_outputs > 1
+                if loss.kind == "binary" and y.ndim == 1 and n_outputs > 1
                 else ""
             )
         )
-    is_distribution = isinstance(loss, SoftmaxCrossEntropy)
-    y = place(name, y, device, np.float64 if is_distribution else dtype)
+    labels = given.labels(None)
+    y = place(name, y, device, np.float64 if is_distribution else dtype, labels=labels)
     if is_column:
         y = y.reshape(-1, 1)
     _check_values(name, y, loss, device)
@@ -308,18 +195,26 @@ def check_targets(
     return y
 
 
-def _check_labels(name: str, y: Array, n_samples: int, n_classes: int, device: Device) -> Array:
+def _check_labels(
+    name: str,
+    y: Array,
+    n_samples: int,
+    n_classes: int,
+    loss: Loss,
+    device: Device,
+    home: Device,
+) -> Array:
     if y.shape[0] != n_samples:
         raise InputError(
             f"{name}: expected {n_samples} labels, one for each example in X, got {y.shape[0]}"
         )
     if y.dtype.kind == "f":
-        check_finite(name, y)
+        check_finite(name, y, home)
         y = y.reshape(-1)
         if bool((y != y.round()).any()):
             raise InputError(
-                f"{name}: expected integer class labels for a softmax output, got fractions such "
-                f"as {float(y[y != y.round()][0]):g}"
+                f"{name}: expected integer class labels for output={loss.output!r}, got fractions "
+                f"such as {float(y[y != y.round()][0]):g}"
             )
     y = y.reshape(-1)
     low, high = int(y.min()), int(y.max())
@@ -335,22 +230,12 @@ def _check_labels(name: str, y: Array, n_samples: int, n_classes: int, device: D
 def _check_values(name: str, y: Array, loss: Loss, device: Device) -> None:
     """Check that the values suit the loss; reads one flag from the device."""
     xp = device.xp
-    if loss.output == "sigmoid":
-        wrong, expected = (
-            (y != 0) & (y != 1),
-            "labels 0 and 1 for a sigmoid output (for other values use output='identity')",
-        )
-    elif isinstance(loss, Poisson):
-        wrong, expected = y < 0, "counts >= 0 for the Poisson loss"
-    elif isinstance(loss, SoftmaxCrossEntropy):
-        wrong = (y < 0) | (xp.abs(xp.sum(y, axis=1, keepdims=True) - 1) > 1e-3)
-        expected = "rows of class probabilities that are >= 0 and sum to 1"
-    else:
-        return
-    if bool(xp.any(wrong)):
+    wrong = loss.wrong_targets(xp, y)
+    if wrong is not None and bool(xp.any(wrong)):
         first = np.argwhere(device.to_numpy(wrong))[0]
         raise InputError(
-            f"{name}: expected {expected}, got {float(y[tuple(first)]):g} in row {first[0]}"
+            f"{name}: expected {loss.expected_targets}, got {float(y[tuple(first)]):g} in row "
+            f"{first[0]}"
         )
 
 
@@ -360,8 +245,7 @@ def no_weight_error(name: str, what: str) -> InputError:
 
 
 def check_sample_weight(
-    name: str,
-    sample_weight: Any,
+    given: Given | None,
     n_samples: int,
     device: Device,
     dtype: Any,
@@ -372,9 +256,9 @@ def check_sample_weight(
 
     Unless these are only a part of the data, they are not all 0.
     """
-    if sample_weight is None:
+    if given is None:
         return None
-    weight = to_array(name, sample_weight, device)
+    name, weight = given.name, given.array(device)
     if tuple(weight.shape) != (n_samples,):
         raise InputError(
             f"{name}: expected shape ({n_samples},), one weight for each example in X, got "
@@ -401,6 +285,7 @@ DTYPES = {"float32": np.float32, "float64": np.float64}
 
 
 def dtype_name(dtype: Any) -> str:
+    """Return ``"float32"`` or ``"float64"`` for what names one of them."""
     name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None)
     if name is None and isinstance(dtype, type) and issubclass(dtype, np.generic):
         name = dtype.__name__

@@ -24,7 +24,8 @@ from sklearn.utils import check_consistent_length
 from nnbackend.core.activations import Activation, activation
 from nnbackend.core.optimizers import Optimizer, OptimizerState
 from nnbackend.core.schedules import Schedule
-from nnbackend.data.sources import Rows, Source, as_source
+from nnbackend.data.source import Rows, Source
+from nnbackend.data.sources import as_source
 from nnbackend.data.validation import no_weight_error
 from nnbackend.device import device_of, get_device
 from nnbackend.errors import InputError
@@ -294,7 +295,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
                 shuffle=draw if self.shuffle else False,
                 seed=self._random_state.randint(2**31) if np.any(self.dropout) else 0,
                 sample_weight=training[2],
-                validation_data=self._validation_data(),
+                validation_data=self._validation_data(validation),
                 callbacks=watch,
                 optimizer_state=self._optimizer.state,
                 **self._options(),
@@ -403,7 +404,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             raise ValueError("partial_fit does not support early_stopping=True")
         given = self._given.validation
         if given is not None:
-            return (X, y, sample_weight), (*given, None)
+            return (X, y, sample_weight), (dense(self._check_features(given[0])), given[1], None)
         parts = [X, y] if sample_weight is None else [X, y, sample_weight]
         halves = train_test_split(
             *parts,
@@ -429,12 +430,14 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             (held_out[0], self._labels(held_out[1]), weights[1]),
         )
 
-    def _validation_data(self) -> tuple[Any, Any] | None:
+    def _validation_data(self, validation: Targets | None) -> tuple[Any, Any] | None:
         """Return the caller's validation data in the form that ``train`` takes."""
         given = self._given.validation
         if given is None:
             return None
-        return dense(self._check_features(given[0])), self._targets(self._encoded(given[1]))
+        # Where it is watched, it is checked already.
+        X = dense(self._check_features(given[0])) if validation is None else validation[0]
+        return X, self._targets(self._encoded(given[1]))
 
     def _rows_per_batch(self, n_samples: int) -> int:
         if self.batch_size == "auto":

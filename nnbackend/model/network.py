@@ -21,15 +21,16 @@ from nnbackend.core.propagation import CACHED_ELEMENTS, DEVICE_ELEMENTS
 from nnbackend.core.standardization import Standardization
 from nnbackend.core.structure import Structure
 from nnbackend.core.types import Array
-from nnbackend.data.preparation import Preparation, column_names
-from nnbackend.data.sources import Source
+from nnbackend.data.given import Given, look, to_array
+from nnbackend.data.preparation import Preparation
+from nnbackend.data.source import Source
+from nnbackend.data.sources import as_source
 from nnbackend.data.validation import (
     DTYPES,
     dtype_name,
     place,
-    to_array,
 )
-from nnbackend.device import Device, device_of, get_device, in_library_of
+from nnbackend.device import Device, get_device
 from nnbackend.errors import DeviceError, InputError
 from nnbackend.floating_point import own_errors
 from nnbackend.model.build import R, generator, initial_parameters, make_structure
@@ -50,10 +51,6 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=_WRITING.release,
         after_in_child=_WRITING.release,
     )
-
-
-# Rows that are standardized at once where all of them would be too many.
-_ROWS_PER_BLOCK = 2**16
 
 
 P = ParamSpec("P")
@@ -123,8 +120,10 @@ class Network:
         Undone on every prediction; set by ``standardize``.
     feature_names, class_names : tuple of str or None
         Names of the columns of X and of the classes; saved with the network. The former are taken
-        from a data frame that the network is standardized or trained with; a frame given later is
-        then read by name, in whatever order its columns are.
+        from a data frame that the network is standardized or trained with, if they are strings, all
+        different. A frame given later is then read by name: its columns may be in any order, others
+        are ignored, and one that is missing is an error. Arrays go by position, and so does a frame
+        that is given to a network without names.
 
     Raises
     ------
@@ -424,18 +423,18 @@ class Network:
                 "y: expected the source again, to standardize the targets that it has, got "
                 f"{type(y).__name__}: net.standardize(source, source)"
             )
-        features, *target = self.preparation.moments(X, y)
+        source = as_source(X, None if isinstance(X, Source) and y is X else y)
+        given = look("X", X) if source is None else source
+        features, *target = self.preparation.moments(given, y)
         self.standardization = features
         self.target_standardization = target[0] if target else None
-        self.learn_feature_names(X)
+        self.learn_feature_names(given.feature_names)
         self._device.synchronize()  # before another library's stream reuses the memory
         return self
 
-    def learn_feature_names(self, X: Any) -> None:
-        """Take ``feature_names`` from a data frame, unless they are set."""
-        given = column_names(X)
-        if self.feature_names is None and given is not None and len(given) == self.layer_sizes[0]:
-            self.feature_names = given
+    def learn_feature_names(self, names: tuple[str, ...] | None) -> None:
+        """Take ``feature_names``, unless they are set or are not as many as the columns of X."""
+        self.feature_names = self.preparation.knowing(names).feature_names
 
     @property
     def preparation(self) -> Preparation:
@@ -451,11 +450,10 @@ class Network:
             self.feature_names,
         )
 
-    def _follow(self, result: Array, given: Any) -> Array:
+    def _follow(self, result: Array, given: Given) -> Array:
         """Return a result where its input lives, in the input's library."""
-        home = device_of(given)
-        on_host = home is None or home.kind == "cpu"
-        return in_library_of(given, self._device.to_numpy(result) if on_host else result)
+        on_host = given.device is None or given.device.kind == "cpu"
+        return given.returned(self._device.to_numpy(result) if on_host else result)
 
     @property
     def _rows_per_block(self) -> int:
@@ -499,7 +497,7 @@ class Network:
                 return compute(copied)
         return result
 
-    def _forward(self, X: Any) -> Array:
+    def _forward(self, X: Given) -> Array:
         prepared = self.preparation.features(X)
         xp = self._device.xp
 
@@ -533,7 +531,8 @@ class Network:
             Where X is and of its library; NumPy for lists and data frames. In the network's dtype,
             or float64 for a target that float32 is too coarse for, as ``standardize`` says.
         """
-        return self._follow(self._forward(X), X)
+        given = look("X", X)
+        return self._follow(self._forward(given), given)
 
     @_on_device
     def predict(self, X: Any) -> Array:
@@ -558,8 +557,8 @@ class Network:
             If an output is NaN, so that it tells no class: the numbers in between have overflown.
             Values come back as they are, infinite or NaN.
         """
-        xp = self._device.xp
-        A = self._forward(X)
+        xp, given = self._device.xp, look("X", X)
+        A = self._forward(given)
         if self.output in ("sigmoid", "softmax"):
             self._require_classes(A)
         if self.output == "softmax":
@@ -568,7 +567,7 @@ class Network:
             result = xp.astype(A > 0.5, xp.int64) if self.output == "sigmoid" else A
             if A.shape[1] == 1:
                 result = result[:, 0]
-        return self._follow(result, X)
+        return self._follow(result, given)
 
     def _require_classes(self, A: Array) -> None:
         """Raise an InputError if an output is NaN, which an argmax would take for class 0."""
@@ -607,10 +606,11 @@ class Network:
                 f"predict_proba: expected a network with output='sigmoid' or 'softmax', got "
                 f"{self.output!r}; use predict"
             )
-        A = self._forward(X)
+        given = look("X", X)
+        A = self._forward(given)
         if self.output == "sigmoid" and A.shape[1] == 1:
             A = self._device.xp.concat([1.0 - A, A], axis=1)
-        return self._follow(A, X)
+        return self._follow(A, given)
 
     def objective(
         self,
@@ -670,13 +670,14 @@ class Network:
         (0.6931, [[-0.5], [-1.0]], [-0.5])
         """
         objective = self.objective(loss, l1, l2)
-        data = self.preparation.examples(X, y, objective.loss, sample_weight).arrays
+        given = look("X", X)
+        data = self.preparation.examples(given, y, objective.loss, sample_weight).arrays
         xp = self._device.xp
         value, flat = self._of_parameters(
             lambda parameters: objective.value_and_gradient(xp, parameters, *data)
         )
         weights, biases = self._structure.unflatten(xp, flat)
         gradients = Gradients(
-            [self._follow(dW, X) for dW in weights], [self._follow(db, X) for db in biases]
+            [self._follow(dW, given) for dW in weights], [self._follow(db, given) for db in biases]
         )
-        return self._follow(xp.asarray(value), X), gradients
+        return self._follow(xp.asarray(value), given), gradients

@@ -8,6 +8,7 @@ from nnbackend.core.losses import Loss
 from nnbackend.core.optimizers import OptimizerState
 from nnbackend.data.batches import Feed
 from nnbackend.data.examples import Data, Examples, Resident
+from nnbackend.data.given import look
 from nnbackend.data.placement import Memory
 from nnbackend.data.sources import as_source
 from nnbackend.data.stream import Stream
@@ -49,7 +50,8 @@ def examples_of(
                 "shuffle: expected True or False with data that is read in blocks, got a callable"
             )
         stream = Stream(net.preparation, source, loss, batch_size, shuffle)
-        net.learn_feature_names(source)
+        memory.learn_feature_names(source.feature_names)
+        net.learn_feature_names(source.feature_names)
         return stream, stream.form().rows(0, 0), min(batch_size, stream.n_samples)
     if y is None:
         if sample_weight is not None:
@@ -65,8 +67,10 @@ def examples_of(
             )
         nothing = net.parameters[:0]
         return Feed(net.preparation, X, loss), Data(nothing, nothing), 1
-    data = memory.prepare(X, y, loss, sample_weight)
-    net.learn_feature_names(X)
+    features = look("X", X)
+    data = memory.prepare(features, y, loss, sample_weight)
+    memory.learn_feature_names(features.feature_names)
+    net.learn_feature_names(features.feature_names)
     size = min(batch_size or data.n_samples, data.n_samples)
     return Resident(data, size, shuffle), data, size
 

@@ -92,11 +92,12 @@ def train(
     net : Network
         Trained in place, on its own device.
     X : array-like (n_samples, n_features)
-        One example per row. A ``numpy.memmap`` or Zarr array too large for memory is read in
-        blocks; see ``nb.sources``. Without ``y``: a source from there, or an iterable of batches
-        (X, y) or (X, y, sample_weight), such as torch's DataLoader, each pass over which is an
-        epoch; ``batch_size`` and ``shuffle`` are its own matter then, and the reference engine
-        trains. Features of very different scales
+        One example per row. A data frame of pandas, polars or Arrow is read column by column, and
+        its column names are kept as ``net.feature_names``. A ``numpy.memmap`` or Zarr array too
+        large for memory is read in blocks; see ``nb.sources``. Without ``y``: a source from there,
+        or an iterable of batches (X, y) or (X, y, sample_weight), such as torch's DataLoader, each
+        pass over which is an epoch; ``batch_size`` and ``shuffle`` are its own matter then, and the
+        reference engine trains. Features of very different scales
         train badly: call ``net.standardize(X)`` first, and ``net.standardize(X, y)`` for a
         regression.
     y : array-like

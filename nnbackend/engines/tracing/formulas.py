@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnbackend.core.activations import Activation, is_built_in
-from nnbackend.core.losses import LOSSES, SoftmaxCrossEntropy
+from nnbackend.core.losses import LOSSES
 from nnbackend.core.optimizers import OPTIMIZERS, Optimizer
 from nnbackend.core.propagation import output_elements
 from nnbackend.device import Device
@@ -168,7 +168,7 @@ def depends_on(value: object, name: str) -> bool:
 
 def is_label_target(objective: Objective, n_dimensions: int) -> bool:
     """Whether the targets are integer labels rather than rows."""
-    return isinstance(objective.loss, SoftmaxCrossEntropy) and n_dimensions == 1
+    return objective.loss.kind == "classes" and n_dimensions == 1
 
 
 def is_rowwise(value: object) -> bool:
