@@ -1,12 +1,14 @@
 """The devices that tests run on: always the CPU, and the GPU where CuPy can use one."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 
 from nnbackend.device import device_of, get_device
 from nnbackend.errors import DeviceError
 
-__all__ = ["CUDA_MARKS", "needs_cuda", "on_each_device", "to_host"]
+__all__ = ["CUDA_MARKS", "needs_cuda", "needs_numba", "on_each_device", "to_host"]
 
 
 def _why_not_cuda():
@@ -21,6 +23,10 @@ _REASON = _why_not_cuda()
 CUDA_MARKS = (pytest.mark.cuda, pytest.mark.skipif(bool(_REASON), reason=_REASON))
 
 on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA_MARKS)])
+
+needs_numba = pytest.mark.skipif(
+    importlib.util.find_spec("numba") is None, reason="Numba is not installed"
+)
 
 
 def needs_cuda(test):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from backends import require
 from devices import needs_cuda
-from test_inputs import FEATURE_CALLS, GOOD_TARGETS, OUTPUTS, check_network_refuses, network
+from refusals import FEATURE_CALLS, GOOD_TARGETS, OUTPUTS, check_network_refuses, network
 
 import nnbackend as nb
 from nnbackend.data.validation import to_array

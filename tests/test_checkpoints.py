@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
+import factories
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -40,8 +42,7 @@ PLATEAU = nb.schedules.ReduceOnPlateau(0.05, factor=0.5, patience=1, threshold=0
 BATCHES = [(X[i : i + 5], Y[i : i + 5], WEIGHT[i : i + 5]) for i in range(0, N_SAMPLES, 5)]
 
 
-def network(sizes=(3, 6, 1), **options):
-    return nb.Network(sizes, **{"hidden": "tanh", **options})
+network = partial(factories.network, dtype="float32", seed=0)
 
 
 def train(net, data=(X, Y), **options):

@@ -16,20 +16,9 @@ import numpy as np
 import own_formulas
 import pytest
 from cuda_executor import HostExecutor
-from devices import CUDA_MARKS, to_host
-from test_engines import (
-    PROBLEMS,
-    SWAPPED,
-    WEIGHT,
-    Exploding,
-    HeavyBall,
-    N,
-    X,
-    Y,
-    assert_follows,
-    needs_numba,
-    trained,
-)
+from devices import CUDA_MARKS, needs_numba, to_host
+from factories import PROBLEMS, WEIGHT, N, X, Y, trained
+from own_formulas import SWAPPED, Exploding, HeavyBall, assert_follows
 
 import nnbackend as nb
 from nnbackend.core.optimizers import OptimizerState

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from cuda_executor import HostExecutor, from_bfloat16
 from devices import CUDA_MARKS, to_host
+from factories import N_OUTPUTS, PROBLEMS
 from hypothesis import given
 from hypothesis import strategies as st
 from nvrtc import compile_ptx_or_cubin
-from test_engines import N_OUTPUTS, PROBLEMS
 
 import nnbackend as nb
 from nnbackend.bench.workload import WORKLOADS

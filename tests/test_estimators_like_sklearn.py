@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from devices import needs_numba
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
@@ -11,7 +12,6 @@ from sklearn.ensemble import AdaBoostClassifier, BaggingClassifier, BaggingRegre
 from sklearn.metrics import log_loss
 from sklearn.neural_network import MLPClassifier as TheirClassifier
 from sklearn.neural_network import MLPRegressor as TheirRegressor
-from test_engines import needs_numba
 
 import nnbackend as nb
 

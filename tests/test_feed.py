@@ -1,5 +1,8 @@
 """Batches that the caller brings, and trainings that go on: nothing is lost on the way."""
 
+from functools import partial
+
+import factories
 import numpy as np
 import pytest
 from devices import on_each_device, to_host
@@ -12,8 +15,7 @@ Y = (X[:, 0] > 0).astype(int)
 OPTIONS = {"optimizer": nb.Adam(0.01), "epochs": 4}
 
 
-def network(device="cpu"):
-    return nb.Network([4, 6, 1], hidden="tanh", dtype="float64", seed=1, device=device)
+network = partial(factories.network, (4, 6, 1))
 
 
 def batches(size=16):
@@ -22,7 +24,7 @@ def batches(size=16):
 
 @on_each_device
 def test_a_list_of_batches_trains_as_its_arrays_do(device):
-    expected, net = network(device), network(device)
+    expected, net = network(device=device), network(device=device)
     said = nb.train(expected, X, Y, batch_size=16, shuffle=False, engine="reference", **OPTIONS)
     history = nb.train(net, batches(), validation_data=(X, Y), **OPTIONS)
     np.testing.assert_array_equal(to_host(net.parameters), to_host(expected.parameters))

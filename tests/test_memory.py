@@ -75,7 +75,7 @@ def test_what_is_needed_is_the_data_its_copies_the_parameters_and_a_batch(memory
     for standardizes, copies in ((False, 1.25), (True, 5.25)):
         needed = int(X.nbytes * copies) + parameters + batch
         for n_bytes in (needed, needed - 1):
-            place, net = memory_of(n_bytes, standardizes=standardizes)
+            place, _ = memory_of(n_bytes, standardizes=standardizes)
             monkeypatch.setattr(
                 memory.Preparation, "examples", lambda *_, home: homes.append(home.kind)
             )

@@ -1,5 +1,8 @@
 """A row of weight 0 is as if it were not there, and so is a batch of such rows."""
 
+from functools import partial
+
+import factories
 import numpy as np
 import pytest
 import strict_gpu
@@ -50,8 +53,7 @@ FORMS = {
 }
 
 
-def network(device="cpu"):
-    return nb.Network([3, 4, 1], hidden="tanh", dtype="float64", seed=1, device=device)
+network = partial(factories.network, (3, 4, 1))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -111,7 +113,7 @@ def test_on_a_gpu_they_are_left_out_as_on_the_cpu(monkeypatch):
     expected = network()
     arrays(expected, weight, **OPTIONS)
     strict_gpu.install(monkeypatch)
-    net = network("cuda")
+    net = network(device="cuda")
     arrays(net, weight, **OPTIONS)
     np.testing.assert_array_equal(get_device("cuda").to_numpy(net.parameters), expected.parameters)
 
@@ -188,4 +190,4 @@ def test_the_cuda_engine_says_that_it_cannot_leave_batches_out(monkeypatch):
     weight = np.ones(N)
     weight[: SIZE - 3] = 0
     with pytest.raises(nb.InputError, match=r"sample_weight: .* engine='cuda', got 3 .* 0; leave"):
-        arrays(network("cuda"), np.append(weight[:-1], 0), "cuda", **OPTIONS)
+        arrays(network(device="cuda"), np.append(weight[:-1], 0), "cuda", **OPTIONS)

@@ -3,7 +3,9 @@
 import multiprocessing
 import sys
 import threading
+from functools import partial
 
+import factories
 import numpy as np
 import pytest
 
@@ -25,8 +27,7 @@ def _hasty_threads():
     sys.setswitchinterval(interval)
 
 
-def network(seed=0, **options):
-    return nb.Network([4, 8, 1], **{"hidden": "tanh", "seed": seed, **options})
+network = partial(factories.network, (4, 8, 1), dtype="float32", seed=0)
 
 
 def trained(net, engine="reference", epochs=5, **options):
