@@ -17,8 +17,8 @@ import pytest
 
 import nnbackend as nb
 from nnbackend.bench import contestants as peers
+from nnbackend.bench import limit, peer_torch
 from nnbackend.bench import own as contestants
-from nnbackend.bench import peer_torch
 from nnbackend.bench import race as benchmark
 from nnbackend.bench import text as benchmark_report
 from nnbackend.bench.contestant import NotInstalledError, UnsupportedError
@@ -245,7 +245,7 @@ class FakeGPU:
             cuda=SimpleNamespace(Stream=self.stream),
         )
         self.library = SimpleNamespace(cublasLtGetVersion=lambda: 130000)
-        monkeypatch.setattr(contestants, "get_device", lambda _: self)
+        monkeypatch.setattr(limit, "get_device", lambda _: self)
 
         def make(pointer, size):
             assert pointer > 0 < size

@@ -584,7 +584,7 @@ OTHERS = {
     "the data's targets": {"data": (X, 1 - Y)},
     "standardization": {"net": network().standardize(X)},
     "validation_data": VALIDATION,
-    "optimizer": {"optimizer": nb.Adam(0.02, beta1=0.8)},
+    "optimizer.beta1": {"optimizer": nb.Adam(0.02, beta1=0.8)},
     "the optimizer's kind": {"optimizer": "sgd"},
     "loss": {"loss": "squared_error"},
     "l1": {"l1": 1e-3},
@@ -628,7 +628,10 @@ def test_a_folder_with_checkpoints_is_not_written_over(tmp_path):
 
 
 def test_a_folder_is_one_trainings_at_a_time(tmp_path):
-    program = "import sys, nnbackend.checkpoints as c; c.CheckpointFolder(sys.argv[1])"
+    program = (
+        "import sys; from nnbackend.training.checkpoint_folder import CheckpointFolder; "
+        "CheckpointFolder(sys.argv[1])"
+    )
 
     def begin_others(state):
         if state.epoch != 1:
@@ -726,7 +729,7 @@ def test_no_flipped_bit_and_no_prefix_of_a_checkpoint_is_read_as_another(tmp_pat
 
 GENERATOR = np.random.default_rng(0).bit_generator.state
 HOSTILE = {
-    "options": [None, [], "text", 3],
+    "identity": [None, [], "text", 3],
     "optimizer_step": [None, -1, 1.5, "1", True, []],
     "totals": [None, [], [0.0], [0.0, 0.0, 0.0], ["a", "b"], 3, [10**400, 1]],
     "position": [None, -1, "1", 0.5, {}],

@@ -143,7 +143,7 @@ def test_features_and_targets_of_a_stream_keep_their_digits():
     net = nb.Network([3, 1], output="identity")
     source = Arrays(X, y, buffer_bytes=2**13)
     net.standardize(source, source)
-    stream = Stream(net, source, net.objective().loss, 10, shuffle=False)
+    stream = Stream(net.preparation, source, net.objective().loss, 10, shuffle=False)
     parts = [part.data for part in stream.parts(None)]
     assert len(parts) > 1
     expected = exactly(COUNTS)

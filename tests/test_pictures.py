@@ -90,8 +90,8 @@ def test_a_style_that_is_set_for_all_figures_is_neither_a_hindrance_nor_changed(
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
 def test_a_backend_that_is_not_installed_is_none_of_its_business(backend, tmp_path):
     code = (
-        "import os, sys; from nnbackend import plots; figure = plots.new_figure(); "
-        "figure.add_subplot().plot([1, 2]); sys.stdout.buffer.write(plots.render(figure)); "
+        "import os, sys; from nnbackend import figures; figure = figures.new_figure(); "
+        "figure.add_subplot().plot([1, 2]); sys.stdout.buffer.write(figures.render(figure)); "
         "assert os.environ['MPLBACKEND'] == sys.argv[1]"
     )
     done = subprocess.run(
@@ -107,7 +107,7 @@ def test_a_backend_that_is_not_installed_is_none_of_its_business(backend, tmp_pa
 
 def test_a_backend_that_is_installed_is_left_to_those_who_draw_windows():
     code = (
-        "from nnbackend import plots; plots.new_figure(); "
+        "from nnbackend import figures; figures.new_figure(); "
         "import matplotlib; print(matplotlib.get_backend())"
     )
     done = subprocess.run(

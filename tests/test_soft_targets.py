@@ -67,8 +67,8 @@ def test_every_path_divides_rows_by_their_sums_before_they_are_rounded(dtype, de
     net = network(dtype=dtype, device=device)
     loss = net.objective().loss
     expected = (ROWS / ROWS.sum(axis=1, keepdims=True)).astype(dtype)
-    paths = {"arrays": net.prepare(X, ROWS, loss)[1]}
-    stream = Stream(net, Arrays(X, ROWS), loss, 10, shuffle=False)
+    paths = {"arrays": net.preparation.examples(X, ROWS, loss).y}
+    stream = Stream(net.preparation, Arrays(X, ROWS), loss, 10, shuffle=False)
     (paths["source"],) = (part.data.y for part in stream.parts(None))
     for name, found in paths.items():
         np.testing.assert_array_equal(to_host(found), expected, err_msg=name)
@@ -96,7 +96,7 @@ def test_training_and_validation_take_them_as_normalized():
 def test_one_hot_rows_stay_what_they_are(given, dtype):
     net = network(dtype=dtype)
     rows = np.eye(K)[RNG.integers(0, K, N)].astype(given)
-    found = net.prepare(X, rows, net.objective().loss)[1]
+    found = net.preparation.examples(X, rows, net.objective().loss).y
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, rows.astype(dtype))
 
@@ -110,5 +110,5 @@ def test_rows_farther_from_1_are_refused_in_either_dtype():
 
 def test_other_losses_take_rows_as_they_are():
     net = network()
-    found = net.prepare(X, ROWS, net.objective("squared_error").loss)[1]
+    found = net.preparation.examples(X, ROWS, net.objective("squared_error").loss).y
     np.testing.assert_array_equal(found, ROWS)

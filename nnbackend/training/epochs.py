@@ -57,10 +57,6 @@ class EpochRunner:
         How many there are in all, which schedules depend on.
     shuffle : numpy.random.Generator
         Draws the orders.
-    pause : callable
-        Is called between two parts of an epoch; may raise, which breaks the epoch off.
-    while_waiting : callable
-        Is called while a part of an epoch is not there yet; may raise as well.
     team : Team, optional
         The processes that share every step.
 
@@ -83,14 +79,11 @@ class EpochRunner:
         examples: Examples,
         epochs: int,
         shuffle: np.random.Generator,
-        pause: Callable[[], None],
-        while_waiting: Callable[[], None],
         team: Team | None = None,
     ) -> None:
         self._engine, self._examples, self._team = engine, examples, team
         self._batch_size = problem.batch_size
         self._n_epochs, self._shuffle = epochs, shuffle
-        self._pause, self._while_waiting = pause, while_waiting
         self._schedule = as_schedule(problem.optimizer.learning_rate)
         self._schedule_state = self._schedule.start()
         self.steps = len(examples)
@@ -117,7 +110,14 @@ class EpochRunner:
         """Return how many steps were taken in all, ``epoch`` whole epochs among them."""
         return epoch * self.steps + self.position
 
-    def run(self, epoch: int, *, is_watched: bool) -> Epochs:
+    def run(
+        self,
+        epoch: int,
+        *,
+        is_watched: bool,
+        pause: Callable[[], None],
+        while_waiting: Callable[[], None],
+    ) -> Epochs:
         """Run the epoch after ``epoch`` finished ones, and more of them if nobody looks on.
 
         Parameters
@@ -126,11 +126,15 @@ class EpochRunner:
             The number of finished epochs.
         is_watched : bool
             Whether something is done after each epoch.
+        pause : callable
+            Is called between two parts of an epoch; may raise, which breaks the epoch off.
+        while_waiting : callable
+            Is called while a part of an epoch is not there yet; may raise as well.
         """
         resident = self._whole(epoch)
         if resident is None:
             rates = [self._rates(epoch)]
-            losses, is_finite = self._run_parts(epoch, rates[0])
+            losses, is_finite = self._run_parts(epoch, rates[0], pause, while_waiting)
         else:
             count = 1 if is_watched or self.watches_losses else self._epochs_at_once(epoch)
             rates = [self._rates(number) for number in range(epoch, epoch + count)]
@@ -157,17 +161,25 @@ class EpochRunner:
         is_due_within = self.keeper.steps_to_go(self.steps_done(epoch)) < self.steps
         return self._examples if is_short and not is_due_within else None
 
-    def _run_parts(self, epoch: int, rates: list[float]) -> tuple[Any, Any]:
+    def _run_parts(
+        self,
+        epoch: int,
+        rates: list[float],
+        pause: Callable[[], None],
+        while_waiting: Callable[[], None],
+    ) -> tuple[Any, Any]:
         """Run an epoch from where it stands, pausing between its parts."""
-        parts = self._examples.parts(self._shuffle, self.position, self._while_waiting)
+        parts = self._examples.parts(self._shuffle, self.position, while_waiting)
         with closing(parts):
             for part in parts:
-                self._run_part(epoch, part, rates)
+                self._run_part(epoch, part, rates, pause)
         self.position = 0
         # Not with the last part: only after it is it known whether the epoch was whole.
         return self._engine.run(part.data, [np.arange(0)], [[]])
 
-    def _run_part(self, epoch: int, part: Part, rates: list[float]) -> None:
+    def _run_part(
+        self, epoch: int, part: Part, rates: list[float], pause: Callable[[], None]
+    ) -> None:
         """Run the steps of a part, in as many calls as are asked for."""
         done = 0
         while done < part.n_steps:
@@ -183,7 +195,7 @@ class EpochRunner:
             done += n
             self.position = stop
             if stop < self.steps:
-                self._pause()
+                pause()
 
     def _pace(self, n_steps: int, seconds: float) -> None:
         """Make the next call last as long as one may."""

@@ -81,9 +81,7 @@ class Loop:
         self._engine, self._problem, self._examples = engine, problem, examples
         self._device, self._interruption = get_device(net.device), interruption
         self._validation = None if validation is None else Validation(engine, validation, team)
-        self._runner = EpochRunner(
-            engine, problem, examples, epochs, shuffle, self._pause, self._end_if_asked, team
-        )
+        self._runner = EpochRunner(engine, problem, examples, epochs, shuffle, team)
         self._stopping = Stopping(net, engine, options, team)
         self._keeper: Keeper | None = None
         self._last_good: Any = None
@@ -207,7 +205,14 @@ class Loop:
         """Run one epoch, or several where nobody looks on, and record them."""
         start = perf_counter()
         is_watched = self._validation is not None or self._stopping.is_watching
-        epochs = self._runner.run(self._epoch, is_watched=is_watched)
+        # Lent for the call: kept, they would be a cycle, and the device's memory would stay taken
+        # after the training until Python looks for cycles.
+        epochs = self._runner.run(
+            self._epoch,
+            is_watched=is_watched,
+            pause=self._pause,
+            while_waiting=self._end_if_asked,
+        )
         losses, validation_loss, is_finite = self._read(epochs)
         seconds = (perf_counter() - start) / len(losses)
         good = losses if is_finite else losses[:-1]

@@ -227,12 +227,13 @@ def train(
         "checkpoint": checkpoint, "checkpoint_every": checkpoint_every,
         "checkpoints_kept": checkpoints_kept, "resume": resume,
     }  # fmt: skip
-    options = TrainingOptions(**asked)
     interruption = Interruption()
     with ExitStack() as stack:
         # When all else is closed, SIGTERM is passed on, after an error, too.
         stack.push(interruption.forward)
         team = stack.enter_context(together(communicator))
+        # Within the team: what one process is given wrongly ends all of them.
+        options = TrainingOptions(**asked)
         loop = _prepared(
             stack, net, (X, y, sample_weight), validation_data, options, interruption, team
         )
