@@ -15,8 +15,8 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
+from cublaslt_emulation import Emulation
 from cuda_emulation import compile_cuda
-from test_cublaslt import Emulation
 
 __all__ = ["Event", "Library", "Stream", "make_cupy"]
 

@@ -11,11 +11,14 @@ import subprocess
 import sys
 import threading
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
+import factories
 import numpy as np
 import pytest
 import safetensors.numpy
+from devices import on_each_engine
 
 import nnbackend as nb
 from nnbackend.core.activations import ACTIVATIONS
@@ -44,8 +47,7 @@ PLATEAU = nb.schedules.ReduceOnPlateau(0.05, factor=0.5, patience=1, threshold=0
 BATCHES = [(X[i : i + 5], Y[i : i + 5], WEIGHT[i : i + 5]) for i in range(0, N_SAMPLES, 5)]
 
 
-def network(sizes=(3, 6, 1), **options):
-    return nb.Network(sizes, **{"hidden": "tanh", **options})
+network = partial(factories.network, dtype="float32", seed=0)
 
 
 def train(net, data=(X, Y), **options):
@@ -156,7 +158,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# Those that compile are slow.
+EACH_CASE = [
+    pytest.param(case, marks=[pytest.mark.slow] if "engine" in CASES[case][2] else [])
+    for case in CASES
+]
+
+
+@pytest.mark.parametrize("case", EACH_CASE)
 def test_broken_off_after_any_step_and_taken_up_it_gives_the_bits_of_one_never_broken_off(
     case, tmp_path
 ):
@@ -198,7 +207,10 @@ def test_going_on_twice_and_thrice_gives_the_same_bits(tmp_path):
     assert outcome(net, train(net, **options, **kept)) == expected
 
 
-@pytest.mark.parametrize("case", ["adam", "plateau", "dropout", "batches", "compiled"])
+@pytest.mark.parametrize(
+    "case",
+    ["adam", "plateau", "dropout", "batches", pytest.param("compiled", marks=pytest.mark.slow)],
+)
 def test_more_epochs_after_the_last_equal_as_many_at_once(case, tmp_path):
     options, data, training = CASES[case]
     net = network(**options)
@@ -257,7 +269,7 @@ def test_callbacks_hear_of_the_epochs_to_come(tmp_path):
         (timedelta(days=1), [20]),
     ],
 )
-@pytest.mark.parametrize("engine", ["reference", "cpu"])
+@on_each_engine
 def test_one_is_written_whenever_it_is_due_and_at_the_end(every, steps, engine, tmp_path):
     train(network(), engine=engine, optimizer="adam", **keeping(tmp_path, every=every))
     written = [int(name[11:23]) for name in names(tmp_path)]
@@ -587,7 +599,7 @@ OTHERS = {
     "the data's targets": {"data": (X, 1 - Y)},
     "standardization": {"net": network().standardize(X)},
     "validation_data": VALIDATION,
-    "optimizer": {"optimizer": nb.Adam(0.02, beta1=0.8)},
+    "optimizer.beta1": {"optimizer": nb.Adam(0.02, beta1=0.8)},
     "the optimizer's kind": {"optimizer": "sgd"},
     "loss": {"loss": "squared_error"},
     "l1": {"l1": 1e-3},
@@ -631,7 +643,10 @@ def test_a_folder_with_checkpoints_is_not_written_over(tmp_path):
 
 
 def test_a_folder_is_one_trainings_at_a_time(tmp_path):
-    program = "import sys, nnbackend.checkpoints as c; c.CheckpointFolder(sys.argv[1])"
+    program = (
+        "import sys; from nnbackend.training.checkpoint_folder import CheckpointFolder; "
+        "CheckpointFolder(sys.argv[1])"
+    )
 
     def begin_others(state):
         if state.epoch != 1:
@@ -696,6 +711,7 @@ def test_bad_arguments_are_refused_in_a_sentence_and_leave_no_folder(
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_and_no_prefix_of_a_checkpoint_is_read_as_another(tmp_path):
     net = network((1, 1))
     train(net, (X[:, :1], Y), epochs=2, **keeping(tmp_path, every=0.5, optimizer="sgd"))
@@ -742,7 +758,7 @@ def test_a_checkpoint_is_read_of_bytes_as_of_its_file(tmp_path):
 
 GENERATOR = np.random.default_rng(0).bit_generator.state
 HOSTILE = {
-    "options": [None, [], "text", 3],
+    "identity": [None, [], "text", 3],
     "optimizer_step": [None, -1, 1.5, "1", True, []],
     "totals": [None, [], [0.0], [0.0, 0.0, 0.0], ["a", "b"], 3, [10**400, 1]],
     "position": [None, -1, "1", 0.5, {}],
@@ -912,6 +928,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "code"), [("main", 143), ("thread", -signal.SIGTERM)])
 def test_a_process_that_is_terminated_while_it_trains(where, code, tmp_path):
     with subprocess.Popen(
@@ -1018,6 +1035,7 @@ def test_a_network_that_cannot_be_stored_is_refused_before_training(tmp_path):
     np.testing.assert_array_equal(net.parameters, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engines", [("reference", "cpu"), ("cpu", "reference")])
 def test_an_engine_reads_the_checkpoints_of_another(engines, tmp_path):
     """The numbers are those of either, to rounding."""

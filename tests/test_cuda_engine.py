@@ -16,20 +16,9 @@ import numpy as np
 import own_formulas
 import pytest
 from cuda_executor import HostExecutor
-from devices import CUDA_MARKS, to_host
-from test_engines import (
-    PROBLEMS,
-    SWAPPED,
-    WEIGHT,
-    Exploding,
-    HeavyBall,
-    N,
-    X,
-    Y,
-    assert_follows,
-    needs_numba,
-    trained,
-)
+from devices import CUDA_MARKS, needs_numba, to_host
+from factories import PROBLEMS, WEIGHT, N, X, Y, trained
+from own_formulas import SWAPPED, Exploding, HeavyBall, assert_follows
 
 import nnbackend as nb
 from nnbackend.core.optimizers import OptimizerState
@@ -44,6 +33,8 @@ from nnbackend.engines.cuda import runtime as cuda_runtime
 from nnbackend.engines.cuda.plan import Epilogue, Kernel, Product
 from nnbackend.engines.cuda.runtime import CudaExecutor
 from nnbackend.engines.reference import ReferenceEngine
+
+pytestmark = pytest.mark.slow
 
 # How a plan is carried out: steps with products that do bias and activation, steps with plain
 # products, and, where it is for it, all in one kernel.
@@ -104,9 +95,9 @@ def choose(place, executor, monkeypatch, record_property):
             answers.add(f"{name}: {'yes' if is_offered else 'no'}")
             return is_offered and (program != "plain" or product.epilogue is Epilogue.NONE)
 
-        def make(*arguments):
+        def make(start):
             asked.append(program)
-            engine = cuda.cuda_engine(*arguments)
+            engine = cuda.cuda_engine(start)
             assert type(engine) is cuda.CudaEngine
             assert type(engine._program) is (cuda._Tiny if program == "tiny" else cuda._Steps)
             built.append(set() if program == "tiny" else epilogues_of(engine))
@@ -378,7 +369,7 @@ def test_relu_is_the_libraries_where_it_is_the_cores(stub, caplog, library, epil
     with caplog.at_level(logging.INFO, "nnbackend"):
         np.testing.assert_allclose(trained_on_zeros("cuda"), expected, rtol=1e-12, atol=1e-14)
     assert ("differs at 0 or NaN" in caplog.text) == bool(library)
-    used = epilogues_of(engine_of("relu", "sigmoid", sizes=[8, 16, 12, 1]))
+    used = epilogues_of(engine_of("relu", "sigmoid", sizes=[8, 16, 12, 1])[0])
     assert used - {Epilogue.BGRAD_B} == set(map(Epilogue, epilogues))
 
 
@@ -437,11 +428,11 @@ def used_in_streams(make, device, *, streams):
     )
     optimizer = nb.AdamW(0.01)
     problem = engines.Problem(net.objective(options["loss"]), optimizer, 16, clip_value=0.01)
-    engine = make(problem, device, xp.asarray(net.parameters), data, rng)
+    engine = make(engines.Start(problem, device, xp.asarray(net.parameters), data, rng))
     n_epochs, losses = 1 if streams else 3, []
     for _ in range(3):
         orders = [rng.permutation(N) for _ in range(n_epochs)]
-        found, is_finite = engine.run_epochs(orders, [[0.01] * 4] * n_epochs)
+        found, is_finite = engine.run(data, orders, [[0.01] * 4] * n_epochs)
         assert bool(is_finite)
         losses += [float(found[-1]), float(engine.data_loss(data))]
         engine.restore(0.9 * engine.snapshot())
@@ -610,7 +601,7 @@ def test_coefficients_need_not_change_or_be_there_on_the_cpu(optimizer, monkeypa
 
 
 def engine_of(hidden, output, *, sizes, n_samples=256, batch_size=64, optimizer=None):
-    """Return an engine on the host executor, before its first step."""
+    """Return an engine on the host executor, before its first step, and its data."""
     net = nb.Network(sizes, hidden=hidden, output=output)
     rng = np.random.default_rng(0)
     data = examples.Data(
@@ -618,7 +609,8 @@ def engine_of(hidden, output, *, sizes, n_samples=256, batch_size=64, optimizer=
         rng.integers(0, 2, (n_samples, 1)).astype(np.float32),
     )
     problem = engines.Problem(net.objective(), optimizer or nb.Adam(), batch_size)
-    return cuda.cuda_engine(problem, get_device("cpu"), net.parameters, data, rng)
+    start = engines.Start(problem, get_device("cpu"), net.parameters, data, rng)
+    return cuda.cuda_engine(start), data
 
 
 @pytest.fixture
@@ -629,7 +621,7 @@ def emulated(monkeypatch):
 
 @pytest.mark.usefixtures("emulated")
 def test_a_step_of_relu_layers_is_a_gather_and_three_launches_a_layer_and_one():
-    engine = engine_of("relu", "sigmoid", sizes=[8, 16, 12, 1])
+    engine, _ = engine_of("relu", "sigmoid", sizes=[8, 16, 12, 1])
     launches = engine._program._launches["step"]
     names = [entry.name if isinstance(entry, Kernel) else entry.epilogue for entry in launches]
     assert names == [
@@ -649,7 +641,7 @@ def test_a_step_of_relu_layers_is_a_gather_and_three_launches_a_layer_and_one():
 
 @pytest.mark.usefixtures("emulated")
 def test_matrices_are_aligned_for_wide_loads_and_lie_apart():
-    engine = engine_of("tanh", "sigmoid", sizes=[30, 20, 7, 1])
+    engine, _ = engine_of("tanh", "sigmoid", sizes=[30, 20, 7, 1])
     layout = engine._program.layout
     places = [*layout.weights, *layout.biases]
     assert all(place.offset * 4 % 256 == 0 for place in places)
@@ -666,15 +658,15 @@ def test_matrices_are_aligned_for_wide_loads_and_lie_apart():
 
 @pytest.mark.usefixtures("emulated")
 def test_short_epochs_are_captured_many_in_a_graph_and_long_ones_in_parts(monkeypatch):
-    engine = engine_of("relu", "sigmoid", sizes=[8, 4, 1], n_samples=16, batch_size=8)
+    engine, data = engine_of("relu", "sigmoid", sizes=[8, 4, 1], n_samples=16, batch_size=8)
     executor = engine._executor
-    engine.run_epochs(None, [[0.1, 0.1]] * 21)
+    engine.run(data, None, [[0.1, 0.1]] * 21)
     # 16, 4 and 1 epochs in a graph of their own.
     assert executor.n_graphs == 3
     monkeypatch.setattr(cuda, "_GRAPH_LAUNCHES", 20)
-    engine = engine_of("relu", "sigmoid", sizes=[8, 4, 1], n_samples=60, batch_size=8)
+    engine, data = engine_of("relu", "sigmoid", sizes=[8, 4, 1], n_samples=60, batch_size=8)
     executor = engine._executor
-    losses, is_finite = engine.run_epochs(None, [[0.1] * 8] * 3)
+    losses, is_finite = engine.run(data, None, [[0.1] * 8] * 3)
     # Two steps in a graph, the seventh, and the short one with the end of the epoch.
     assert executor.n_graphs == 3
     assert len(losses) == 3
@@ -685,8 +677,8 @@ def test_short_epochs_are_captured_many_in_a_graph_and_long_ones_in_parts(monkey
 @pytest.mark.usefixtures("emulated")
 def test_without_graphs_launches_go_out_one_by_one(monkeypatch):
     monkeypatch.setattr(HostExecutor, "captures", False)
-    engine = engine_of("relu", "sigmoid", sizes=[8, 4, 1], n_samples=16, batch_size=8)
-    engine.run_epochs(None, [[0.1, 0.1]] * 21)
+    engine, data = engine_of("relu", "sigmoid", sizes=[8, 4, 1], n_samples=16, batch_size=8)
+    engine.run(data, None, [[0.1, 0.1]] * 21)
     assert set(engine._program._graphs) == {("epoch", 1)}
 
 
@@ -694,7 +686,7 @@ def test_without_graphs_launches_go_out_one_by_one(monkeypatch):
 def test_what_products_run_without_their_epilogue_is_said(monkeypatch, caplog):
     monkeypatch.setattr(HostExecutor, "epilogues", frozenset({Epilogue.RELU_BIAS}))
     with caplog.at_level(logging.INFO, "nnbackend"):
-        engine = engine_of(["relu", "gelu"], "sigmoid", sizes=[8, 4, 6, 1])
+        engine, _ = engine_of(["relu", "gelu"], "sigmoid", sizes=[8, 4, 6, 1])
     assert "layer 2 (gelu, 6 units)" in caplog.text
     names = [getattr(entry, "name", None) for entry in engine._program._launches["step"]]
     # ReLU's way forward is in its product, its way back is not.

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from cuda_executor import HostExecutor, from_bfloat16
 from devices import CUDA_MARKS, to_host
+from factories import N_OUTPUTS, PROBLEMS
 from hypothesis import given
 from hypothesis import strategies as st
 from nvrtc import compile_ptx_or_cubin
-from test_engines import N_OUTPUTS, PROBLEMS
 
 import nnbackend as nb
 from nnbackend.bench.workload import WORKLOADS
@@ -19,6 +19,8 @@ from nnbackend.engines.cuda.plan import Buffer, Kernel, Matrix, Vector
 from nnbackend.engines.cuda.planner import _column_grid, _element_grid
 from nnbackend.engines.cuda.runtime import CudaExecutor, signatures
 from nnbackend.engines.cuda.tiny import TinyPlanner
+
+pytestmark = pytest.mark.slow
 
 
 def problem(hidden, output, options, sizes=(6, 7, 5), batch_size=16):

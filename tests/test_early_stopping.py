@@ -1,8 +1,10 @@
 """Early stopping of ``train`` and of the command: which epoch is selected, and when none can be."""
 
 import pickle
+from functools import partial
 from types import SimpleNamespace
 
+import factories
 import numpy as np
 import pytest
 
@@ -15,8 +17,7 @@ Y = X[:, 0] - X[:, 1]
 OUTLIERS = (1e30 * X[:9], Y[:9])  # their squared error overflows in float32
 
 
-def network():
-    return nb.Network([3, 4, 1], output="identity", seed=1)
+network = partial(factories.network, (3, 4, 1), hidden="relu", output="identity", dtype="float32")
 
 
 def train(net, data=(X, Y), **options):

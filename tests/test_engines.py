@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import own_formulas
 import pytest
-from devices import to_host
+from devices import needs_numba
+from factories import PROBLEMS, N, X, Y, trained
+from own_formulas import SWAPPED, Cautious, Exploding, HeavyBall, Lopsided, assert_follows
 
 import nnbackend as nb
 from nnbackend.device import get_device
@@ -16,81 +18,6 @@ from nnbackend.engines import choice
 from nnbackend.engines.native import kernel_cache
 from nnbackend.engines.tracing.expression import Printer, Recorder
 from nnbackend.errors import MissingDependencyError
-
-needs_numba = pytest.mark.skipif(
-    importlib.util.find_spec("numba") is None, reason="Numba is not installed"
-)
-RNG = np.random.default_rng(0)
-N = 53  # with batches of 16 the last one is short
-X = RNG.standard_normal((N, 6))
-Y = {
-    "sigmoid": RNG.integers(0, 2, N),
-    "softmax": RNG.integers(0, 3, N),
-    "identity": RNG.standard_normal((N, 3)),
-    "exp": RNG.poisson(2.0, (N, 3)),
-}
-WEIGHT = RNG.random(N)
-N_OUTPUTS = {"sigmoid": 1, "softmax": 3, "identity": 3, "exp": 3}
-C = nb.schedules.Cosine
-
-# Activations of the hidden layers, output, and options: each of them once, in few programs, since
-# compiling one takes seconds.
-PROBLEMS = [
-    (["relu", "tanh"], "sigmoid", {"optimizer": nb.SGD(0.1)}),
-    (["gelu", "silu"], "softmax", {"optimizer": nb.Adam(0.01, weight_decay=0.01), "l2": 0.01}),
-    (
-        ["elu", "softplus"],
-        "identity",
-        {"optimizer": nb.SGD(0.05, momentum=0.9, nesterov=True), "loss": "huber", "l1": 0.01},
-    ),
-    (
-        ["leaky_relu", "sigmoid"],
-        "exp",
-        {"optimizer": nb.RMSprop(1e-3, momentum=0.5, centered=True), "clip_norm": 0.1},
-    ),
-    (
-        ["identity", "relu"],
-        "softmax",
-        {
-            "optimizer": nb.AdamW(C(0.01)),
-            "loss": nb.losses.SoftmaxCrossEntropy(label_smoothing=0.1),
-            "clip_value": 0.01,
-        },
-    ),
-    ([], "identity", {"optimizer": nb.Adagrad(0.1, decay=0.01), "loss": "absolute_error"}),
-    (["tanh"], "softmax", {"optimizer": nb.SGD(0.1), "loss": "squared_error", "one_hot": True}),
-    (["relu"], "sigmoid", {"optimizer": nb.Adam(0.01), "dropout": 0.3}),
-]
-
-
-def trained(engine, hidden, output, options, *, dtype, weighted, batch_size, shuffle, device="cpu"):
-    options = dict(options)
-    y = Y[output]
-    if options.pop("one_hot", False):
-        y = np.eye(3)[y]
-    net = nb.Network(
-        [6, *[7, 5][: len(hidden)], N_OUTPUTS[output]],
-        hidden=hidden,
-        output=output,
-        dropout=options.pop("dropout", 0.0),
-        dtype=dtype,
-        device=device,
-        seed=1,
-    )
-    weight = WEIGHT if weighted else None
-    history = nb.train(
-        net,
-        X,
-        y,
-        epochs=5,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        sample_weight=weight,
-        validation_data=(X[:20], y[:20], weight if weight is None else weight[:20]),
-        engine=engine,
-        **options,
-    )
-    return net, history
 
 
 def assert_equals_the_reference(hidden, output, options):
@@ -107,12 +34,14 @@ def assert_equals_the_reference(hidden, output, options):
 
 # Compiling takes seconds, so each problem is run in one way; the kernels and their order are one.
 @needs_numba
+@pytest.mark.slow
 @pytest.mark.parametrize(("hidden", "output", "options"), [PROBLEMS[0], PROBLEMS[4]])
 def test_the_compiled_epoch_equals_the_reference(hidden, output, options):
     assert_equals_the_reference(hidden, output, options)
 
 
 @needs_numba
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hidden", "output", "options"),
     [problem for i, problem in enumerate(PROBLEMS) if i not in (0, 1, 4)],
@@ -138,6 +67,7 @@ def test_the_compiled_epoch_equals_the_reference_in_float32_with_weights():
 
 
 @needs_numba
+@pytest.mark.slow
 def test_same_seed_gives_the_same_bits_and_read_only_data_is_enough():
     hidden, output, options = PROBLEMS[0]
     case = {"dtype": "float64", "weighted": False, "batch_size": 16, "shuffle": True}
@@ -151,6 +81,7 @@ def test_same_seed_gives_the_same_bits_and_read_only_data_is_enough():
 
 
 @needs_numba
+@pytest.mark.slow
 def test_divergence_is_found_and_the_last_finite_parameters_come_back():
     # After two epochs of a thousand; the reference says which.
     nets, epochs = [], []
@@ -167,15 +98,8 @@ def test_divergence_is_found_and_the_last_finite_parameters_come_back():
     np.testing.assert_allclose(nets[0].parameters, nets[1].parameters, rtol=1e-10, atol=1e-12)
 
 
-class Exploding(nb.schedules.Schedule):
-    """A small rate, and from the third epoch on one that overflows."""
-
-    def rate(self, clock, state=None):
-        del state
-        return 0.1 if clock.epoch < 2 else np.float64(1e308)
-
-
 @needs_numba
+@pytest.mark.slow
 def test_early_stopping_restores_the_best_epoch():
     case = {"optimizer": nb.SGD(0.1), "early_stopping": nb.EarlyStopping(patience=2)}
     nets = []
@@ -190,31 +114,8 @@ def test_early_stopping_restores_the_best_epoch():
     np.testing.assert_allclose(nets[0][0], nets[1][0], rtol=1e-10, atol=1e-12)
 
 
-SWAPPED = nb.register_activation(
-    "test_swapped",
-    # Branches on data, so it cannot be recorded.
-    lambda xp, Z: xp.tanh(Z) if xp.all(xp.isfinite(Z)) else Z,
-    lambda xp, Z, _A: 1.0 - xp.tanh(Z) ** 2,
-)
-
-
-class Lopsided(nb.losses.SquaredError):
-    """A loss that cannot be recorded."""
-
-    def elements(self, xp, Z, Y):
-        element, derivative = super().elements(xp, Z, Y)
-        return (element, derivative) if float(xp.max(xp.abs(Z))) >= 0 else (Z, Z)
-
-
-class Cautious(nb.SGD):
-    """An optimizer that cannot be recorded."""
-
-    def update(self, xp, parameters, gradient, state, coefficients):
-        new, state = super().update(xp, parameters, gradient, state, coefficients)
-        return (new, state) if bool(xp.all(xp.isfinite(new))) else (parameters, state)
-
-
 @needs_numba
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hidden", "output", "options"),
     [
@@ -232,20 +133,8 @@ def test_a_formula_that_cannot_be_recorded_runs_as_it_stands(hidden, output, opt
     np.testing.assert_allclose(history.validation_loss, said.validation_loss, rtol=1e-10)
 
 
-def assert_follows(expected, found):
-    for (net, said), (other, history) in zip(expected, found, strict=True):
-        np.testing.assert_allclose(
-            to_host(other.parameters), net.parameters, rtol=1e-10, atol=1e-12
-        )
-        np.testing.assert_allclose(history.loss, said.loss, rtol=1e-10)
-        np.testing.assert_allclose(history.validation_loss, said.validation_loss, rtol=1e-10)
-    first, second, third = (net.parameters for net, _ in expected)
-    # The slopes and quantiles matter.
-    assert np.abs(first - second).max() > 1e-3
-    assert np.abs(first - third).max() > 1e-3
-
-
 @needs_numba
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["compiled", "python"])
 def test_what_a_formula_reads_beyond_its_arguments_is_followed(dropout, caplog):
     expected = own_formulas.follows("reference", dropout=dropout)
@@ -308,6 +197,7 @@ class Counting(nb.SGD):
 
 
 @needs_numba
+@pytest.mark.slow
 def test_formulas_of_ones_own_mean_what_they_mean_on_numpy():
     hidden = [nb.Activation(name, *formulas) for name, formulas in OWN.items()]
     results = []
@@ -350,6 +240,7 @@ def test_without_numba_a_long_training_runs_on_the_reference_and_says_so():
 
 
 @needs_numba
+@pytest.mark.slow
 def test_auto_depends_on_the_length_of_the_training_alone():
     cpu = get_device("cpu")
     assert choice.default_engine(cpu, 60.0) == "cpu"
@@ -360,6 +251,7 @@ def test_auto_depends_on_the_length_of_the_training_alone():
 
 
 @needs_numba
+@pytest.mark.slow
 def test_a_cache_folder_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -368,6 +260,7 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(monkeypatch, tmp_
 
 
 @needs_numba
+@pytest.mark.slow
 def test_compiling_says_so_once(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = "from numba import njit\n\n@njit(cache=True)\ndef double(x):\n    return 2 * x\n"
@@ -401,6 +294,7 @@ def test_equal_sub_expressions_are_computed_once_and_reductions_become_loops():
 
 
 @needs_numba
+@pytest.mark.slow
 def test_two_threads_train_at_once_and_get_what_one_would():
     hidden, output, options = PROBLEMS[0]
     case = {"dtype": "float64", "weighted": False, "batch_size": 16, "shuffle": True}
@@ -411,23 +305,8 @@ def test_two_threads_train_at_once_and_get_what_one_would():
             np.testing.assert_array_equal(future.result()[0].parameters, alone.parameters)
 
 
-class HeavyBall(nb.SGD):
-    """Keeps the last parameters as its state."""
-
-    @property
-    def state_names(self):
-        return ("last",)
-
-    def init(self, xp, parameters):
-        return (xp.asarray(parameters, copy=True),)
-
-    def update(self, xp, parameters, gradient, state, coefficients):
-        del xp
-        new = parameters - coefficients[0] * gradient + 0.5 * (parameters - state[0])
-        return new, (parameters,)
-
-
 @needs_numba
+@pytest.mark.slow
 @pytest.mark.parametrize("flops", [0.0, 1e9], ids=["python", "compiled"])
 def test_other_forms_of_validation_targets_tiny_weights_and_optimizers(flops, monkeypatch):
     monkeypatch.setattr("nnbackend.engines.native.engine._COMPILED_FLOPS", flops)

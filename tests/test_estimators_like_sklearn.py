@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from devices import needs_numba
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
@@ -11,7 +12,6 @@ from sklearn.ensemble import AdaBoostClassifier, BaggingClassifier, BaggingRegre
 from sklearn.metrics import log_loss
 from sklearn.neural_network import MLPClassifier as TheirClassifier
 from sklearn.neural_network import MLPRegressor as TheirRegressor
-from test_engines import needs_numba
 
 import nnbackend as nb
 
@@ -205,6 +205,7 @@ def test_saturated_labels_cost_what_they_cost_there():
 
 
 # Compiling takes seconds: weights and saturation at once, for either way to run a step.
+@pytest.mark.slow
 @needs_numba
 @pytest.mark.parametrize(("name", "compiled_flops"), [("wine", 5e6), ("breast_cancer", 0.0)])
 def test_compiled_kernels_clip_and_count_alike(monkeypatch, name, compiled_flops):

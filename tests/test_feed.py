@@ -1,8 +1,11 @@
 """Batches that the caller brings, and trainings that go on: nothing is lost on the way."""
 
+from functools import partial
+
+import factories
 import numpy as np
 import pytest
-from devices import on_each_device, to_host
+from devices import on_each_device, on_each_engine, to_host
 
 import nnbackend as nb
 
@@ -12,8 +15,7 @@ Y = (X[:, 0] > 0).astype(int)
 OPTIONS = {"optimizer": nb.Adam(0.01), "epochs": 4}
 
 
-def network(device="cpu"):
-    return nb.Network([4, 6, 1], hidden="tanh", dtype="float64", seed=1, device=device)
+network = partial(factories.network, (4, 6, 1))
 
 
 def batches(size=16):
@@ -22,7 +24,7 @@ def batches(size=16):
 
 @on_each_device
 def test_a_list_of_batches_trains_as_its_arrays_do(device):
-    expected, net = network(device), network(device)
+    expected, net = network(device=device), network(device=device)
     said = nb.train(expected, X, Y, batch_size=16, shuffle=False, engine="reference", **OPTIONS)
     history = nb.train(net, batches(), validation_data=(X, Y), **OPTIONS)
     np.testing.assert_array_equal(to_host(net.parameters), to_host(expected.parameters))
@@ -111,7 +113,7 @@ OPTIMIZERS = [nb.SGD(0.1, momentum=0.9, dampening=0.5), nb.RMSprop(0.01, centere
               nb.Adagrad(0.1, decay=0.1), nb.Adam(0.01), nb.AdamW(0.01)]  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", ["reference", "cpu"])
+@on_each_engine
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
 def test_two_trainings_with_the_optimizers_state_are_one(optimizer, engine):
     pytest.importorskip("numba")
@@ -124,7 +126,7 @@ def test_two_trainings_with_the_optimizers_state_are_one(optimizer, engine):
     np.testing.assert_array_equal(halves.parameters, whole.parameters)
 
 
-@pytest.mark.parametrize("engine", ["reference", "cpu"])
+@on_each_engine
 def test_orders_may_be_drawn_by_the_caller(engine):
     pytest.importorskip("numba")
     orders = [RNG.permutation(70) for _ in range(4)]
@@ -157,7 +159,7 @@ def test_a_state_of_something_else_is_refused(state, message):
         nb.train(network(), X, Y, optimizer_state=state, **OPTIONS)
 
 
-@pytest.mark.parametrize("engine", ["reference", "cpu"])
+@on_each_engine
 def test_penalties_per_sample_are_divided_by_a_batchs_weight(engine):
     pytest.importorskip("numba")
     weight = RNG.random(70)

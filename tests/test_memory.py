@@ -1,5 +1,7 @@
 """Where a training's data is kept, and what is said where there is no room."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import strict_gpu
@@ -17,12 +19,15 @@ class NoRoomError(Exception):
 
 
 class Gpu:
-    """A device with as much memory as a test wants."""
+    """A device with as much memory as a test wants; its arrays are NumPy's."""
 
     kind, name = "cuda", "cuda:0"
 
     def __init__(self, n_bytes):
         self.n_bytes = n_bytes
+
+    def __getattr__(self, name):
+        return getattr(Device("cpu", 1), name)
 
     def free_bytes(self):
         return self.n_bytes
@@ -35,16 +40,15 @@ class Gpu:
 
 
 @pytest.fixture
-def memory_of(monkeypatch):
+def memory_of():
     """Return a function that makes the memory of a network on a GPU of so many bytes."""
 
     def make(n_bytes, *, batch_size=100, standardizes=False):
         net = nb.Network([8, 4, 1])
         if standardizes:
             net.standardize(X)
-        place = memory.Memory(net.preparation, net.objective(), nb.Adam(), batch_size)
-        monkeypatch.setattr(place, "_device", Gpu(n_bytes))
-        return place, net
+        preparation = replace(net.preparation, device=Gpu(n_bytes))
+        return memory.Memory(preparation, net.objective(), nb.Adam(), batch_size), net
 
     return make
 

@@ -1,8 +1,12 @@
 """A row of weight 0 is as if it were not there, and so is a batch of such rows."""
 
+from functools import partial
+
+import factories
 import numpy as np
 import pytest
 import strict_gpu
+from devices import on_each_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,11 +54,16 @@ FORMS = {
 }
 
 
-def network(device="cpu"):
-    return nb.Network([3, 4, 1], hidden="tanh", dtype="float64", seed=1, device=device)
+network = partial(factories.network, (3, 4, 1))
 
 
-@pytest.mark.parametrize("form", FORMS)
+# Those that compile are slow.
+EACH_FORM = [
+    pytest.param(form, marks=[pytest.mark.slow] if "cpu" in form else []) for form in FORMS
+]
+
+
+@pytest.mark.parametrize("form", EACH_FORM)
 @given(
     empty=st.sets(st.integers(0, N_BATCHES - 1), min_size=1, max_size=N_BATCHES - 1),
     optimizer=st.sampled_from(OPTIMIZERS),
@@ -83,7 +92,7 @@ def test_a_batch_without_weight_is_a_batch_that_is_left_out(
     assert history.optimizer_state.step == said.optimizer_state.step == 2 * len(left)
 
 
-@pytest.mark.parametrize("engine", ["reference", "cpu"])
+@on_each_engine
 def test_shuffled_batches_without_weight_are_left_out_too(engine):
     if engine == "cpu":
         pytest.importorskip("numba")
@@ -111,7 +120,7 @@ def test_on_a_gpu_they_are_left_out_as_on_the_cpu(monkeypatch):
     expected = network()
     arrays(expected, weight, **OPTIONS)
     strict_gpu.install(monkeypatch)
-    net = network("cuda")
+    net = network(device="cuda")
     arrays(net, weight, **OPTIONS)
     np.testing.assert_array_equal(get_device("cuda").to_numpy(net.parameters), expected.parameters)
 
@@ -188,4 +197,4 @@ def test_the_cuda_engine_says_that_it_cannot_leave_batches_out(monkeypatch):
     weight = np.ones(N)
     weight[: SIZE - 3] = 0
     with pytest.raises(nb.InputError, match=r"sample_weight: .* engine='cuda', got 3 .* 0; leave"):
-        arrays(network("cuda"), np.append(weight[:-1], 0), "cuda", **OPTIONS)
+        arrays(network(device="cuda"), np.append(weight[:-1], 0), "cuda", **OPTIONS)

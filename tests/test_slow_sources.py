@@ -4,8 +4,10 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from time import perf_counter
 
+import factories
 import numpy as np
 import pytest
 
@@ -45,8 +47,7 @@ class Slow(Source):
         return Rows(X[start:stop], Y[start:stop])
 
 
-def network():
-    return nb.Network([3, 4, 1], dtype="float64", seed=1)
+network = partial(factories.network, (3, 4, 1), hidden="relu")
 
 
 @pytest.fixture

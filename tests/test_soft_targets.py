@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import factories
 import numpy as np
 import pytest
 from backends import require
@@ -20,8 +23,7 @@ EXACT = RNG.dirichlet(np.ones(K), N)
 ROWS = EXACT * np.linspace(1 - 9e-4, 1 + 9e-4, N)[:, None]
 
 
-def network(**options):
-    return nb.Network([3, 6, K], hidden="tanh", output="softmax", **{"dtype": "float64"} | options)
+network = partial(factories.network, (3, 6, K), output="softmax", seed=0)
 
 
 def test_loss_and_gradients_are_torchs_of_the_normalized_rows():

@@ -207,6 +207,7 @@ def test_errors_that_cannot_be_told_are_told_by_the_exit_code(kind):
         assert json.loads(done.stdout)["classes"] == list(CYRILLIC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 def test_training_needs_no_open_stream(closed):
     line = f'"{sys.executable}" -m nnbackend train --dataset diabetes --epochs 1 --out run {closed}'

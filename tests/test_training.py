@@ -2,7 +2,9 @@
 
 import json
 import math
+from functools import partial
 
+import factories
 import numpy as np
 import pytest
 from devices import needs_cuda, on_each_device, to_host
@@ -40,8 +42,7 @@ def blobs(n_samples=40, n_features=3, seed=0):
     return X, (X @ np.arange(1, n_features + 1) + rng.normal(size=n_samples) > 0).astype(int)
 
 
-def small_network(**options):
-    return nb.Network([3, 8, 1], **{"hidden": "tanh", "dtype": "float64", **options})
+small_network = partial(factories.network, (3, 8, 1), seed=0)
 
 
 class Recorder:

@@ -9,7 +9,7 @@ from devices import needs_cuda
 import nnbackend as nb
 from nnbackend.data.examples import Data
 from nnbackend.device import get_device
-from nnbackend.engines.base import Problem
+from nnbackend.engines.base import Problem, Start
 from nnbackend.engines.choice import get_engine
 from nnbackend.engines.cuda import engine as cuda
 from nnbackend.engines.reference import ReferenceEngine
@@ -40,8 +40,9 @@ def test_the_reference_engine_reads_nothing_inside_an_epoch():
     def epoch(parameters, X, y, weight):
         rng = np.random.default_rng(0)
         device = Traced(jax.numpy)
-        engine = ReferenceEngine(problem(net), device, parameters, Data(X, y, weight), rng)
-        losses, is_finite = engine.run_epochs([order], [[0.1] * (N // BATCH)])
+        data = Data(X, y, weight)
+        engine = ReferenceEngine(Start(problem(net), device, parameters, data, rng))
+        losses, is_finite = engine.run(data, [order], [[0.1] * (N // BATCH)])
         return engine.parameters, losses, is_finite
 
     arguments = (np.asarray(net.parameters), X, Y.astype(float), np.ones(N))
@@ -92,8 +93,8 @@ def test_cupys_namespace_reads_nothing_inside_an_epoch(cupy, loss, case, l1):
     device = Traced(cupy)
     data = Data(*map(device.place, (X.astype(np.float32), y, weight)))
     parameters = device.place(np.asarray(net.parameters))
-    engine = ReferenceEngine(problem, device, parameters, data, np.random.default_rng(0))
-    losses, is_finite = engine.run_epochs([RNG.permutation(N)], [[0.01] * (N // BATCH)])
+    engine = ReferenceEngine(Start(problem, device, parameters, data, np.random.default_rng(0)))
+    losses, is_finite = engine.run(data, [RNG.permutation(N)], [[0.01] * (N // BATCH)])
     validation = engine.data_loss(data)
     for result in (losses, is_finite, validation, engine.parameters):
         assert type(result) is type(parameters)
@@ -119,15 +120,16 @@ def test_no_copy_to_the_host_inside_an_epoch(monkeypatch, engine, program):
     device = get_device("cuda")
     net = nb.Network([6, 5, 1], device="cuda")
     data = Data(device.place(X.astype(np.float32)), device.place(Y.astype(np.float32)), None)
-    runner = get_engine(engine, "float32", device)(problem(net), device, net.parameters, data, RNG)
+    start = Start(problem(net), device, net.parameters, data, RNG)
+    runner = get_engine(engine, "float32", device)(start)
     if program is not None:
         assert type(runner) is cuda.CudaEngine
         assert type(runner._program) is program
     rates = [[0.1] * (N // BATCH)]
-    runner.run_epochs([RNG.permutation(N)], rates)  # compiles
+    runner.run(data, [RNG.permutation(N)], rates)  # compiles
     device.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        losses, _ = runner.run_epochs([RNG.permutation(N)], rates)
+        losses, _ = runner.run(data, [RNG.permutation(N)], rates)
         device.synchronize()
         read = device.to_numpy(losses)
     assert np.isfinite(read).all()

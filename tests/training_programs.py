@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 
+import factories
 import numpy as np
 from mpi4py import MPI
 
@@ -38,8 +39,7 @@ OPTIMIZERS = [
 
 def network(output="sigmoid", **options):
     n_outputs = {"sigmoid": 1, "softmax": 3, "identity": 2}[output]
-    options = {"hidden": "tanh", "dtype": "float64", "seed": 1, **options}
-    return nb.Network([4, 6, 5, n_outputs], output=output, **options)
+    return factories.network([4, 6, 5, n_outputs], output=output, **options)
 
 
 def train(net, output="sigmoid", **options):

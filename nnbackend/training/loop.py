@@ -205,6 +205,8 @@ class Loop:
         """Run one epoch, or several where nobody looks on, and record them."""
         start = perf_counter()
         is_watched = self._validation is not None or self._stopping.is_watching
+        # Lent for the call: kept, they would be a cycle, and the device's memory would stay taken
+        # after the training until Python looks for cycles.
         epochs = self._runner.run(
             self._epoch,
             is_watched=is_watched,
