@@ -14,15 +14,9 @@ from nnbackend.errors import MissingDependencyError
 
 __all__ = ["NEUTRAL", "TRAINING", "VALIDATION", "drawn", "new_figure", "render"]
 
-
 TRAINING, VALIDATION, NEUTRAL = "#1f5fa8", "#d1495b", "#555555"
-
-
 _LOGGER = logging.getLogger("nnbackend")
-
-
 T = TypeVar("T")
-
 
 # More than an axis of any picture here has.
 _MOST_TICKS = 100

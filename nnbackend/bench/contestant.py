@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Contestant", "NotInstalledError", "Parameters", "UnsupportedError"]
 
-
 Parameters = tuple[list[Any], list[Any]]
 
 

@@ -12,12 +12,8 @@ from nnbackend.engines.choice import ENGINES
 
 __all__ = ["CONTESTANTS", "LIMIT", "OWN"]
 
-
 LIMIT = "limit"
-
-
 OWN = tuple(own_name(engine) for engine in ("auto", *sorted(ENGINES)))
-
 
 CONTESTANTS: dict[str, type[Contestant]] = {
     "nnbackend": NNBackend,

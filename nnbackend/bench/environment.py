@@ -12,7 +12,6 @@ from nnbackend.errors import MissingDependencyError, NNBackendError
 
 __all__ = ["environment"]
 
-
 PACKAGES = ("numpy", "array-api-compat", "cupy-cuda12x", "cupy-cuda13x", "numba", "scikit-learn")
 
 

@@ -13,7 +13,6 @@ from nnbackend.figures import NEUTRAL, new_figure, render
 
 __all__ = ["draw"]
 
-
 # Of Okabe and Ito's palette, told apart by any eye and in grey.
 OWN_COLOUR, PEER_COLOUR, LIMIT_COLOUR = "#0072b2", "#b8b8b8", "#d55e00"
 

@@ -32,15 +32,11 @@ from nnbackend.errors import InputError
 
 __all__ = ["run_benchmark"]
 
-
 # For start-up, and for the first call, which may compile.
 PATIENCE_SECONDS = 300.0
 
-
 # Other processes' threads spin for some milliseconds after their turn.
 PAUSE_SECONDS = 0.05
-
-
 MAX_EPOCHS = 100
 
 

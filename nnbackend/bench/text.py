@@ -97,7 +97,6 @@ _STEP_COLUMNS = (
     "first\nstep",
 )
 
-
 _ACCURACY_COLUMNS = (
     "time to\naccuracy",
     "\nspread",

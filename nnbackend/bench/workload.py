@@ -16,7 +16,6 @@ from nnbackend.model.network import Network
 
 __all__ = ["DIGITS", "WORKLOADS", "Workload", "custom_workload"]
 
-
 OPTIMIZERS: dict[str, type[SGD | Adam]] = {"sgd": SGD, "adam": Adam}
 
 
@@ -140,7 +139,6 @@ WORKLOADS: dict[str, Workload] = {
         ),
     )
 }
-
 
 # Time to accuracy: scikit-learn's digits, 1408 of them in 22 batches; the rest is held out.
 DIGITS = Workload(

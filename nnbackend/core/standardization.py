@@ -8,10 +8,8 @@ from nnbackend.core.types import Array, Namespace
 
 __all__ = ["Moments", "Standardization"]
 
-
 # Steps of a dtype that are larger than this share of a column's deviation lose its signal.
 _LARGEST_STEP = 1e-4
-
 
 # Predictions of a target are expected within so many of its deviations.
 _FARTHEST = 1e4

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PRECISIONS", "Engine", "EngineFactory", "EngineState", "Problem", "Start"]
 
-
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 

@@ -50,7 +50,6 @@ ENGINES: dict[str, Callable[[Device], EngineFactory]] = {
     "reference": _reference,
 }
 
-
 # Compiling a kind of network takes some seconds; a training shorter than that is not worth it.
 COMPILATION_SECONDS = 3.0
 

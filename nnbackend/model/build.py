@@ -17,11 +17,8 @@ from nnbackend.floating_point import own_errors
 
 __all__ = ["R", "generator", "initial_parameters", "make_structure"]
 
-
 # Eight bytes each.
 _MOST_PARAMETERS = 2**59
-
-
 R = TypeVar("R")
 
 

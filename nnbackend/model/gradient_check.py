@@ -21,32 +21,23 @@ from nnbackend.model.network import Network
 
 __all__ = ["GradientReport", "check_gradients"]
 
-
 # Rounding falls with the step, kinks within reach and truncation grow: a parameter takes the first
 # of these steps at which the objective is smooth.
 STEPS = (1e-3, 1e-4, 1e-5)
-
 
 # What a difference quotient, and the difference of two one-sided ones, differ by at most between a
 # step and its half, by rounding: in units of the objective's rounding divided by the step.
 QUOTIENT_NOISE, BEND_NOISE = 8.0, 40.0
 
-
 # A kink that these let pass moves an extrapolated quotient by at most 20 such units.
 HIDDEN_KINK, DERIVATIVE_NOISE = 20.0, 4.0
 
-
 # What rounding explains of a difference passes at this relative error.
 ROUNDING_ERROR = 1e-6
-
-
 EPS = float(np.finfo(np.float64).eps)
-
 
 # A stack of perturbed networks is evaluated at once; this many activations bound its memory.
 STACK_ELEMENTS = 4_000_000
-
-
 _Floats = np.ndarray[Any, Any]
 
 

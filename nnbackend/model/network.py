@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Gradients", "Network"]
 
-
 # Held while a training writes parameters, so that no process is forked in the midst of that.
 _WRITING = threading.RLock()
 
@@ -54,8 +53,6 @@ if hasattr(os, "register_at_fork"):
 
 # Rows that are standardized at once where all of them would be too many.
 _ROWS_PER_BLOCK = 2**16
-
-
 P = ParamSpec("P")
 
 

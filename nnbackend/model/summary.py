@@ -11,13 +11,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LayerSummary", "Summary"]
 
-
 _HEADINGS = ("layer", "shape", "activation", "dropout", "parameters")
-
-
 _N_TEXTS = 3  # as many columns, from the left, are text; the others are numbers
-
-
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 

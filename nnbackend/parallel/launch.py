@@ -13,11 +13,9 @@ from nnbackend.parallel.team import Team
 
 __all__ = ["all_or_none", "together", "world_of_launcher"]
 
-
 # What launchers tell a process about how many there are: those of MPICH and Intel MPI, and Slurm's
 # with --mpi=pmi2; that of Open MPI; that of MVAPICH2.
 _SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-
 
 # An error that a team has told all processes of has this attribute.
 _TOLD = "told_to_all"

@@ -47,40 +47,27 @@ from nnbackend.errors import DistributedError, InputError
 
 __all__ = ["Share", "Team"]
 
-
 _LOGGER = logging.getLogger("nnbackend")
-
 
 # Bytes of a record: the facts of a training, or what a process says of its failure.
 _RECORD_BYTES = 16384
 
-
 # Characters of an error's message, or of a fact, that are passed on.
 _TEXT_LENGTH = 1000
-
-
 _FACT_START = 100
-
 
 # 16-bit words that each process has in the vector for what is not to be summed. As a float32 holds
 # each exactly, so does the sum of one and zeros.
 _WORDS = 16
 
-
 # A waiting process first only gives way, as MPI's own waiting does: sleeping takes 50 us at least,
 # and messages move on only while they are tested.
 _SPIN_SECONDS = 0.1
-
-
 _SLEEP_SECONDS = 0.0005
-
-
 _LOOK_SECONDS = 1.0
-
 
 # Time for the others to find out by themselves who died.
 _GRACE_SECONDS = 2.0
-
 
 # Sleeping for 0 s is not the same: Linux makes it 50 us.
 _give_way: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0.0))

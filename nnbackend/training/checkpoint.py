@@ -20,7 +20,6 @@ from nnbackend.training.history import LISTS, History
 
 __all__ = ["Checkpoint", "read_checkpoint"]
 
-
 _Array = np.ndarray[Any, Any]
 
 

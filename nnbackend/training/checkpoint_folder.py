@@ -31,10 +31,7 @@ from nnbackend.training.errors import CheckpointError
 
 __all__ = ["CheckpointFolder", "Keeper", "checkpoint_files"]
 
-
 _LOGGER = logging.getLogger("nnbackend")
-
-
 _NAME = re.compile(r"checkpoint-(\d{12})\.safetensors")
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LISTS", "Callback", "EarlyStopping", "History", "TrainingState"]
 
-
 # The lists of a history: one entry for each epoch.
 LISTS = ("loss", "validation_loss", "learning_rate", "epoch_seconds")
 

@@ -24,10 +24,8 @@ from nnbackend.training.train import train
 
 __all__ = ["RateFinder", "find_learning_rate"]
 
-
 # The loss is measured on as many rows, always the same: batches differ by more than a step does.
 MEASURED_ROWS = 1024
-
 
 # A smoothed loss is the mean over its rate and so many neighbours on either side.
 NEIGHBOURS = 2

@@ -10,7 +10,6 @@ from typing import Any, Self
 
 __all__ = ["Interruption"]
 
-
 _LOGGER = logging.getLogger("nnbackend")
 
 

@@ -45,7 +45,6 @@ from nnbackend.training.signals import Interruption
 
 __all__ = ["train"]
 
-
 _LOGGER = logging.getLogger("nnbackend")
 
 

@@ -49,114 +49,47 @@ __all__ = [
     "load_library",
 ]
 
-
 # By the names of cublas_api.h, library_types.h and cublasLt.h, which the tests compare them with.
 CUBLAS_STATUS_SUCCESS = 0
-
-
 CUBLAS_STATUS_NOT_SUPPORTED = 15
-
-
 CUBLAS_OP_N = 0
-
-
 CUBLAS_OP_T = 1
-
-
 CUBLAS_COMPUTE_32F = 68
-
-
 CUBLAS_COMPUTE_32F_FAST_TF32 = 77
-
-
 CUBLAS_COMPUTE_64F = 70
-
-
 CUDA_R_32F = 0
-
-
 CUDA_R_64F = 1
-
-
 CUDA_R_16BF = 14
-
-
 CUBLASLT_MATMUL_DESC_TRANSA = 3
-
-
 CUBLASLT_MATMUL_DESC_TRANSB = 4
-
-
 CUBLASLT_MATMUL_DESC_EPILOGUE = 7
-
-
 CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8
-
-
 CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER = 11
-
-
 CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD = 12
-
-
 CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1
-
-
 CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK = 3
-
-
 CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5
-
-
 CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES = 6
-
-
 CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES = 7
-
-
 CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES = 8
-
-
 CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2
-
-
 CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE = 4
-
-
 CUBLASLT_EPILOGUE_DEFAULT = 1
-
-
 CUBLASLT_EPILOGUE_BIAS = 4
-
-
 CUBLASLT_EPILOGUE_RELU_BIAS = 6
-
-
 CUBLASLT_EPILOGUE_RELU_AUX_BIAS = 134
-
-
 CUBLASLT_EPILOGUE_DRELU_BGRAD = 152
-
-
 CUBLASLT_EPILOGUE_GELU_AUX_BIAS = 164
-
-
 CUBLASLT_EPILOGUE_DGELU_BGRAD = 208
-
-
 CUBLASLT_EPILOGUE_BGRADA = 256
-
 
 # Where a sum is split over blocks, its parts are to meet in the workspace, where a step of its own
 # adds them, always in the same order. The scheme left out, INPLACE, adds them up in the output: it
 # is documented that blocks take turns at this, but not in which order.
 _REDUCTION_SCHEMES = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE
 
-
 # What the library takes for granted where it is not told less, and what it asks of a workspace.
 _ALIGNMENT = 256
-
-
 _MAX_ALGORITHMS = 8
 
 
@@ -175,7 +108,6 @@ class _HeuristicResult(ctypes.Structure):
 
 
 _SET_ATTRIBUTE = (c_void_p, c_int, c_void_p, c_size_t)
-
 
 # name: what it takes; but for the name of a status, all return a status.
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
@@ -315,16 +247,9 @@ class _Form(NamedTuple):
 
 # What the ld of an aux has to be a multiple of.
 _BITS = 128
-
-
 _ELEMENTS = 8
-
-
 _TYPES = {"float32": CUDA_R_32F, "float64": CUDA_R_64F, "bfloat16": CUDA_R_16BF}
-
-
 _TYPE_BITS = {"float32": 32, "float64": 64, "bfloat16": 16, "bit": 1}
-
 
 _PRECISIONS = {
     "float32": _Precision("float32", "float32", CUBLAS_COMPUTE_32F),
@@ -332,7 +257,6 @@ _PRECISIONS = {
     "bfloat16": _Precision("bfloat16", "float32", CUBLAS_COMPUTE_32F),
     "float64": _Precision("float64", "float64", CUBLAS_COMPUTE_64F),
 }
-
 
 _FORMS = {
     Epilogue.NONE: _Form(CUBLASLT_EPILOGUE_DEFAULT, has_vector=False),

@@ -26,26 +26,19 @@ if TYPE_CHECKING:
 
 __all__ = ["CudaEngine", "cuda_engine"]
 
-
 _LOGGER = logging.getLogger("nnbackend")
-
 
 # Launches of a graph: so many that what it costs to start one no longer counts.
 _GRAPH_LAUNCHES = 1024
 
-
 # Shared memory that a kernel of one block needs beside its arrays.
 _RESERVED_BYTES = 16 * 1024
-
 
 # What a launch within a graph costs, in cycles. A guess, to be replaced by what is measured.
 _LAUNCH_CYCLES = 2500
 
-
 # Places in the buffers ``counters`` and ``status``, as the kernels know them.
 _DRAWN = 2
-
-
 _EPOCHS, _IS_BAD = 0, 1
 
 

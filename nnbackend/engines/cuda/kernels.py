@@ -58,14 +58,11 @@ __all__ = [
     "update_outputs",
 ]
 
-
 # Threads of a block in every kernel here.
 THREADS = 256
 
-
 # Elements whose random numbers one thread draws, one after the other.
 DRAWS_PER_THREAD = 32
-
 
 _PRELUDE = r"""
 typedef {real} real;
@@ -85,9 +82,7 @@ typedef unsigned long long uint64;
 __device__ __forceinline__ bool is_finite(double x) {{ return x - x == 0.0; }}
 """
 
-
 _KERNEL = 'extern "C" __global__ void __launch_bounds__(THREADS) '
-
 
 _OPERANDS = {
     "real": "__device__ __forceinline__ operand to_operand(real x) { return x; }\n",
@@ -100,7 +95,6 @@ __device__ __forceinline__ operand to_operand(real x) {
 }
 """,
 }
-
 
 # Counters, which live on the device: steps done in this call, rows and random numbers used.
 _COMMON = r"""
@@ -132,7 +126,6 @@ template <typename Op, typename T> __device__ __forceinline__ T block_reduce(T v
     return result;
 }
 """
-
 
 _KERNELS = r"""
 // Combine the values of the threads of one row of the block.
@@ -287,7 +280,6 @@ KERNEL finish_epoch(
 }
 """
 
-
 # PCG64 (O'Neill 2014), NumPy's default generator: 128-bit linear congruential, from which XSL-RR
 # makes 64 bits; a thread jumps ahead to the number it begins with (Brown 1994).
 _RANDOM = r"""
@@ -350,7 +342,6 @@ KERNEL draw_mask(
 }
 """
 
-
 _ACTIVATE = r"""
 KERNEL activate_@NUMBER@(
     real* Z, const real* bias, real* A, const real* M, operand* H, int rows, int columns, int ld
@@ -363,7 +354,6 @@ KERNEL activate_@NUMBER@(
         }
 }
 """
-
 
 _PULL_BACK = r"""
 KERNEL pull_back_@NUMBER@(
@@ -382,7 +372,6 @@ KERNEL pull_back_@NUMBER@(
     finish_columns(sum, k, columns, sums, partial, arrived);
 }
 """
-
 
 _OUTPUT_LOSS = r"""
 KERNEL output_loss(
@@ -416,7 +405,6 @@ KERNEL output_loss(
 }
 """
 
-
 _BIASES = r"""
 // Whether element i of the flat vector is a bias; they are few and short segments.
 __device__ bool is_bias(int64 i, const int64* biases, int n_layers) {
@@ -425,7 +413,6 @@ __device__ bool is_bias(int64 i, const int64* biases, int n_layers) {
     return false;
 }
 """
-
 
 _REDUCE = r"""
 KERNEL reduce_@NUMBER@(
@@ -447,7 +434,6 @@ KERNEL reduce_@NUMBER@(
 }
 """
 
-
 # The loss kernel has already counted this step.
 _UPDATE = r"""
 KERNEL update(
@@ -468,13 +454,11 @@ KERNEL update(
 }
 """
 
-
 _PENALTY = """\
     double sum = (double)penalty;
     const double total = is_weighted ? *batch_weight : (double)rows;
     if (grid_reduce<Sum>(sum, partial, arrived, 0.0) && threadIdx.x == 0)
         sums[LOSS_SUM] += sum * @COUNT@;"""
-
 
 # Of 64 random bits NumPy makes two float32 numbers, first of the low half, or one float64 number.
 _UNIFORM = {

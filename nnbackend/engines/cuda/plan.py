@@ -15,7 +15,6 @@ from typing import TypeAlias
 
 __all__ = ["ITEM_BYTES", "Buffer", "Epilogue", "Kernel", "Launch", "Matrix", "Product", "Vector"]
 
-
 # Bytes of an element, by NumPy's name of its type; bfloat16 is kept as uint16.
 ITEM_BYTES = {
     "float32": 4, "float64": 8, "uint16": 2, "uint32": 4, "int32": 4, "int64": 8, "uint64": 8,

@@ -27,17 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Layout", "Planner"]
 
-
 _LOGGER = logging.getLogger("nnbackend")
-
 
 # The epilogues of the products before and behind a hidden layer, by its activation; the first that
 # there are. ``RELU_BIAS`` leaves the way back to a kernel of ours.
 _Fusion = tuple[Epilogue, Epilogue]
-
-
 _UNFUSED: _Fusion = (Epilogue.NONE, Epilogue.NONE)
-
 
 _FUSIONS: dict[str, list[_Fusion]] = {
     "relu": [
@@ -47,20 +42,15 @@ _FUSIONS: dict[str, list[_Fusion]] = {
     "gelu": [(Epilogue.GELU_AUX_BIAS, Epilogue.DGELU_BGRAD)],
 }
 
-
 # What a forward epilogue keeps: its leading dimension is a multiple of that many; bits, or elements
 # of the data's own type.
 _AUX = {Epilogue.RELU_AUX_BIAS: (128, "bit"), Epilogue.GELU_AUX_BIAS: (8, "")}
 
-
 # Where a layer's weights and biases begin within the flat vector: at multiples of 256 bytes.
 _ALIGNMENT_BYTES = 256
 
-
 # Blocks of a kernel that goes over many elements: some for each multiprocessor of a large GPU.
 _MAX_BLOCKS = 1024
-
-
 _MAX_ROW_BLOCKS = 512
 
 

@@ -23,23 +23,15 @@ if TYPE_CHECKING:
 
 __all__ = ["CudaExecutor", "signatures"]
 
-
 _LOGGER = logging.getLogger("nnbackend")
-
 
 # What cuBLAS asks for on Hopper; smaller GPUs take less of it.
 _WORKSPACE_BYTES = 32 * 2**20
 
-
 # Bytes, of every buffer; CuPy's own are aligned to 512.
 _ALIGNMENT = 256
-
-
 _RELU = (Epilogue.RELU_BIAS, Epilogue.RELU_AUX_BIAS, Epilogue.DRELU_BGRAD)
-
-
 _GELU = (Epilogue.GELU_AUX_BIAS, Epilogue.DGELU_BGRAD)
-
 
 _SCALARS: dict[str, Callable[[Any], Any]] = {
     "int": np.int32,

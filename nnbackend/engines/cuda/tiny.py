@@ -36,21 +36,15 @@ if TYPE_CHECKING:
 
 __all__ = ["TinyPlanner"]
 
-
 _THREADS = 512
-
 
 # Epochs of a call: as many as keep their orders in few megabytes.
 _MAX_EPOCHS, _MAX_ROWS = 2**14, 2**20
-
-
 _TILES = ((1, 1), (2, 1), (1, 2), (2, 2), (4, 2), (2, 4), (4, 4))
-
 
 # Cycles of a barrier, and of a load from shared memory until its value is there. Guesses, to be
 # replaced by what is measured.
 _BARRIER_CYCLES, _LATENCY_CYCLES = 40, 30
-
 
 _PRODUCTS = r"""
 // out(m, n) = sum over k of a(m, k) b(k, n); a thread computes a tile of it. Its columns lie apart,
@@ -101,7 +95,6 @@ __device__ __forceinline__ void product_in_parts(
     __syncthreads();
 }
 """
-
 
 _KERNEL = r"""
 extern "C" __global__ void __launch_bounds__(THREADS, 1) run_epochs(

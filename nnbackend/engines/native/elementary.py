@@ -24,16 +24,13 @@ from numba.extending import intrinsic
 
 __all__ = ["float32", "float64"]
 
-
 # (bits, bits of the fraction)
 _LAYOUT = {types.float32: (32, 23), types.float64: (64, 52)}
-
 
 _SQRT_HALF = {
     types.float32: int(np.float32(math.sqrt(0.5)).view(np.int32)),
     types.float64: int(np.float64(math.sqrt(0.5)).view(np.int64)),
 }
-
 
 _Generated = tuple[Any, Callable[..., Any]]
 
@@ -197,6 +194,4 @@ def _functions(  # noqa: PLR0915 - one scope for the constants of a dtype
 
 
 float32 = _functions(np.float32, exp_terms=7, log_terms=5)
-
-
 float64 = _functions(np.float64, exp_terms=13, log_terms=11)

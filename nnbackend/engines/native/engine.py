@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CpuEngine"]
 
-
 _Array = np.ndarray[Any, Any]
-
 
 # Operations per step. Below, Python's calls would cost more than a tenth of a step. Above, products
 # run on several threads, and those of SciPy's BLAS, which compiled code calls, spin for a while

@@ -15,10 +15,7 @@ from typing import Any
 
 __all__ = ["cache_folder", "load_kernels"]
 
-
 _LOGGER = logging.getLogger("nnbackend")
-
-
 _LOCK = threading.Lock()
 
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Kernels"]
 
-
 _HEAD = """\
 import math
 import numpy as np
@@ -45,40 +44,26 @@ from nnbackend.engines.native import elementary
 F = np.{dtype}
 """
 
-
 _OPTIONS = 'nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True'
-
 
 # A function that only others call: quicker to compile, and part of them on disk.
 _INNER_OPTIONS = 'error_model="numpy", no_cfunc_wrapper=True, no_cpython_wrapper=True'
-
-
 _INLINE = f'@njit(inline="always", {_INNER_OPTIONS})'
-
-
 _JIT = f'@njit({_OPTIONS}, fastmath={{"contract"}})'
-
 
 # Sums may be taken in any order: several partial ones, in vector registers.
 _JIT_SUMS = f'@njit({_OPTIONS}, fastmath={{"contract", "reassoc"}})'
-
-
 _BLOCK = 2048  # elements, 8 or 16 KiB an array
-
-
 _GROUP = 64  # elements of a loop that is worth vector code
-
 
 # Column sums of long rows, which are then added to those of the columns.
 _NO_SUMS = "np.zeros(group * width, gb.dtype)"
-
 
 _FOLD_SUMS = (
     "        if part == 0 and group > 1:",
     "            for k in range(shape[1]):",
     "                gb[k % width] += sums[k]",
 )
-
 
 _FIXED = f"""
 {_JIT}

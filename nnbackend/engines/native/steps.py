@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Steps"]
 
-
 _Array = np.ndarray[Any, Any]
-
-
 _Kernel = Callable[..., Any]
 
 

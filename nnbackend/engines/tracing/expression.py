@@ -21,9 +21,7 @@ import numpy as np
 
 __all__ = ["Printer", "Recorder", "Symbol", "description", "walk"]
 
-
 _FUNCTIONS = ("exp", "expm1", "log", "log1p", "tanh", "sqrt", "abs")
-
 
 _DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),

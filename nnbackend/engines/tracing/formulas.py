@@ -36,11 +36,8 @@ __all__ = [
     "update_elements",
 ]
 
-
 # A hidden layer's kernels: its activation, and whether it drops units.
 HiddenKind = tuple[Activation, bool]
-
-
 Outputs = list[tuple[str, Symbol]]
 
 
