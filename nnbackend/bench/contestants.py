@@ -1,4 +1,4 @@
-"""The peers of ``nnbackend bench``: one training, written for each library as its users do."""
+"""The table of all contestants of ``nnbackend bench``, by name."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The processes of one training."""
+"""The processes of a data-parallel training, on MPI and NCCL. Begin with ``team.py``."""

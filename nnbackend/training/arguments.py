@@ -1,4 +1,4 @@
-"""The arguments of ``train``, checked."""
+"""Check the arguments of ``train`` that need the network or the data."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def examples_of(
     options: TrainingOptions,
     team: Team | None,
 ) -> tuple[Examples, Data, int]:
-    """Return the examples, a ``Data`` of the form of theirs, and the size of a batch."""
+    """Return the examples, a ``Data`` with the form of theirs, and the size of a batch."""
     X, y, sample_weight = given
     batch_size, shuffle = options.batch_size, options.shuffle
     source = as_source(X, y, sample_weight)
@@ -74,7 +74,7 @@ def examples_of(
 def placed_optimizer_state(
     state: OptimizerState, problem: Problem, device: Device
 ) -> OptimizerState:
-    """Return an optimizer's state on the device; raise if it is not one of this problem."""
+    """Return an optimizer's state on the device; raise if it does not fit the problem."""
     names = problem.optimizer.state_names
     shapes = [tuple(array.shape) for array in state.arrays]
     expected = [(problem.objective.structure.n_parameters,)] * len(names)
@@ -87,7 +87,7 @@ def placed_optimizer_state(
 
 
 def validation_of(memory: Memory, loss: Loss, validation_data: Any) -> Data | None:
-    """Return the validation data as the core takes it."""
+    """Return the validation data as engines take it; None without any."""
     if validation_data is None:
         return None
     if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
@@ -105,7 +105,7 @@ def validation_of(memory: Memory, loss: Loss, validation_data: Any) -> Data | No
 
 
 def check_early_stopping(early_stopping: EarlyStopping | None, validation: Data | None) -> None:
-    """Raise an InputError where there is nothing to watch."""
+    """Raise an InputError if early stopping watches a loss that is never computed."""
     if (
         validation is None
         and early_stopping is not None

@@ -1,4 +1,4 @@
-"""Going on with a training: what is compared, and where it goes on."""
+"""Resume a training: find its checkpoint, compare what was asked for, and set the state."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _LOGGER = logging.getLogger("nnbackend")
 
 
 def checkpoint_folder(options: TrainingOptions, team: Team | None) -> CheckpointFolder | None:
-    """Return the folder of the checkpoints, in the one process that writes them."""
+    """Return the folder of the checkpoints in the process that writes them; None in others."""
     if options.checkpoint is None or (team is not None and team.rank > 0):
         return None
     folder = CheckpointFolder(options.checkpoint, options.checkpoints_kept)
@@ -53,7 +53,7 @@ def checkpoint_folder(options: TrainingOptions, team: Team | None) -> Checkpoint
 def set_optimizer_state(
     engine: Engine, given: OptimizerState | None, problem: Problem, device: Device
 ) -> None:
-    """Let an engine go on with an optimizer's state."""
+    """Give an engine the state of an optimizer, if there is one."""
     if given is not None:
         state = placed_optimizer_state(given, problem, device)
         engine.set_state(engine.state._replace(optimizer=state))
@@ -62,7 +62,7 @@ def set_optimizer_state(
 def find_checkpoint(
     folder: CheckpointFolder | None, net: Network, options: TrainingOptions, team: Team | None
 ) -> Checkpoint | None:
-    """Return the checkpoint to go on from, the same in all processes."""
+    """Return the checkpoint to resume from, the same in all processes; None without any."""
     found = folder.newest(net) if folder is not None and options.resume else None
     if team is None:
         return found
@@ -79,7 +79,7 @@ def keep_and_share(
     identity: dict[str, Any],
     found: Checkpoint | None,
 ) -> None:
-    """Have a loop write checkpoints, go on from one, and share its steps with other processes."""
+    """Make a loop write checkpoints, resume from one, and share its steps with other processes."""
     net, team = loop.net, loop.team
     if found is not None:
         require_same(found.identity, identity, is_text=found.is_text)
@@ -91,7 +91,7 @@ def keep_and_share(
         team.agree({**asked, "initial parameters": digest, "versions": versions})
         team.allocate(device, net.n_parameters, net.dtype)
     if folder is not None:
-        # A network that cannot be stored is found out before it is trained.
+        # Fail before training if the network cannot be stored.
         to_bytes(net)
         loop.keep(Keeper(folder, every, as_json(identity), loop.steps))
     if found is not None:
