@@ -1,1 +1,1 @@
-"""How a training step runs."""
+"""Engines, which run training steps: reference, native (CPU), CUDA. Begin with ``base.py``."""

@@ -1,15 +1,15 @@
-"""The kernels of a training step as CUDA C, generated from the core's recorded formulas.
+"""Generate the kernels of a training step as CUDA C, from the core's recorded formulas.
 
-They do what lies between two products: the gather of a batch; bias and activation; bias, loss and
+They do the work between two products: the gather of a batch; bias and activation; bias, loss and
 its gradient; gradient through an activation, and its column sums; penalties, clipping and update
-over the flat parameter vector; and the books of an epoch. Everything that changes from step to step
-(rates, rows of a batch, position) is read from device memory, so that a captured step can be
-replayed. Sums across blocks are completed by the block that is done last, always in the same order:
-the same bits every time, without atomic additions of numbers.
+over the flat parameter vector; and the losses and checks of an epoch. They read everything that
+changes from step to step (rates, rows of a batch, position) from device memory, so that a captured
+step can be replayed. The block that finishes last completes a sum over blocks, always in the same
+order, so that results have the same bits every time, without atomic additions.
 
-The text uses barriers and shared memory, but no instructions on warps: it compiles as C++ as well,
-where a test can run it. Sizes are arguments; one module serves a kind of problem (activations,
-loss, optimizer, options, dtype).
+The text uses barriers and shared memory, but no warp instructions, so that it also compiles as C++,
+where tests run it. Sizes are arguments; one module serves a kind of problem (activations, loss,
+optimizer, options, dtype).
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ __all__ = [
     "update_outputs",
 ]
 
-# Threads of a block in every kernel here.
+# The threads of a block, in every kernel of this module.
 THREADS = 256
 
-# Elements whose random numbers one thread draws, one after the other.
+# Each thread draws random numbers for this many elements, one after another.
 DRAWS_PER_THREAD = 32
 
 _PRELUDE = r"""
@@ -86,7 +86,7 @@ _KERNEL = 'extern "C" __global__ void __launch_bounds__(THREADS) '
 
 _OPERANDS = {
     "real": "__device__ __forceinline__ operand to_operand(real x) { return x; }\n",
-    # The nearest bfloat16, of two equally near the even one; NaN stays NaN.
+    # Round to the nearest bfloat16, ties to even; keep NaN.
     "unsigned short": """\
 __device__ __forceinline__ operand to_operand(real x) {
     const unsigned bits = __float_as_uint(x);
@@ -96,7 +96,7 @@ __device__ __forceinline__ operand to_operand(real x) {
 """,
 }
 
-# Counters, which live on the device: steps done in this call, rows and random numbers used.
+# The counters on the device: steps done in this call, rows and random numbers used.
 _COMMON = r"""
 enum { STEP, ROW, DRAWN };
 enum { LOSS_SUM, COUNT_SUM };
@@ -280,8 +280,8 @@ KERNEL finish_epoch(
 }
 """
 
-# PCG64 (O'Neill 2014), NumPy's default generator: 128-bit linear congruential, from which XSL-RR
-# makes 64 bits; a thread jumps ahead to the number it begins with (Brown 1994).
+# PCG64 (O'Neill 2014), NumPy's default generator: a 128-bit linear congruential generator, from
+# which XSL-RR makes 64 bits. A thread jumps ahead to its first number (Brown 1994).
 _RANDOM = r"""
 struct Wide { uint64 high, low; };
 __device__ __forceinline__ Wide multiply(Wide a, Wide b) {
@@ -434,7 +434,7 @@ KERNEL reduce_@NUMBER@(
 }
 """
 
-# The loss kernel has already counted this step.
+# When the update runs, the loss kernel has already counted this step.
 _UPDATE = r"""
 KERNEL update(
     real* p, const real* g,@STATES@ operand* operands, const real* hyper, const real* scalars,
@@ -460,7 +460,7 @@ _PENALTY = """\
     if (grid_reduce<Sum>(sum, partial, arrived, 0.0) && threadIdx.x == 0)
         sums[LOSS_SUM] += sum * @COUNT@;"""
 
-# Of 64 random bits NumPy makes two float32 numbers, first of the low half, or one float64 number.
+# NumPy turns 64 random bits into two float32 numbers (low half first) or one float64 number.
 _UNIFORM = {
     "float": (2, "(real)((unsigned)(bits >> (32 * part)) >> 8) * (1.0f / 16777216.0f)"),
     "double": (1, "(real)(bits >> 11) * (1.0 / 9007199254740992.0)"),
@@ -468,7 +468,7 @@ _UNIFORM = {
 
 
 def prelude(dtype: str, precision: str, *, labels: bool, threads: int = THREADS) -> str:
-    """Return the types and the functions that every module begins with."""
+    """Return the types and functions at the beginning of every module."""
     real = {"float32": "float", "float64": "double"}[dtype]
     operand = "unsigned short" if precision == "bfloat16" else "real"
     text = _PRELUDE.format(
@@ -483,12 +483,12 @@ class CudaPrinter(Printer):
     Parameters
     ----------
     numbers : dict, optional
-        Collects constants by the names of variables, which the caller defines; without it they are
-        printed where they stand.
+        Receives constants by the names of variables, which the caller defines. Without it,
+        constants are printed in place.
     first, step : str
-        Where the loop over a row begins, and how it goes on: the lanes that share it.
+        The first index and the increment of the loop over a row, which several lanes share.
     reduce : str
-        The function that combines the lanes' reductions; empty if there is one lane.
+        The function that combines the lanes' reductions; empty for one lane.
     """
 
     def __init__(
@@ -504,7 +504,7 @@ class CudaPrinter(Printer):
         self._first, self._step, self._reduce = first, step, reduce
 
     def loop(self, length: str, body: Sequence[str], indent: str) -> list[str]:
-        """Return a loop of the index ``k``, this lane's share."""
+        """Return a loop over this lane's share of the index ``k``."""
         head = f"for (int k = {self._first}; k < {length}; k += {self._step}) {{"
         return [f"{indent}{head}", *body, f"{indent}}}"]
 
@@ -521,7 +521,7 @@ class CudaPrinter(Printer):
         return f"real {name} = {start};"
 
     def reduced(self, operation: str, name: str) -> list[str]:
-        """Return what combines the lanes."""
+        """Return the statements that combine the lanes."""
         if not self._reduce:
             return []
         return [f"{name} = {self._reduce}<{'Max' if operation == 'max' else 'Sum'}>({name});"]
@@ -531,7 +531,7 @@ class CudaPrinter(Printer):
         return f"({condition}) ? {yes} : {no}"
 
     def call(self, function: str, x: str) -> str:
-        """Return a function's call; the overload is that of the argument's type."""
+        """Return a call of a function, which is overloaded by the argument's type."""
         return f"{'fabs' if function == 'abs' else function}({x})"
 
     def constant(self, value: float) -> str:
@@ -545,7 +545,7 @@ class CudaPrinter(Printer):
         return f"(real){value!r}"
 
     def known(self, node: Symbol, name: str) -> None:
-        """Say that a reduction's value is there under a name."""
+        """Declare that a variable holds the value of a reduction."""
         self._names[node.key] = name
 
 
@@ -555,23 +555,23 @@ class CudaKernels:
     Parameters
     ----------
     problem : Problem
-        What is to be trained, and how.
+        The training problem.
     dtype : {"float32", "float64"}
-        Of all arrays but the operands of products.
+        The dtype of all arrays except the operands of products.
     precision : {"float32", "tf32", "bfloat16", "float64"}
-        Of the products; with ``"bfloat16"`` their operands are kept in it.
+        The precision of the products; with ``"bfloat16"`` their operands are stored in it.
     labels : bool
         Whether ``y`` is a vector of integer labels.
 
     Attributes
     ----------
     dtype, precision, labels
-        As given.
+        The arguments.
     hyperparameters : list of float
-        Numbers of the optimizer, the penalties and the clipping. They are an argument of the
-        kernels, so that a search over them compiles nothing anew.
+        The numbers of optimizer, penalties and clipping. Kernels take them as an argument, so that
+        a search over them does not compile again.
     reductions : list of str
-        Kernels that the update needs the results of, in their order.
+        The kernels whose results the update needs, in their order.
     source : str
         The module's text.
 
@@ -634,7 +634,7 @@ class CudaKernels:
         )
 
     def _output_loss(self) -> str:
-        """Print bias, loss and its gradient; the lanes of a row share its outputs."""
+        """Print bias, loss and its gradient, with several lanes for the outputs of a row."""
         outputs, needs_row = loss_outputs(self._xp, self._problem, labels=self.labels)
         if self.labels:
             head = "        const int64 label = is_row ? y[row] : 0;"
@@ -689,7 +689,7 @@ class CudaKernels:
         return [*parts, part]
 
     def _elementwise(self, outputs: Outputs, known: Sequence[Symbol]) -> tuple[str, str]:
-        """Print the numbers and known reductions that are used, and outputs for one element."""
+        """Print the numbers and known reductions that outputs use, and outputs for one element."""
         numbers: dict[str, float] = {}
         printer = CudaPrinter(numbers)
         for number, node in enumerate(known):
@@ -725,9 +725,9 @@ def _of_one_unit(activation: Activation, value: Symbol) -> Symbol:
 
 
 def loss_outputs(xp: Recorder, problem: Problem, *, labels: bool) -> tuple[Outputs, bool]:
-    """Return loss and gradient of output ``k`` of a row, and whether they take ``n_row``.
+    """Return loss and gradient of output ``k`` of a row, and whether they use ``n_row``.
 
-    The row's logits are called ``z``, its targets ``y_row`` or ``label``.
+    The code calls the row's logits ``z``, and its targets ``y_row`` or ``label``.
     """
     objective = problem.objective
     elements = recorded(
@@ -740,10 +740,10 @@ def loss_outputs(xp: Recorder, problem: Problem, *, labels: bool) -> tuple[Outpu
 
 
 def update_outputs(xp: Recorder, problem: Problem, index: str, is_weight: str) -> Outputs:
-    """Return what a step makes of an element of the parameters ``p``, and of their penalty.
+    """Return the update of an element of the parameters ``p``, and of the penalty.
 
-    Penalties are added to the gradient ``g``, which is then clipped; ``is_weight`` is the code that
-    tells a weight from a bias.
+    The update adds penalties to the gradient ``g`` and then clips it; ``is_weight`` is the code
+    that distinguishes weights from biases.
     """
     objective = problem.objective
     p, gradient = xp.symbol(f"p[{index}]"), xp.symbol(f"g[{index}]")
@@ -771,7 +771,7 @@ def update_outputs(xp: Recorder, problem: Problem, index: str, is_weight: str) -
 
 
 def step_scalars(problem: Problem, outputs: Outputs, indent: str) -> str:
-    """Return the definitions of the coefficients of a step that outputs use."""
+    """Return definitions of the step's coefficients that outputs use."""
     count = len(problem.optimizer.coefficients(1.0, 1))
     lines = [
         f"{indent}const real c{i} = coefficients[step * {count} + {i}];"
@@ -784,7 +784,7 @@ def step_scalars(problem: Problem, outputs: Outputs, indent: str) -> str:
 
 
 def _penalty_scale(problem: Problem) -> str:
-    """Return the definition of what penalties are multiplied with, if that is not 1."""
+    """Return the definition of the factor of penalties, unless it is 1."""
     if not (problem.objective.is_penalized and problem.objective.penalty_per_sample):
         return ""
     return (
@@ -794,12 +794,12 @@ def _penalty_scale(problem: Problem) -> str:
 
 
 def step_count(problem: Problem) -> str:
-    """Return the code of what a step counts in its epoch's loss, of its ``rows`` and ``total``."""
+    """Return the code of a step's weight in its epoch's loss, from ``rows`` and ``total``."""
     return "(total > 0 ? (double)rows : 0.0)" if problem.loss_by_rows else "total"
 
 
 def fill(template: str, **parts: object) -> str:
-    """Return a template with its marks, such as ``@NAME@``, filled in."""
+    """Return a template with its marks, such as ``@NAME@``, replaced."""
     template = template.replace("KERNEL ", _KERNEL)
     for name, part in parts.items():
         template = template.replace(f"@{name}@", str(part))

@@ -1,4 +1,4 @@
-"""Plans the training steps of a problem on a GPU: buffers, epilogues and the list of launches."""
+"""Plan the training steps of a problem on a GPU: buffers, epilogues and the list of launches."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ __all__ = ["Layout", "Planner"]
 
 _LOGGER = logging.getLogger("nnbackend")
 
-# The epilogues of the products before and behind a hidden layer, by its activation; the first that
-# there are. ``RELU_BIAS`` leaves the way back to a kernel of ours.
+# The epilogues of a hidden layer's forward and backward product, by its activation. The planner
+# takes the first pair that is available. ``RELU_BIAS`` leaves the backward pass to our own kernel.
 _Fusion = tuple[Epilogue, Epilogue]
 _UNFUSED: _Fusion = (Epilogue.NONE, Epilogue.NONE)
 
@@ -42,38 +42,38 @@ _FUSIONS: dict[str, list[_Fusion]] = {
     "gelu": [(Epilogue.GELU_AUX_BIAS, Epilogue.DGELU_BGRAD)],
 }
 
-# What a forward epilogue keeps: its leading dimension is a multiple of that many; bits, or elements
-# of the data's own type.
+# For each forward epilogue that keeps an aux: the divisor of its leading dimension, and its type
+# (bits, or the type of the data).
 _AUX = {Epilogue.RELU_AUX_BIAS: (128, "bit"), Epilogue.GELU_AUX_BIAS: (8, "")}
 
-# Where a layer's weights and biases begin within the flat vector: at multiples of 256 bytes.
+# Weights and biases of each layer begin at multiples of 256 bytes within the flat vector.
 _ALIGNMENT_BYTES = 256
 
-# Blocks of a kernel that goes over many elements: some for each multiprocessor of a large GPU.
+# The blocks of a kernel over many elements: several for each multiprocessor of a large GPU.
 _MAX_BLOCKS = 1024
 _MAX_ROW_BLOCKS = 512
 
 
 class Layout:
-    """Where the parameters lie in the engine's own flat vector; what lies between stays zero.
+    """The places of the parameters in the engine's own flat vector, with padding that stays zero.
 
     Parameters
     ----------
     weight_shapes : sequence of (int, int)
         (n_in, n_out) of each layer.
     dtype : {"float32", "float64"}
-        Of the parameters.
+        The dtype of the parameters.
     row : callable
-        ``row(n_out)`` is how many elements a row of that many weights takes.
+        ``row(n_out)`` is the number of elements for a row of ``n_out`` weights.
     step : int
-        Elements that layers' weights and biases begin at a multiple of.
+        Weights and biases of each layer begin at a multiple of this number of elements.
 
     Attributes
     ----------
     weights : list of Matrix
     biases : list of Vector
     size : int
-        Elements in all.
+        The number of elements, including the padding.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class Layout:
         return parts
 
     def pack(self, xp: Namespace, flat: Array) -> Array:
-        """Return the parameters without the padding: a new array in the network's order."""
+        """Return the parameters without padding as a new array, in the network's order."""
         return xp.concat([xp.reshape(part, (-1,)) for part in self._parts(flat)])
 
     def unpack(self, packed: Array, flat: Array) -> None:
-        """Write parameters in the network's order to their places; the padding stays."""
+        """Write parameters in the network's order to their places, not to the padding."""
         start = 0
         for part in self._parts(flat):
             part[...] = packed[start : start + part.size].reshape(part.shape)
@@ -121,44 +121,44 @@ def _round_up(value: int, multiple: int) -> int:
 class Planner:
     """Plans the buffers and the launches of a problem's steps.
 
-    A step of L layers is at best 3 L + 1 launches and the gather of its batch: L products with bias
-    and activation in their epilogue; the loss; L - 1 products back, with the derivative and the
-    bias gradient in their epilogue; L products for the weight gradients, the last layer's with its
-    bias gradient; the update. Where ``offers`` says that a product is not to be had with an
-    epilogue, a kernel of ours does the rest.
+    A step of L layers takes at least 3 L + 1 launches and the gather of its batch: L products with
+    bias and activation in their epilogue; the loss; L - 1 backward products, with the derivative
+    and the bias gradient in their epilogue; L products for the weight gradients, the last layer's
+    with its bias gradient; the update. If ``offers`` says that a product is not available with an
+    epilogue, a separate kernel does that work.
 
     Parameters
     ----------
     problem : Problem
-        What is to be trained, and how.
+        The training problem.
     dtype : {"float32", "float64"}
-        Of the parameters.
+        The dtype of the parameters.
     precision : {"float32", "tf32", "bfloat16", "float64"}
-        Of the products.
+        The precision of the products.
     n_samples : int
         Rows of the data.
     labels, weighted : bool
         Whether the targets are integer labels, and whether there are sample weights.
     streams : bool
-        Whether X is not on the device: the rows of a batch are then copied to one of the buffers
+        Whether X stays on the host; the rows of each batch are then copied to one of the buffers
         ``stage0`` and ``stage1`` before its step.
     reductions : sequence of str
-        Kernels that the update needs the results of.
+        The kernels whose results the update needs.
     n_hyper : int
-        How many numbers the kernels take as ``hyper``.
+        The number of elements of the kernels' argument ``hyper``.
     offers : callable
-        ``offers(product) -> bool``.
+        ``offers(product) -> bool`` says whether a product is available with its epilogue.
 
     Attributes
     ----------
     layout : Layout
-        Of the parameters.
+        The layout of the parameters.
     n_samples : int
         Rows of the data.
     max_epochs : int
-        Epochs that the buffers hold the orders and the losses of.
+        The number of epochs for whose orders and losses the buffers have room.
     buffers : dict of str to Buffer
-        All that is needed beside the data ``X``, ``y`` and ``weight``.
+        All buffers except the data ``X``, ``y`` and ``weight``.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Planner:
         self._kinds = hidden_kinds(problem)
         step = _ALIGNMENT_BYTES // ITEM_BYTES[dtype]
         self.layout = Layout(structure.weight_shapes, dtype, self._ld, step)
-        # One call runs so many epochs that their orders take few megabytes.
+        # Limit the epochs of a call so that their orders take few megabytes.
         self.max_epochs = max(1, min(1024, 2**20 // n_samples)) if self.gathers else 1024
         if streams:
             self.max_epochs = 1
@@ -199,17 +199,17 @@ class Planner:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch, a shorter last one included."""
+        """Steps of an epoch, including a shorter last one."""
         return -(-self.n_samples // self._size)
 
     @property
     def gathers(self) -> bool:
-        """Whether a batch is a part of the data, whose rows are taken out for it."""
+        """Whether a batch is a part of the data, so that its rows have to be gathered."""
         return self._streams or self.n_samples > self._size
 
     @property
     def converts(self) -> bool:
-        """Whether the whole data is one batch, but not in the form that the products take."""
+        """Whether the data is one batch that has to be converted for the products."""
         n_features = self._structure.layer_sizes[0]
         is_aligned = n_features % self._multiple == 0
         return not self.gathers and (self._is_bfloat16 or not is_aligned)
@@ -220,7 +220,7 @@ class Planner:
         return self.n_samples - (self.steps_per_epoch - 1) * self._size
 
     def _plan_vectors(self, n_hyper: int) -> dict[str, Buffer]:
-        """Return the buffers of the parameters and of the books."""
+        """Return the buffers of the parameters, the optimizer, and the epochs' results."""
         optimizer, real = self._problem.optimizer, self._dtype
         n_layers = len(self.layout.biases)
         n_steps = self.max_epochs * self.steps_per_epoch
@@ -266,7 +266,7 @@ class Planner:
         return plan
 
     def _plan_layers(self) -> dict[str, Buffer]:
-        """Return the buffers of what is computed for a batch."""
+        """Return the buffers of all that is computed for a batch."""
         structure, rows, real = self._structure, self._size, self._dtype
         sizes = structure.layer_sizes[1:]
         plan = {}
@@ -308,7 +308,7 @@ class Planner:
         return Matrix(name, rows, width, self._ld(width), 0, dtype or self._dtype)
 
     def _input(self, layer: int, rows: int) -> Matrix:
-        """Return what a layer multiplies with its weights."""
+        """Return the matrix that a layer multiplies with its weights."""
         width = self._structure.layer_sizes[layer]
         if layer == 0:
             if self.gathers or self.converts:
@@ -320,17 +320,17 @@ class Planner:
         return self._matrix(f"{'Z' if self._is_in_place(below) else 'A'}{below}", rows, width)
 
     def _is_in_place(self, layer: int) -> bool:
-        """Whether a hidden layer's activations are where its products were."""
+        """Whether a hidden layer's activations overwrite its pre-activations."""
         return self._fusions[layer] != _UNFUSED or is_in_place(
             self._structure.hidden[layer], self._dtype
         )
 
     def _has_operands(self, layer: int) -> bool:
-        """Whether the next layer's operands are others than the activations."""
+        """Whether the next layer's operands differ from the activations."""
         return self._is_bfloat16 or self._structure.dropout[layer] > 0.0
 
     def _gradient_of(self, layer: int, rows: int) -> Matrix:
-        """Return dZ of a layer, as products take it."""
+        """Return dZ of a layer in the form that products take."""
         width = self._structure.layer_sizes[layer + 1]
         if self._is_bfloat16:
             return self._matrix(f"E{layer}", rows, width, self._operand)
@@ -393,7 +393,7 @@ class Planner:
     def _choose_fusion(self, layer: int, offers: Callable[[Product], bool]) -> _Fusion:
         """Return the epilogues of a hidden layer's products, forward and back."""
         activation = self._structure.hidden[layer]
-        # Kernels of ours write operands in bfloat16, and multiply with a mask.
+        # Our own kernels have to write operands in bfloat16, and to multiply with a mask.
         choices = [] if self._has_operands(layer) else _FUSIONS.get(activation.name, [])
         if activation is not ACTIVATIONS.get(activation.name):
             choices = []
@@ -417,7 +417,7 @@ class Planner:
         return _UNFUSED
 
     def _aux(self, layer: int, rows: int) -> Matrix | None:
-        """Return what a hidden layer's forward epilogue keeps for the backward one."""
+        """Return the matrix that a hidden layer's forward epilogue keeps for the backward one."""
         epilogue = self._fusions[layer][0]
         if epilogue not in _AUX:
             return None
@@ -427,7 +427,7 @@ class Planner:
         return Matrix(f"aux{layer}", rows, width, ld, 0, dtype or self._dtype)
 
     def _choose_last_sums(self, offers: Callable[[Product], bool]) -> bool:
-        """Return whether the last layer's weight gradient comes with the bias gradient."""
+        """Return whether one product gives the last layer's weight and bias gradients."""
         layer = len(self._structure.hidden)
         return not self._is_bfloat16 and all(
             offers(self._with_sums(layer, rows)) for rows in {self._size, self.last_rows}
@@ -438,7 +438,7 @@ class Planner:
         return replace(product, epilogue=Epilogue.BGRAD_B, vector=self._bias_gradient(layer))
 
     def preparation(self) -> list[Launch]:
-        """Return what is done once, before the first step."""
+        """Return the launches before the first step."""
         if not self.converts:
             return []
         n_features = self._structure.layer_sizes[0]
@@ -448,7 +448,7 @@ class Planner:
         return [Kernel("convert", grid, block, (X, X.rows, n_features, X.ld, X0.ld, X0))]
 
     def refresh(self) -> list[Launch]:
-        """Return what follows a change of the parameters by others than the steps."""
+        """Return the launches after a change of the parameters that no step made."""
         if not self._is_bfloat16:
             return []
         n = self.layout.size
@@ -457,9 +457,9 @@ class Planner:
         return [Kernel("convert", grid, block, arguments)]
 
     def step(self, rows: int, stage: int = 0) -> list[Launch]:
-        """Return the launches of a step on a batch of that many rows.
+        """Return the launches of a step on a batch of ``rows`` rows.
 
-        With streaming, its rows of X are in the buffer of number ``stage``.
+        With streaming, the rows of X are in the buffer with the number ``stage``.
         """
         structure = self._structure
         last = len(structure.hidden)
@@ -491,7 +491,7 @@ class Planner:
         return [*launches, *self._update(rows)]
 
     def end_of_epoch(self) -> list[Launch]:
-        """Return the launches that close an epoch."""
+        """Return the launches at the end of an epoch."""
         grid, n = _flat_grid(self.layout.size), self.layout.size
         parameters, status = self._flat("parameters"), self._one("status")
         return [
@@ -508,7 +508,7 @@ class Planner:
         ]  # fmt: skip
 
     def _one(self, name: str) -> Vector:
-        """Return a buffer from its start."""
+        """Return a whole buffer as a vector."""
         buffer = self.buffers[name]
         dtype = "bfloat16" if buffer.dtype == "uint16" else buffer.dtype
         return Vector(name, buffer.size, 0, dtype)
@@ -519,7 +519,7 @@ class Planner:
     def _gather(self, rows: int, stage: int) -> Kernel:
         n_features = self._structure.layer_sizes[0]
         n, real = self.n_samples, self._dtype
-        # What is not used may be any address.
+        # Unused arguments may be any address.
         nothing = self._flat("parameters")
         X0 = self._input(0, rows)
         X = Matrix("X", n, n_features, n_features, 0, real)
@@ -559,7 +559,7 @@ class Planner:
         return launches
 
     def _hidden(self, layer: int, rows: int) -> tuple[Matrix, Matrix, Matrix, Matrix]:
-        """Return Z, A, M and H of a hidden layer; what there is not may be any address."""
+        """Return Z, A, M and H of a hidden layer; those that do not exist may be any address."""
         width = self._structure.layer_sizes[layer + 1]
         Z = self._matrix(f"Z{layer}", rows, width)
         A = Z if self._is_in_place(layer) else replace(Z, buffer=f"A{layer}")
@@ -642,7 +642,7 @@ class Planner:
 
 
 def _block(columns: int, most: int) -> tuple[int, int]:
-    """Return a block's width, a power of two that covers the columns if it can, and height."""
+    """Return a block's width, a power of two that covers the columns if possible, and height."""
     width = 1
     while width < min(columns, most):
         width *= 2
@@ -657,7 +657,7 @@ def _element_grid(rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, 
 
 
 def _column_grid(rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return grid and block of a kernel that sums columns; a thread adds up some eight rows."""
+    """Return grid and block of a kernel that sums columns; a thread adds about eight rows."""
     block = _block(columns, 32)
     across = -(-columns // block[0])
     down = max(1, min(-(-rows // (8 * block[1])), _MAX_ROW_BLOCKS // across))
