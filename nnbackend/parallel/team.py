@@ -39,7 +39,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -47,7 +47,7 @@ from nnbackend.core.types import Array
 from nnbackend.device import Device
 from nnbackend.errors import DistributedError, InputError
 
-__all__ = ["Share", "Team"]
+__all__ = ["Team"]
 
 _LOGGER = logging.getLogger("nnbackend")
 
@@ -531,34 +531,3 @@ def _quoted(text: str | None) -> str:
 
 def _listed(ranks: Sequence[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
-
-
-class Share(NamedTuple):
-    """The rows of a batch that a process works on.
-
-    Attributes
-    ----------
-    n : int
-        The number of rows of the batch.
-    rows : slice
-        The rows of this process, at least one.
-    is_idle : bool
-        Whether the batch has no row for this process, because it has fewer rows than there are
-        processes. It then computes on the first row, with weight 0, to stay in step.
-    """
-
-    n: int
-    rows: slice
-    is_idle: bool = False
-
-    @classmethod
-    def alone(cls, n: int) -> Share:
-        """Return the whole batch."""
-        return cls(n, slice(0, n))
-
-    @classmethod
-    def of(cls, team: Team, n: int) -> Share:
-        """Return this process's part."""
-        rows = team.rows(n)
-        is_idle = rows.start == rows.stop
-        return cls(n, slice(0, 1) if is_idle else rows, is_idle)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnbackend.data.examples import Data
 from nnbackend.engines.base import Engine
-from nnbackend.parallel.team import Share
+from nnbackend.parallel.share import Share
 
 if TYPE_CHECKING:
     from nnbackend.parallel.team import Team

@@ -12,8 +12,9 @@ from nnbackend.core.optimizers import OptimizerState
 from nnbackend.core.types import Array
 from nnbackend.engines.base import EngineState
 from nnbackend.engines.cuda.kernels import CudaKernels
+from nnbackend.engines.cuda.layout import Layout
 from nnbackend.engines.cuda.plan import Buffer, Launch
-from nnbackend.engines.cuda.planner import Layout, Planner
+from nnbackend.engines.cuda.planner import Planner
 from nnbackend.engines.cuda.runtime import CudaExecutor
 from nnbackend.engines.cuda.tiny import TinyPlanner
 from nnbackend.engines.reference import ReferenceEngine, data_loss

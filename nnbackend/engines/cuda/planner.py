@@ -8,7 +8,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nnbackend.core.activations import ACTIVATIONS
-from nnbackend.engines.cuda.kernels import DRAWS_PER_THREAD, THREADS
+from nnbackend.engines.cuda.grids import (
+    MAX_BLOCKS,
+    MAX_ROW_BLOCKS,
+    block_shape,
+    column_grid,
+    element_grid,
+    flat_grid,
+)
+from nnbackend.engines.cuda.layout import Layout, round_up
 from nnbackend.engines.cuda.plan import (
     ITEM_BYTES,
     Buffer,
@@ -19,13 +27,13 @@ from nnbackend.engines.cuda.plan import (
     Product,
     Vector,
 )
+from nnbackend.engines.cuda.source import DRAWS_PER_THREAD, THREADS
 from nnbackend.engines.tracing.formulas import hidden_kinds, is_in_place
 
 if TYPE_CHECKING:
-    from nnbackend.core.types import Array, Namespace
     from nnbackend.engines.base import Problem
 
-__all__ = ["Layout", "Planner"]
+__all__ = ["Planner"]
 
 _LOGGER = logging.getLogger("nnbackend")
 
@@ -48,74 +56,6 @@ _AUX = {Epilogue.RELU_AUX_BIAS: (128, "bit"), Epilogue.GELU_AUX_BIAS: (8, "")}
 
 # Weights and biases of each layer begin at multiples of 256 bytes within the flat vector.
 _ALIGNMENT_BYTES = 256
-
-# The blocks of a kernel over many elements: several for each multiprocessor of a large GPU.
-_MAX_BLOCKS = 1024
-_MAX_ROW_BLOCKS = 512
-
-
-class Layout:
-    """The places of the parameters in the engine's own flat vector, with padding that stays zero.
-
-    Parameters
-    ----------
-    weight_shapes : sequence of (int, int)
-        (n_in, n_out) of each layer.
-    dtype : {"float32", "float64"}
-        The dtype of the parameters.
-    row : callable
-        ``row(n_out)`` is the number of elements for a row of ``n_out`` weights.
-    step : int
-        Weights and biases of each layer begin at a multiple of this number of elements.
-
-    Attributes
-    ----------
-    weights : list of Matrix
-    biases : list of Vector
-    size : int
-        The number of elements, including the padding.
-    """
-
-    def __init__(
-        self,
-        weight_shapes: Sequence[tuple[int, int]],
-        dtype: str,
-        row: Callable[[int], int],
-        step: int,
-    ) -> None:
-        self.weights: list[Matrix] = []
-        self.biases: list[Vector] = []
-        start = 0
-        for n_in, n_out in weight_shapes:
-            ld = row(n_out)
-            self.weights.append(Matrix("parameters", n_in, n_out, ld, start, dtype))
-            start = _round_up(start + n_in * ld, step)
-            self.biases.append(Vector("parameters", n_out, start, dtype))
-            start = _round_up(start + n_out, step)
-        self.size = start
-
-    def _parts(self, flat: Array) -> list[Array]:
-        """Return views of each layer's weights and biases, in the order of the packed vector."""
-        parts = []
-        for W, b in zip(self.weights, self.biases, strict=True):
-            rows = flat[W.offset : W.offset + W.rows * W.ld].reshape(W.rows, W.ld)
-            parts += [rows[:, : W.columns], flat[b.offset : b.offset + b.size]]
-        return parts
-
-    def pack(self, xp: Namespace, flat: Array) -> Array:
-        """Return the parameters without padding as a new array, in the network's order."""
-        return xp.concat([xp.reshape(part, (-1,)) for part in self._parts(flat)])
-
-    def unpack(self, packed: Array, flat: Array) -> None:
-        """Write parameters in the network's order to their places, not to the padding."""
-        start = 0
-        for part in self._parts(flat):
-            part[...] = packed[start : start + part.size].reshape(part.shape)
-            start += part.size
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 class Planner:
@@ -240,7 +180,7 @@ class Planner:
             "sums": Buffer(2, "float64"),
             "losses": Buffer(self.max_epochs, "float64"),
             "status": Buffer(4, "uint32"),
-            "partial": Buffer(_MAX_BLOCKS, "float64"),
+            "partial": Buffer(MAX_BLOCKS, "float64"),
         }
         if self._is_bfloat16:
             plan["operands"] = Buffer(self.layout.size, "uint16")
@@ -291,7 +231,7 @@ class Planner:
                 plan[aux.buffer] = (
                     Buffer(n_bytes, "uint8") if aux.dtype == "bit" else Buffer(rows * aux.ld, real)
                 )
-        grids = [_column_grid(rows, width)[0] for width in sizes]
+        grids = [column_grid(rows, width)[0] for width in sizes]
         n_partials = max(grid[1] * width for grid, width in zip(grids, sizes, strict=True))
         plan["column_partial"] = Buffer(n_partials, real)
         plan["arrived"] = Buffer(max(grid[0] for grid in grids), "uint32")
@@ -302,7 +242,7 @@ class Planner:
         return 1 if self._labels else self._structure.layer_sizes[-1]
 
     def _ld(self, width: int) -> int:
-        return _round_up(width, self._multiple)
+        return round_up(width, self._multiple)
 
     def _matrix(self, name: str, rows: int, width: int, dtype: str = "") -> Matrix:
         return Matrix(name, rows, width, self._ld(width), 0, dtype or self._dtype)
@@ -423,7 +363,7 @@ class Planner:
             return None
         multiple, dtype = _AUX[epilogue]
         width = self._structure.layer_sizes[layer + 1]
-        ld = _round_up(width, multiple)
+        ld = round_up(width, multiple)
         return Matrix(f"aux{layer}", rows, width, ld, 0, dtype or self._dtype)
 
     def _choose_last_sums(self, offers: Callable[[Product], bool]) -> bool:
@@ -444,7 +384,7 @@ class Planner:
         n_features = self._structure.layer_sizes[0]
         X = Matrix("X", self.n_samples, n_features, n_features, 0, self._dtype)
         X0 = self._input(0, self.n_samples)
-        grid, block = _element_grid(X.rows, n_features)
+        grid, block = element_grid(X.rows, n_features)
         return [Kernel("convert", grid, block, (X, X.rows, n_features, X.ld, X0.ld, X0))]
 
     def refresh(self) -> list[Launch]:
@@ -452,7 +392,7 @@ class Planner:
         if not self._is_bfloat16:
             return []
         n = self.layout.size
-        grid, block = _element_grid(1, n)
+        grid, block = element_grid(1, n)
         arguments = (self._flat("parameters"), 1, n, n, n, self._one("operands"))
         return [Kernel("convert", grid, block, arguments)]
 
@@ -492,7 +432,7 @@ class Planner:
 
     def end_of_epoch(self) -> list[Launch]:
         """Return the launches at the end of an epoch."""
-        grid, n = _flat_grid(self.layout.size), self.layout.size
+        grid, n = flat_grid(self.layout.size), self.layout.size
         parameters, status = self._flat("parameters"), self._one("status")
         return [
             Kernel("find_nonfinite", grid, (THREADS, 1), (parameters, n, status)),
@@ -526,7 +466,7 @@ class Planner:
         if self._streams:
             X = replace(X, buffer=f"stage{stage}", rows=rows)
         y_dtype = "int64" if self._labels else real
-        grid, block = _element_grid(rows, max(n_features, self._y_columns))
+        grid, block = element_grid(rows, max(n_features, self._y_columns))
         return Kernel(
             "gather",
             grid,
@@ -572,7 +512,7 @@ class Planner:
 
     def _activate(self, layer: int, rows: int) -> Kernel:
         Z, A, M, H = self._hidden(layer, rows)
-        grid, block = _element_grid(rows, Z.columns)
+        grid, block = element_grid(rows, Z.columns)
         bias = self.layout.biases[layer]
         arguments = (Z, bias, A, M, H, rows, Z.columns, Z.ld)
         return Kernel(f"activate_{self._kind(layer)}", grid, block, arguments)
@@ -580,7 +520,7 @@ class Planner:
     def _pull_back(self, layer: int, rows: int) -> Kernel:
         Z, A, M, _ = self._hidden(layer, rows)
         D = replace(Z, buffer=f"D{layer}")
-        grid, block = _column_grid(rows, Z.columns)
+        grid, block = column_grid(rows, Z.columns)
         arguments = (
             D, Z, A, M, self._gradient_of(layer, rows), rows, Z.columns, Z.ld,
             self._bias_gradient(layer), self._one("column_partial"), self._one("arrived"),
@@ -589,7 +529,7 @@ class Planner:
 
     def _column_sums(self, layer: int, rows: int) -> Kernel:
         Z = self._matrix(f"Z{layer}", rows, self._structure.layer_sizes[layer + 1])
-        grid, block = _column_grid(rows, Z.columns)
+        grid, block = column_grid(rows, Z.columns)
         arguments = (
             Z, rows, Z.columns, Z.ld, self._bias_gradient(layer), self._one("column_partial"),
             self._one("arrived"),
@@ -604,8 +544,8 @@ class Planner:
         y_dtype = "int64" if self._labels else self._dtype
         y = Matrix(f"y{suffix}", rows, self._y_columns, self._y_columns, 0, y_dtype)
         weight = Vector("w0" if self.gathers else "weight", rows, 0, self._dtype)
-        width, height = _block(Z.columns, THREADS)
-        grid = (min(-(-rows // height), _MAX_ROW_BLOCKS), 1)
+        width, height = block_shape(Z.columns, THREADS)
+        grid = (min(-(-rows // height), MAX_ROW_BLOCKS), 1)
         draws = sum(
             rows * size
             for rate, size in zip(structure.dropout, structure.layer_sizes[1:], strict=False)
@@ -621,7 +561,7 @@ class Planner:
 
     def _update(self, rows: int) -> list[Launch]:
         n, n_layers = self.layout.size, len(self.layout.biases)
-        grid, block = _flat_grid(n), (THREADS, 1)
+        grid, block = flat_grid(n), (THREADS, 1)
         vectors = (self._flat("parameters"), self._flat("gradient"))
         hyper, scalars = self._one("hyper"), self._one("scalars")
         biases, partial, arrived = map(self._one, ("biases", "partial", "arrived"))
@@ -639,31 +579,3 @@ class Planner:
             self._one("sums"), partial, arrived,
         )  # fmt: skip
         return [*launches, Kernel("update", grid, block, arguments)]
-
-
-def _block(columns: int, most: int) -> tuple[int, int]:
-    """Return a block's width, a power of two that covers the columns if possible, and height."""
-    width = 1
-    while width < min(columns, most):
-        width *= 2
-    return width, THREADS // width
-
-
-def _element_grid(rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return grid and block of a kernel over all elements of a matrix."""
-    block = _block(columns, 32)
-    across = -(-columns // block[0])
-    return (across, max(1, min(-(-rows // block[1]), _MAX_BLOCKS // across))), block
-
-
-def _column_grid(rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return grid and block of a kernel that sums columns; a thread adds about eight rows."""
-    block = _block(columns, 32)
-    across = -(-columns // block[0])
-    down = max(1, min(-(-rows // (8 * block[1])), _MAX_ROW_BLOCKS // across))
-    return (across, down), block
-
-
-def _flat_grid(n: int) -> tuple[int, int]:
-    """Return the grid of a kernel over a flat vector."""
-    return min(-(-n // THREADS), _MAX_BLOCKS), 1

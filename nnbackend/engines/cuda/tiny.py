@@ -15,19 +15,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from nnbackend.engines.cuda.kernels import (
-    CudaPrinter,
+from nnbackend.engines.cuda.formulas import (
     activated,
     derivative_of,
-    fill,
     loss_outputs,
-    prelude,
     step_count,
     step_scalars,
     update_outputs,
 )
+from nnbackend.engines.cuda.layout import Layout
 from nnbackend.engines.cuda.plan import ITEM_BYTES, Buffer, Kernel, Launch, Matrix, Vector
-from nnbackend.engines.cuda.planner import Layout
+from nnbackend.engines.cuda.printer import CudaPrinter
+from nnbackend.engines.cuda.source import fill, prelude
 from nnbackend.engines.tracing.expression import Recorder
 from nnbackend.engines.tracing.formulas import is_in_place
 

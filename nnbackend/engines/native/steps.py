@@ -14,7 +14,7 @@ from nnbackend.core.regularization import dropout_mask
 from nnbackend.engines.native import driver
 from nnbackend.engines.native.kernels import Kernels
 from nnbackend.engines.tracing.formulas import hidden_kinds
-from nnbackend.parallel.team import Share
+from nnbackend.parallel.share import Share
 
 if TYPE_CHECKING:
     from nnbackend.core.types import Namespace
