@@ -8,7 +8,7 @@ from nnbackend.bench.own import NNBackend, own_name, with_engine
 from nnbackend.bench.peer_jax import JAX, JAXScan
 from nnbackend.bench.peer_numpy import ScikitLearn, Textbook
 from nnbackend.bench.peer_torch import Torch, TorchCompiled, TorchGraph
-from nnbackend.engines.choice import ENGINES
+from nnbackend.engines import ENGINES
 
 __all__ = ["CONTESTANTS", "LIMIT", "OWN"]
 

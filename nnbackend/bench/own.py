@@ -12,8 +12,7 @@ import numpy as np
 
 from nnbackend.bench.contestant import Contestant, Parameters, UnsupportedError
 from nnbackend.device import Device, get_device
-from nnbackend.engines.base import EngineFactory
-from nnbackend.engines.choice import ENGINES, get_engine
+from nnbackend.engines import ENGINES, EngineFactory, get_engine
 from nnbackend.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from nnbackend.bench.report import Entry, Report, Result
 from nnbackend.bench.workload import DIGITS, Workload
 from nnbackend.checks import lookup, positive_integer, real
 from nnbackend.device import Device, devices, get_device
-from nnbackend.engines.base import PRECISIONS
+from nnbackend.engines import PRECISIONS
 from nnbackend.errors import InputError
 
 __all__ = ["run_benchmark"]

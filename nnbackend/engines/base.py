@@ -15,7 +15,7 @@ from nnbackend.data.examples import Data
 from nnbackend.device import Device
 
 if TYPE_CHECKING:
-    from nnbackend.parallel.team import Team
+    from nnbackend.parallel import Team
 
 __all__ = ["PRECISIONS", "Engine", "EngineFactory", "EngineState", "Problem", "Start"]
 

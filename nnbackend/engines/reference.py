@@ -12,7 +12,7 @@ from nnbackend.core.propagation import DEVICE_ELEMENTS
 from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, dropout_mask
 from nnbackend.core.types import Array
 from nnbackend.engines.base import EngineState
-from nnbackend.parallel.share import Share
+from nnbackend.parallel import Share
 
 if TYPE_CHECKING:
     from nnbackend.data.examples import Data

@@ -15,11 +15,11 @@ from nnbackend.core.types import Array
 from nnbackend.errors import InputError
 from nnbackend.floating_point import own_errors
 
-__all__ = ["R", "generator", "initial_parameters", "make_structure"]
+__all__ = ["generator", "initial_parameters", "make_structure"]
 
 # At eight bytes each, more parameters cannot be addressed.
 _MOST_PARAMETERS = 2**59
-R = TypeVar("R")
+_R = TypeVar("_R")
 
 
 def generator(seed: Any) -> np.random.Generator:
@@ -63,8 +63,8 @@ def _sequence(value: Any) -> list[Any] | None:
 
 
 def _per_layer(
-    argument: str, value: Any, n_hidden: int, check: Callable[[Any], R]
-) -> tuple[R, ...]:
+    argument: str, value: Any, n_hidden: int, check: Callable[[Any], _R]
+) -> tuple[_R, ...]:
     """Return one checked entry per hidden layer, given one for each or a single one for all."""
     entries = _sequence(value)
     if entries is None:

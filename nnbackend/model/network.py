@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -32,24 +30,16 @@ from nnbackend.data.validation import (
 from nnbackend.device import Device, device_of, get_device, in_library_of
 from nnbackend.errors import DeviceError, InputError
 from nnbackend.floating_point import own_errors
-from nnbackend.model.build import R, generator, initial_parameters, make_structure
+from nnbackend.model.build import generator, initial_parameters, make_structure
+from nnbackend.model.parameters import ParameterVector
 
 if TYPE_CHECKING:
     from nnbackend.model.summary import Summary
 
 __all__ = ["Gradients", "Network"]
 
-# Held while a training writes parameters, so that a fork never copies half-written ones.
-_WRITING = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_WRITING.acquire,
-        after_in_parent=_WRITING.release,
-        after_in_child=_WRITING.release,
-    )
-
-
 P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _on_device(
@@ -160,11 +150,10 @@ class Network:
         self._structure = structure
         self._device = device
         self._dtype = dtype
-        self._parameters = device.place(parameters, DTYPES[dtype], copy=True)
+        flat = device.place(parameters, DTYPES[dtype], copy=True)
+        self._parameters = ParameterVector(device.xp, flat)
         self._trainer = threading.Lock()
-        # This number is odd while the parameters are being written.
-        self._n_writes = 0
-        self._weights, self._biases = structure.unflatten(device.xp, self._parameters)
+        self._weights, self._biases = structure.unflatten(device.xp, flat)
         self.standardization: Standardization | None = None
         self.target_standardization: Standardization | None = None
         self.feature_names: tuple[str, ...] | None = None
@@ -222,7 +211,7 @@ class Network:
     @property
     def parameters(self) -> Array:
         """All weights and biases in one vector (n_parameters,), on the network's device."""
-        return self._parameters
+        return self._parameters.array
 
     @property
     def weights(self) -> list[Array]:
@@ -308,7 +297,7 @@ class Network:
                         f"{label}: expected shape {tuple(mine.shape)}, got {tuple(array.shape)}"
                     )
                 checked[-1].append(place(label, array, self._device, DTYPES[self._dtype]))
-        self._parameters[...] = self._structure.flatten(self._device.xp, *checked)
+        self.parameters[...] = self._structure.flatten(self._device.xp, *checked)
         self._device.synchronize()  # before another library's stream reuses the memory
 
     def to(self, device: str | Device) -> Network:
@@ -330,7 +319,7 @@ class Network:
         def move(x: Array) -> Array:
             return x if device == self._device else device.place(self._device.to_numpy(x))
 
-        moved = self._of_parameters(
+        moved = self._parameters.read(
             lambda parameters: move(self._device.xp.asarray(parameters, copy=True))
         )
         if dtype != self._dtype:
@@ -471,25 +460,7 @@ class Network:
 
     def take_parameters(self, flat: Array) -> None:
         """Copy a flat vector into the parameters; predictions see either all of it or nothing."""
-        with _WRITING:
-            self._n_writes += 1
-            try:
-                self._parameters[...] = flat
-            finally:
-                self._n_writes += 1
-
-    def _of_parameters(self, compute: Callable[[Array], R]) -> R:
-        """Return ``compute(parameters)``, never with parameters that are partly overwritten."""
-        begun = self._n_writes
-        result = compute(self._parameters)
-        while begun % 2 or begun != self._n_writes:
-            # A training wrote meanwhile. Compute on a copy, which takes no longer than a write.
-            time.sleep(0)
-            begun = self._n_writes
-            copied = self._device.xp.asarray(self._parameters, copy=True)
-            if begun % 2 == 0 and begun == self._n_writes:
-                return compute(copied)
-        return result
+        self._parameters.write(flat)
 
     def _forward(self, X: Any) -> Array:
         prepared = self.preparation.features(X)
@@ -501,7 +472,7 @@ class Network:
                 xp, self._structure, weights, biases, prepared, self._rows_per_block
             )
 
-        Z = self._of_parameters(logits)
+        Z = self._parameters.read(logits)
         A = self._structure.output.function(xp, Z)
         target = self.target_standardization
         if target is not None:
@@ -664,7 +635,7 @@ class Network:
         objective = self.objective(loss, l1, l2)
         data = self.preparation.examples(X, y, objective.loss, sample_weight).arrays
         xp = self._device.xp
-        value, flat = self._of_parameters(
+        value, flat = self._parameters.read(
             lambda parameters: objective.value_and_gradient(xp, parameters, *data)
         )
         weights, biases = self._structure.unflatten(xp, flat)

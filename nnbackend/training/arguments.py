@@ -12,10 +12,10 @@ from nnbackend.data.placement import Memory
 from nnbackend.data.sources import as_source
 from nnbackend.data.stream import Stream
 from nnbackend.device import Device
-from nnbackend.engines.base import Problem
+from nnbackend.engines import Problem
 from nnbackend.errors import InputError
 from nnbackend.model.network import Network
-from nnbackend.parallel.team import Team
+from nnbackend.parallel import Team
 from nnbackend.training.history import EarlyStopping
 from nnbackend.training.options import TrainingOptions
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from nnbackend.checks import positive_integer, real
 from nnbackend.core.optimizers import OptimizerState
-from nnbackend.engines.base import EngineState
+from nnbackend.engines import EngineState
 from nnbackend.errors import InputError, UnusableModelError
 from nnbackend.io.format import STATE, read_training, to_bytes
 from nnbackend.model.network import Network

@@ -12,10 +12,10 @@ import numpy as np
 
 from nnbackend.core.schedules import Clock, as_schedule
 from nnbackend.data.examples import Examples, Part, Resident
-from nnbackend.engines.base import Engine, Problem
+from nnbackend.engines import Engine, Problem
 
 if TYPE_CHECKING:
-    from nnbackend.parallel.team import Team
+    from nnbackend.parallel import Team
     from nnbackend.training.checkpoint_folder import Keeper
 
 __all__ = ["EpochRunner", "Epochs"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from nnbackend.data.examples import Data, Examples, data_digest
 from nnbackend.device import get_device
-from nnbackend.engines.base import Problem
+from nnbackend.engines import Problem
 from nnbackend.io.format import STANDARDIZATIONS
 from nnbackend.model.network import Network
 from nnbackend.training.errors import CheckpointError

@@ -12,7 +12,7 @@ import numpy as np
 from nnbackend.core.optimizers import OptimizerState
 from nnbackend.data.examples import Data, Examples
 from nnbackend.device import get_device
-from nnbackend.engines.base import Engine, EngineState, Problem
+from nnbackend.engines import Engine, EngineState, Problem
 from nnbackend.training.checkpoint import Checkpoint
 from nnbackend.training.epochs import EpochRunner, Epochs
 from nnbackend.training.errors import CheckpointError, DivergenceError
@@ -24,7 +24,7 @@ from nnbackend.training.validation import Validation
 
 if TYPE_CHECKING:
     from nnbackend.model.network import Network
-    from nnbackend.parallel.team import Team
+    from nnbackend.parallel import Team
     from nnbackend.training.checkpoint_folder import Keeper
 
 __all__ = ["Loop"]

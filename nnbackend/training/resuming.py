@@ -13,11 +13,11 @@ import numpy as np
 from nnbackend._version import __version__
 from nnbackend.core.optimizers import OptimizerState
 from nnbackend.device import Device, get_device
-from nnbackend.engines.base import Engine, Problem
+from nnbackend.engines import Engine, Problem
 from nnbackend.io.files import write_atomically
 from nnbackend.io.format import to_bytes
 from nnbackend.model.network import Network
-from nnbackend.parallel.team import Team
+from nnbackend.parallel import Team
 from nnbackend.training.arguments import placed_optimizer_state
 from nnbackend.training.checkpoint import Checkpoint, read_checkpoint
 from nnbackend.training.checkpoint_folder import CheckpointFolder, Keeper

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from nnbackend.engines.base import Engine
+from nnbackend.engines import Engine
 from nnbackend.floating_point import callers_errors
 from nnbackend.training.history import History, TrainingState
 from nnbackend.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from nnbackend.model.network import Network
-    from nnbackend.parallel.team import Team
+    from nnbackend.parallel import Team
 
 __all__ = ["Stopping"]
 

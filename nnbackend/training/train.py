@@ -18,13 +18,11 @@ from nnbackend.data.examples import Examples, Resident
 from nnbackend.data.placement import Memory
 from nnbackend.data.stream import Stream
 from nnbackend.device import Device, get_device
-from nnbackend.engines.base import Problem, Start
-from nnbackend.engines.choice import default_engine, get_engine, reference_seconds
+from nnbackend.engines import Problem, Start, default_engine, get_engine, reference_seconds
 from nnbackend.errors import InputError
 from nnbackend.floating_point import own_errors
 from nnbackend.model.network import Network
-from nnbackend.parallel.launch import together
-from nnbackend.parallel.team import Team
+from nnbackend.parallel import Team, together
 from nnbackend.training.arguments import (
     check_early_stopping,
     examples_of,

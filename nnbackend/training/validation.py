@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nnbackend.data.examples import Data
-from nnbackend.engines.base import Engine
-from nnbackend.parallel.share import Share
+from nnbackend.engines import Engine
+from nnbackend.parallel import Share
 
 if TYPE_CHECKING:
-    from nnbackend.parallel.team import Team
+    from nnbackend.parallel import Team
 
 __all__ = ["Validation"]
 

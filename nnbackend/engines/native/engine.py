@@ -20,7 +20,7 @@ from nnbackend.engines.tracing.formulas import (
     is_in_place,
     is_label_target,
 )
-from nnbackend.parallel.share import Share
+from nnbackend.parallel import Share
 
 if TYPE_CHECKING:
     from nnbackend.data.examples import Data

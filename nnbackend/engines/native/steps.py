@@ -14,12 +14,12 @@ from nnbackend.core.regularization import dropout_mask
 from nnbackend.engines.native import driver
 from nnbackend.engines.native.kernels import Kernels
 from nnbackend.engines.tracing.formulas import hidden_kinds
-from nnbackend.parallel.share import Share
+from nnbackend.parallel import Share
 
 if TYPE_CHECKING:
     from nnbackend.core.types import Namespace
     from nnbackend.engines.base import Problem
-    from nnbackend.parallel.team import Team
+    from nnbackend.parallel import Team
 
 __all__ = ["Steps"]
 
