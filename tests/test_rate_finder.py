@@ -8,8 +8,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris
 
 import nnbackend as nb
-from nnbackend import figures as plots
-from nnbackend.training import rate_finder
+from nnbackend.training import curves, rate_finder
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +262,7 @@ def test_the_title_names_optimizer_and_batch_size(
         drawn.append((figure.axes[0].get_title(), file_format))
         return b""
 
-    monkeypatch.setattr(plots, "render", listening)
+    monkeypatch.setattr(curves, "render", listening)
     found.plot(tmp_path / "curve.svg")
     ((heading, file_format),) = drawn
     assert file_format == "svg"

@@ -60,8 +60,7 @@ def examples_of(
         if team is not None:
             raise InputError(
                 "X: expected arrays or a source of nb.sources with a communicator, got "
-                f"{type(X).__name__}: whether all processes are brought the same batches cannot be "
-                "known"
+                f"{type(X).__name__}, which may yield other batches in each process"
             )
         nothing = net.parameters[:0]
         return Feed(net.preparation, X, loss), Data(nothing, nothing), 1

@@ -107,7 +107,7 @@ class CheckpointFolder:
                 # The file is undamaged: it can be used once the missing package is installed.
                 reason = str(error).removeprefix("path: ")
                 raise CheckpointError(
-                    f"checkpoint: expected one to go on from: {reason}; the file is kept"
+                    f"checkpoint: expected one that can be resumed from: {reason}; the file is kept"
                 ) from error
             except ModelFileError as error:
                 cause = error.__cause__

@@ -135,7 +135,7 @@ class Loop:
         if checkpoint.position and not self._engine.runs_parts:
             raise CheckpointError(
                 "checkpoint: expected the end of an epoch for engine='cuda', got one in mid-epoch; "
-                "go on with the engine that the training began with"
+                "resume with the engine that the training began with"
             )
         if checkpoint.history.n_epochs > self.epochs:
             raise CheckpointError(

@@ -148,7 +148,7 @@ class TrainingOptions:
             value = entry.metadata["check"](entry.name, getattr(self, entry.name))
             object.__setattr__(self, entry.name, value)
         if self.resume and self.checkpoint is None:
-            raise InputError("resume: expected checkpoint, the folder to go on from, got None")
+            raise InputError("resume: expected checkpoint, the folder to resume from, got None")
         if self.checkpoint is not None:
             self._require_known_order("checkpoint")
 

@@ -45,7 +45,7 @@ def checkpoint_folder(options: TrainingOptions, team: Team | None) -> Checkpoint
         folder.close()
         raise CheckpointError(
             f"checkpoint: expected a folder without checkpoints, got {folder.path!r}, which holds "
-            "some; pass resume=True to go on from them, or choose another folder"
+            "some; pass resume=True to continue from them, or choose another folder"
         )
     return folder
 
