@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from nnbackend.engines.tracing.expression import Printer, Symbol
+from nnbackend.engines.tracing.expression import Symbol
+from nnbackend.engines.tracing.printer import Printer
 
 __all__ = ["CudaPrinter"]
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from nnbackend.core.activations import Activation
 from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, penalty_elements
 from nnbackend.engines.native import driver
-from nnbackend.engines.tracing.expression import Printer, Recorder, Symbol
+from nnbackend.engines.tracing.expression import Recorder, Symbol
 from nnbackend.engines.tracing.formulas import (
     element,
     hidden_kinds,
@@ -30,6 +30,7 @@ from nnbackend.engines.tracing.formulas import (
     loss_elements,
     update_elements,
 )
+from nnbackend.engines.tracing.printer import Printer
 
 if TYPE_CHECKING:
     from nnbackend.engines.base import Problem
