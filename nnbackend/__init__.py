@@ -80,7 +80,7 @@ __all__ = [
     "train",
 ]
 
-# Where each public name lives; it is imported when it is first used (PEP 562).
+# The module of each public name, imported when the name is first used (PEP 562).
 _HOMES = {
     "nnbackend.core.activations": (
         "Activation",

@@ -1,4 +1,4 @@
-"""``python -m nnbackend``."""
+"""Run the command ``nnbackend`` as ``python -m nnbackend``."""
 
 import sys
 

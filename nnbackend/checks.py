@@ -24,7 +24,7 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 def lookup(argument: str, name: Any, table: Mapping[str, T]) -> T:
-    """Return ``table[name]``; an unknown name is answered with the nearest known one."""
+    """Return ``table[name]``, or raise an error that suggests the nearest known name."""
     if not isinstance(name, str):
         raise InputError(
             f"{argument}: expected a name ({', '.join(sorted(table))}), "
@@ -53,8 +53,8 @@ def real(
 ) -> float:
     """Return ``value`` as a finite Python float within the bounds.
 
-    A Python float is what keeps a hyperparameter from changing an array's dtype: a NumPy float64
-    scalar would promote float32 arrays.
+    Hyperparameters have to be Python floats, since a NumPy float64 scalar would promote float32
+    arrays to float64.
     """
     bounds = [
         f"{sign} {bound:g}"

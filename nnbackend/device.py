@@ -1,23 +1,23 @@
 """Devices by name: where arrays live and which namespace computes on them.
 
-The one rule of placement: **a network's device is where it computes.**
+There is one rule of placement: **a network's device is where it computes.**
 
 - Data in the host's memory (NumPy arrays, CPU tensors of torch, CPU arrays of JAX, any other array
-  that DLPack reads there; lists, data frames) is placed on the network's device once, at the public
-  door. Results come back to the host.
+  that DLPack can read there; lists, data frames) is copied to the network's device once, when it
+  enters a public function. Results are returned to the host.
 - Arrays in a GPU's memory (CuPy's, CUDA tensors of torch, CUDA arrays of JAX) have to be on the
-  network's device, and results stay there. Anywhere else they are refused: a tensor on ``cuda:0``
-  given to a network on ``cpu``, or on ``cuda:1`` to one on ``cuda:0``, is an ``InputError`` that
-  names both devices.
-- The arrays of one call (X, y, weights) are either all in the host's memory or all on that device;
+  network's device, and results stay there. A tensor on ``cuda:0`` given to a network on ``cpu``, or
+  one on ``cuda:1`` given to a network on ``cuda:0``, raises an ``InputError`` that names both
+  devices.
+- The arrays of one call (X, y, weights) have to be all in the host's memory or all on that device;
   lists and data frames go with both.
 
-Results are arrays of the library that X is of, NumPy's where X is a list or a data frame. Nothing
-else is ever moved; what is not moved is read in place, and what is given is never written to. A
-tensor of torch that requires grad is refused, since no gradient flows back.
+Results are arrays of the same library as X, or NumPy arrays if X is a list or a data frame. Nothing
+else is moved: all other data is read in place, and arguments are never written to. A torch tensor
+that requires grad is refused, since no gradient flows back.
 
-This module alone imports cupy, and only when CUDA is asked for or an array on a GPU is given to a
-network there. Other libraries are imported by whoever made their arrays.
+Only this module imports cupy, and only if CUDA is asked for or if an array on a GPU is given to a
+network there. It imports no other array library: whoever made an array has imported its library.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = [
     "require_same_device",
 ]
 
-# DLPack's numbers for what NumPy and CuPy can read: the host's memory, pinned or not, and CUDA's.
+# DLPack's numbers for the memory that NumPy and CuPy can read: the host's, pinned or not; CUDA's.
 _HOST_KINDS, _CUDA_KINDS = (1, 3), (2, 13)
 
 _INSTALL = (
@@ -94,24 +94,25 @@ class Device:
         return context
 
     def place(self, x: Array, dtype: Any = None, *, copy: bool | None = None) -> Array:
-        """Return ``x`` as an array on this device; moves host data, never that of another GPU."""
+        """Return ``x`` as an array on this device; copy host data, but none from another GPU."""
         with self.activate():
             return self.xp.asarray(x, dtype=dtype, copy=copy)
 
     def share(self, x: Any) -> Array:
-        """Return an array of another library, which is on this device, as one of ``xp``.
+        """Return another library's array, which is on this device, as an array of ``xp``.
 
-        The memory is the same; it is only to be read. The library raises what it has against that.
+        The result shares its memory, so only read it. If the library cannot share the array, its
+        own error is raised.
         """
         if self.kind == "cpu":
-            # A library's own conversion first: it refuses what DLPack would read wrongly, and knows
-            # missing values.
+            # Try the library's own conversion first: it refuses arrays that DLPack would misread,
+            # and it handles missing values.
             return np.asarray(x) if hasattr(x, "__array__") else np.from_dlpack(x)
         with self.activate():
             return import_cupy().from_dlpack(x)
 
     def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
-        """Return an array of this device as a NumPy array: on CUDA, a transfer that waits."""
+        """Return an array of this device as a NumPy array; on CUDA, wait for the transfer."""
         if self.kind == "cpu":
             return np.asarray(x)
         return np.asarray(import_cupy().asnumpy(x))
@@ -123,9 +124,9 @@ class Device:
                 import_cupy().cuda.get_current_stream().synchronize()
 
     def free_bytes(self) -> int:
-        """Return how much memory new arrays can take, that which CuPy's pool holds ready included.
+        """Return how many bytes new arrays can take, including free blocks in CuPy's pool.
 
-        On the CPU, what the operating system says is there in all, used or not.
+        On the CPU, return the size of the memory, used or not.
         """
         if self.kind == "cpu":
             return _host_memory() or sys.maxsize
@@ -142,9 +143,9 @@ class Device:
             return int(import_cupy().cuda.runtime.memGetInfo()[1])
 
     def pool_bytes(self) -> int | None:
-        """Return what CuPy's memory pool has taken of the device; None on the CPU.
+        """Return how many bytes of the device CuPy's memory pool holds; None on the CPU.
 
-        Freed blocks stay in the pool: at the end of a training this is at least its peak.
+        Freed blocks stay in the pool, so after a training this is at least its peak.
         """
         if self.kind == "cpu":
             return None
@@ -154,9 +155,10 @@ class Device:
     def nccl_all_reduce(
         self, size: int, rank: int, share: Callable[[Callable[[], bytes]], bytes | None]
     ) -> Callable[[Array], None]:
-        """Return what sums an array of ``size`` processes' GPUs in place, on the current stream.
+        """Return a function that sums an array over ``size`` processes' GPUs, in place.
 
-        Collective; ``share`` returns on all processes what rank 0 makes.
+        The sum runs on the current stream. All processes have to call this method; ``share``
+        returns on all of them what rank 0 makes.
         """
         nccl = import_cupy().cuda.nccl
         if not nccl.available:
@@ -164,7 +166,7 @@ class Device:
                 f"device {self.name!r}: CuPy finds no NCCL, which sums over several GPUs; install "
                 "it with: pip install nvidia-nccl-cu13 (or -cu12 for CUDA 12)"
             )
-        # CuPy has the identifier as signed bytes.
+        # CuPy returns the identifier as signed bytes.
         unique_id = share(lambda: np.array(nccl.get_unique_id(), np.int8).tobytes())
         numbers = np.frombuffer(unique_id or b"", np.int8).tolist()
         with self.activate():
@@ -186,22 +188,22 @@ class Device:
         return all_reduce
 
     def out_of_memory_errors(self) -> tuple[type[Exception], ...]:
-        """Return what is raised when the device's memory does not suffice."""
+        """Return the errors that are raised if the device's memory does not suffice."""
         return () if self.kind == "cpu" else (import_cupy().cuda.memory.OutOfMemoryError,)
 
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """What a device is, as ``nnbackend info`` shows it.
+    """A description of a device, as ``nnbackend info`` shows it.
 
     Attributes
     ----------
     name : str
-        What ``device=`` takes.
+        The name that ``device=`` takes.
     description : str
         The processor's own name.
     memory_bytes : int or None
-        The device's memory; None where the operating system does not tell.
+        The device's memory; None if the operating system does not report it.
     """
 
     name: str
@@ -221,7 +223,7 @@ def _namespace(kind: str) -> Namespace:
 
 
 def import_cupy() -> Any:
-    """Return the module cupy, or raise a DeviceError that says what is missing."""
+    """Return the module cupy; raise a DeviceError that says what is missing."""
     try:
         import cupy
     except ImportError as error:
@@ -253,7 +255,7 @@ def _cuda_device_count() -> int:
 
 
 def get_device(device: str | Device = "cpu") -> Device:
-    """Return the device that a name stands for, after checking that it is there.
+    """Return the device of a name, after checking that it exists.
 
     Parameters
     ----------
@@ -278,7 +280,7 @@ def get_device(device: str | Device = "cpu") -> Device:
     'cpu'
     """
     if isinstance(device, Device):
-        # Only its presence is checked: it may come from another machine.
+        # Check only that it exists: the object may come from another machine.
         get_device(device.name)
         return device
     if device == "cpu":
@@ -309,12 +311,12 @@ def _is_cupy(x: Any) -> bool:
 
 
 def is_native(x: Any) -> bool:
-    """Return whether this is an array of NumPy or CuPy, which networks compute with."""
+    """Whether ``x`` is a NumPy or CuPy array, the two kinds that networks compute with."""
     return isinstance(x, np.ndarray | np.generic) or _is_cupy(x)
 
 
 def device_of(x: Any) -> Device | None:
-    """Return the device of an array of any library; None for anything else, or elsewhere."""
+    """Return the device of an array of any library; None for other objects or devices."""
     if isinstance(x, np.ndarray | np.generic):
         return Device("cpu")
     if _is_cupy(x):
@@ -322,7 +324,7 @@ def device_of(x: Any) -> Device | None:
     try:
         kind, index = x.__dlpack_device__()
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
-        # Not an array, or one that its library says is on no device, or on several.
+        # Either this is no array, or its library places it on no device or on several.
         return None
     if kind in _HOST_KINDS:
         return Device("cpu")
@@ -330,9 +332,9 @@ def device_of(x: Any) -> Device | None:
 
 
 def in_library_of(given: Any, result: Array) -> Array:
-    """Return a NumPy or CuPy array as one of the library of ``given``, in the same memory.
+    """Return a NumPy or CuPy array as an array of the library of ``given``, sharing its memory.
 
-    It stays what it is where ``given`` is of no array library: a list, or a data frame.
+    If ``given`` belongs to no array library (a list, a data frame), return the array itself.
     """
     home = device_of(given)
     if home is None or is_native(given):
@@ -341,13 +343,13 @@ def in_library_of(given: Any, result: Array) -> Array:
 
     if not is_array_api_obj(given):
         return result
-    # Another library's stream may reuse the memory of what was given as soon as this returns.
+    # As soon as this returns, another library's stream may reuse the memory of ``given``.
     home.synchronize()
     return array_namespace(given).from_dlpack(result)
 
 
 def devices() -> list[DeviceInfo]:
-    """Return what this machine has to compute on: the CPU, then every GPU that CuPy can use.
+    """Return the devices of this machine: the CPU, then every GPU that CuPy can use.
 
     Examples
     --------
@@ -395,7 +397,7 @@ def _host_memory() -> int | None:
 
 
 def require_same_device(**devices: Device | None) -> None:
-    """Check that the named arrays are on one device; None, as for a list, goes with any."""
+    """Check that named arrays are on one device; None, as for a list, fits any."""
     found = {name: device for name, device in devices.items() if device is not None}
     if len(set(found.values())) > 1:
         listed = ", ".join(f"{name} on {device}" for name, device in found.items())

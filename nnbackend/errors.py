@@ -20,7 +20,7 @@ class NNBackendError(Exception):
 
 
 class InputError(NNBackendError, ValueError):
-    """An argument is not what was expected: the message names it, what came, and what to do."""
+    """An argument is invalid: the message names it, what was expected, what came, what to do."""
 
 
 class ModelFileError(InputError):
@@ -28,15 +28,15 @@ class ModelFileError(InputError):
 
 
 class UnusableModelError(ModelFileError):
-    """A model file is not damaged, and cannot be used: as it stands, or with what is here."""
+    """A model file is undamaged but cannot be used, for example because a package is missing."""
 
 
 class DeviceError(NNBackendError, RuntimeError):
-    """A device was asked for that this machine, or this Python environment, does not have."""
+    """The machine, or the Python environment, does not have the device that was asked for."""
 
 
 class DeviceMemoryError(DeviceError, MemoryError):
-    """A device's memory does not suffice: the message says what was needed, and what there is."""
+    """A device's memory does not suffice; the message says how much was needed and is there."""
 
 
 class DistributedError(NNBackendError, RuntimeError):
@@ -45,7 +45,7 @@ class DistributedError(NNBackendError, RuntimeError):
     Attributes
     ----------
     rank : int or None
-        The process that was the cause, where there is a single one.
+        The process that caused the error, if it was a single one.
     """
 
     def __init__(self, message: str, rank: int | None = None) -> None:
@@ -58,7 +58,7 @@ class DistributedError(NNBackendError, RuntimeError):
 
 
 class MissingDependencyError(NNBackendError, ImportError):
-    """A package that is needed for what was asked is not installed."""
+    """A package that this operation needs is not installed."""
 
 
 class GradientMismatchError(NNBackendError, AssertionError):

@@ -1,4 +1,4 @@
-"""Pictures of a training, drawn without touching matplotlib's global state."""
+"""Make and render matplotlib figures without touching matplotlib's global state."""
 
 from __future__ import annotations
 
@@ -14,36 +14,30 @@ from nnbackend.errors import MissingDependencyError
 
 __all__ = ["NEUTRAL", "TRAINING", "VALIDATION", "drawn", "new_figure", "render"]
 
-
 TRAINING, VALIDATION, NEUTRAL = "#1f5fa8", "#d1495b", "#555555"
-
-
 _LOGGER = logging.getLogger("nnbackend")
-
-
 T = TypeVar("T")
 
-
-# More than an axis of any picture here has.
+# No axis of a picture here has more ticks.
 _MOST_TICKS = 100
 
 
 def drawn(name: str, draw: Callable[[], T]) -> T | None:
-    """Return what ``draw`` gives; None, with a warning that names the picture, where that fails.
+    """Return the result of ``draw``; if it fails, log a warning with the name and return None.
 
-    What was measured is worth more than its picture, and drawing depends on much that is not ours:
-    fonts, and the user's settings.
+    A measurement is worth more than its picture, and drawing depends on fonts and on the user's
+    settings, so a failure must not lose the measurement.
     """
     try:
         return draw()
-    except Exception as error:  # noqa: BLE001 - whatever it is, it costs a picture alone
+    except Exception as error:  # noqa: BLE001 - any failure costs only the picture
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         _LOGGER.warning("nnbackend: %s was not drawn (%s)", name, reason[:300])
         return None
 
 
 def new_figure(width: float = 7.0, height: float = 4.6) -> Any:
-    """Return an empty figure of a size in inches; it belongs to no window and no global state."""
+    """Return an empty figure with a size in inches, outside of any window or global state."""
     try:
         Figure = _figure_class()
     except ImportError as error:
@@ -54,10 +48,10 @@ def new_figure(width: float = 7.0, height: float = 4.6) -> Any:
 
 
 def _figure_class() -> Any:
-    """Import matplotlib, whichever backend the environment names: none is needed here.
+    """Import matplotlib's Figure, whichever backend the environment names.
 
-    A notebook hands the name of its own on to what it starts, where that may not be installed;
-    matplotlib then cannot be imported.
+    A notebook passes the name of its backend on to the processes that it starts. If that backend is
+    not installed there, matplotlib cannot be imported, although no backend is needed here.
     """
     backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
     try:
@@ -68,16 +62,16 @@ def _figure_class() -> Any:
     if backend is not None:
         from matplotlib import rcParams
 
-        # As its own import does, for those who import it after this.
+        # Set the backend as matplotlib's import does, for code that imports it later.
         with contextlib.suppress(ValueError):
             rcParams["backend"] = backend
     return Figure
 
 
 def render(figure: Any, file_format: str = "png") -> bytes:
-    """Return a figure as the content of a PNG or SVG file; text is shown as it stands.
+    """Return a figure as the content of a PNG or SVG file, showing all text literally.
 
-    Titles and labels hold names of the user's, in which a dollar sign begins no formula.
+    Titles and labels hold the user's names, in which a dollar sign does not begin a formula.
     """
     from matplotlib.text import Text
 
@@ -94,10 +88,10 @@ def render(figure: Any, file_format: str = "png") -> bytes:
 
 
 def _numbers(axis: Any) -> set[Any]:
-    """Return the text of an axis without its label: numbers, whose powers are formulas.
+    """Return the tick labels and offset of an axis, whose powers of ten are formulas.
 
-    matplotlib adds ticks while it draws, in the style that is set for all figures. That may ask for
-    LaTeX: then all that there may be are made beforehand.
+    matplotlib adds ticks while it draws, in the style that is set for all figures. That style may
+    ask for LaTeX, so this function makes every possible tick beforehand.
     """
     from matplotlib import rcParams
     from matplotlib.text import Text
@@ -113,7 +107,7 @@ def _numbers(axis: Any) -> set[Any]:
 
 
 def _shown(character: str) -> str:
-    """Return a character, or how it is spelt if it has no shape, such as half a pair."""
+    """Return a character, or its escape if it cannot be drawn, such as a lone surrogate."""
     if character.isprintable() or character == "\n":
         return character
     return character.encode("unicode_escape").decode()

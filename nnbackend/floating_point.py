@@ -1,9 +1,9 @@
-"""NumPy's floating-point error state: ours within the library, the caller's in the caller's code.
+"""Keep NumPy's floating-point error state apart: ours in the library, the caller's outside.
 
-What ``np.seterr`` says, overflow and underflow included, is for the caller's arithmetic. Ours looks
-at results instead, and says in its own words where they are not finite. So each public function
-that computes is a door: within it NumPy neither raises nor warns. What it calls of the caller's -
-callbacks, shuffles, batches - finds the state that the caller has set.
+``np.seterr`` sets what NumPy does about overflow and the like in the caller's arithmetic. The
+library checks its results instead, and raises its own errors if they are not finite. So every
+public function that computes switches NumPy's errors and warnings off while it runs, and switches
+them back on around the caller's own code: callbacks, shuffles, iterables of batches.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-# The state outside of the door that we are in; None outside of all.
+# The caller's state while a function of ours runs; None at all other times.
 _CALLERS: ContextVar[dict[str, Any] | None] = ContextVar("callers", default=None)
 
 
 def own_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function a door: whatever the caller's error state is, it computes the same.
+    """Make a function compute the same whatever error state its caller has set.
 
     Examples
     --------
@@ -53,7 +53,7 @@ def own_errors(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def callers_errors() -> Iterator[None]:
-    """Go out of the door: the caller's code runs in the caller's error state."""
+    """Run the caller's code in the caller's error state."""
     state = _CALLERS.get() or {}
     token = _CALLERS.set(None)
     try:
@@ -64,7 +64,7 @@ def callers_errors() -> Iterator[None]:
 
 
 def callers_items(items: Iterable[T]) -> Iterator[T]:
-    """Yield what an iterable of the caller's gives, each item made in the caller's error state."""
+    """Yield the items of the caller's iterable, making each in the caller's error state."""
     with callers_errors():
         iterator = iter(items)
     while True:

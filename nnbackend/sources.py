@@ -1,4 +1,4 @@
-"""Data larger than memory: sources of rows, read a block at a time."""
+"""``nb.sources``: sources of rows that are read a block at a time, for data larger than memory."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from nnbackend.bench.workload import WORKLOADS
 from nnbackend.device import get_device
 from nnbackend.engines.base import Problem
 from nnbackend.engines.cuda.engine import _generator_words
+from nnbackend.engines.cuda.grids import column_grid, element_grid
 from nnbackend.engines.cuda.kernels import CudaKernels
 from nnbackend.engines.cuda.plan import Buffer, Kernel, Matrix, Vector
-from nnbackend.engines.cuda.planner import _column_grid, _element_grid
 from nnbackend.engines.cuda.runtime import CudaExecutor, signatures
 from nnbackend.engines.cuda.tiny import TinyPlanner
 
@@ -105,7 +105,7 @@ def test_column_sums_of_any_shape(make, rows, columns, seed):
     executor = make("float64", "float64")
     ld = columns + seed % 3
     Z = np.random.default_rng(seed).standard_normal((rows, ld))
-    grid, block = _column_grid(rows, columns)
+    grid, block = column_grid(rows, columns)
     sums, arrived = np.zeros(columns), np.zeros(grid[0], np.uint32)
     partial = np.full(grid[1] * columns, np.nan)
     kernel = Kernel(
@@ -130,7 +130,7 @@ def test_operands_are_the_nearest_bfloat16(make, torch):
     bits[:3] = 0x3F808000, 0x3F818000, 0x7F7FFFFF
     X = bits.view(np.float32)
     executor = make("float32", "bfloat16")
-    grid, block = _element_grid(100, 200)
+    grid, block = element_grid(100, 200)
     kernel = Kernel(
         "convert",
         grid,

@@ -16,7 +16,8 @@ from nnbackend.device import get_device
 from nnbackend.engines import base as engines
 from nnbackend.engines import choice
 from nnbackend.engines.native import kernel_cache
-from nnbackend.engines.tracing.expression import Printer, Recorder
+from nnbackend.engines.tracing.expression import Recorder
+from nnbackend.engines.tracing.printer import Printer
 from nnbackend.errors import MissingDependencyError
 
 

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from nvrtc import compile_ptx_or_cubin
 
 from nnbackend.device import get_device
-from nnbackend.engines.cuda.kernels import CudaPrinter, prelude
-from nnbackend.engines.tracing.expression import Printer, Recorder, description
+from nnbackend.engines.cuda.printer import CudaPrinter
+from nnbackend.engines.cuda.source import prelude
+from nnbackend.engines.tracing.expression import Recorder, description
 from nnbackend.engines.tracing.formulas import element
+from nnbackend.engines.tracing.printer import Printer
 
 XP = get_device("cpu").xp
 ROWS, COLUMNS = 3, 8

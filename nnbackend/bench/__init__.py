@@ -1,1 +1,1 @@
-"""Measuring throughput: workloads, contestants, races in interleaved rounds, and their reports."""
+"""Measure throughput: workloads, contestants, races, and reports. Begin with ``race.py``."""

@@ -1,4 +1,10 @@
-"""What a contestant of the benchmark is."""
+"""Contestant: the interface of one way to train the network of a workload.
+
+All contestants take the same network, initial parameters, mean loss, optimizer and batches: every
+epoch visits the rows in a new order, each step takes the next batch, and the mean loss is read once
+per epoch. The data are float32, and ``precision`` says how products of them are computed. ``load``
+imports the library in the contestant's own process, which it may set up as it needs.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Contestant", "NotInstalledError", "Parameters", "UnsupportedError"]
 
-
 Parameters = tuple[list[Any], list[Any]]
 
 
 class NotInstalledError(Exception):
-    """The contestant's library is not there."""
+    """The contestant's library is not installed."""
 
 
 class UnsupportedError(Exception):
-    """The contestant's library does not have what the workload asks for, or not on this device."""
+    """The contestant's library cannot train the workload, or not on this device."""
 
 
 class Contestant(ABC):
@@ -34,11 +39,11 @@ class Contestant(ABC):
     Parameters
     ----------
     workload : Workload
-        What is trained.
+        The workload to train.
     device : str
         ``"cpu"`` or ``"cuda:N"``.
     precision : {"float32", "tf32", "bfloat16"}
-        How products are computed.
+        The precision of matrix products.
     """
 
     title: ClassVar[str]
@@ -52,7 +57,7 @@ class Contestant(ABC):
 
     @property
     def epochs_per_call(self) -> int:
-        """The least number of epochs that ``run`` takes, and what it has to be a multiple of."""
+        """The number of epochs of one compiled call; ``run`` takes multiples of it."""
         return 1
 
     def load(self) -> None:
@@ -60,7 +65,7 @@ class Contestant(ABC):
         self.import_module(self.package)
 
     def versions(self) -> dict[str, str]:
-        """Return the version of every package that does the work."""
+        """Return the versions of the packages that do the work."""
         found = {}
         for package in {"numpy", self.package}:
             try:
@@ -71,7 +76,7 @@ class Contestant(ABC):
 
     @abstractmethod
     def prepare(self, X: Any, y: Any, parameters: Parameters) -> None:
-        """Build the network with the given parameters, and place the data on the device."""
+        """Build the network with these parameters, and copy the data to the device."""
 
     @abstractmethod
     def reset(self) -> None:
@@ -79,14 +84,17 @@ class Contestant(ABC):
 
     @abstractmethod
     def run(self, epochs: int) -> float:
-        """Train for some epochs, to the end on the device; return the last one's mean loss."""
+        """Train for some epochs, wait for the device, and return the last epoch's mean loss."""
 
     @abstractmethod
     def parameters(self) -> Parameters:
         """Return weights (n_in, n_out) and biases (n_out,) as NumPy arrays."""
 
     def run_until(self, is_done: Callable[[], bool], max_epochs: int) -> tuple[float, int]:
-        """Train until ``is_done()`` after an epoch; return seconds without it, and the epochs."""
+        """Train until ``is_done()`` is true after an epoch; return seconds and epochs.
+
+        The seconds exclude the calls of ``is_done``.
+        """
         seconds = 0.0
         for epoch in range(1, max_epochs + 1):
             start = perf_counter()
@@ -108,8 +116,8 @@ class Contestant(ABC):
             raise
 
     def restart_orders(self) -> None:
-        """Begin the random orders of rows anew."""
-        # As nnbackend.train draws them.
+        """Start the random orders of rows from the beginning."""
+        # Draw them as nnbackend.train does.
         seed = np.random.SeedSequence(0).spawn(2)[0]
         self._order_rng = np.random.default_rng(seed)
 

@@ -1,4 +1,4 @@
-"""The peers of ``nnbackend bench``: one training, written for each library as its users do."""
+"""The table of all contestants of ``nnbackend bench``, by name."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from nnbackend.bench.own import NNBackend, own_name, with_engine
 from nnbackend.bench.peer_jax import JAX, JAXScan
 from nnbackend.bench.peer_numpy import ScikitLearn, Textbook
 from nnbackend.bench.peer_torch import Torch, TorchCompiled, TorchGraph
-from nnbackend.engines.choice import ENGINES
+from nnbackend.engines import ENGINES
 
 __all__ = ["CONTESTANTS", "LIMIT", "OWN"]
 
-
 LIMIT = "limit"
-
-
 OWN = tuple(own_name(engine) for engine in ("auto", *sorted(ENGINES)))
-
 
 CONTESTANTS: dict[str, type[Contestant]] = {
     "nnbackend": NNBackend,

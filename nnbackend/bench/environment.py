@@ -1,4 +1,4 @@
-"""What a figure or a fault depends on: versions, processors, BLAS."""
+"""Describe the environment that a measurement or a bug depends on: versions, processors, BLAS."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from nnbackend.errors import MissingDependencyError, NNBackendError
 
 __all__ = ["environment"]
 
-
 PACKAGES = ("numpy", "array-api-compat", "cupy-cuda12x", "cupy-cuda13x", "numba", "scikit-learn")
 
 
 def environment() -> dict[str, Any]:
-    """Return versions, devices and BLAS libraries as a dictionary that JSON can hold."""
+    """Return versions, devices and BLAS libraries as a dictionary of JSON values."""
     import platform
     from importlib import metadata
 

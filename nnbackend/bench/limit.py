@@ -1,4 +1,4 @@
-"""The limit: a step's matrix products alone."""
+"""Limit: the contestant that computes only the matrix products of a step."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ __all__ = ["Limit"]
 
 
 class Limit(Contestant):
-    """The matrix products of a step alone, into existing arrays: what no step can do without.
+    """The matrix products of a step into existing arrays, which no step can avoid.
 
-    On a GPU they are launched by a CUDA graph of an epoch, through cuBLASLt, each with the fastest
-    algorithm that is proposed for it. Without cuBLASLt, ``cupy.matmul`` launches them one by one;
-    ``versions`` says which it was.
+    On a GPU, a CUDA graph of an epoch launches them through cuBLASLt, each with the fastest of the
+    proposed algorithms. Without cuBLASLt, ``cupy.matmul`` launches them one by one; ``versions``
+    says which was used.
     """
 
     title = "products alone"
     kinds = ("cpu", "cuda")
-    # What NVIDIA recommends from Hopper on.
+    # The size that NVIDIA recommends from Hopper on.
     workspace_bytes: ClassVar[int] = 32 << 20
 
     @property
     def epochs_per_call(self) -> int:
-        """As many full-batch steps on a GPU as make a launch's own cost small."""
+        """Several full-batch steps on a GPU, so that the cost of a launch is small."""
         return 64 if self.device != "cpu" and self.workload.n_batches == 1 else 1
 
     def load(self) -> None:
-        """Take the device's namespace and, on a GPU, cuBLASLt."""
+        """Load the device's namespace and, on a GPU, cuBLASLt."""
         self._place = get_device(self.device)
         self._xp = self._place.xp
         self._place.place(np.zeros(1, np.float32))
@@ -63,12 +63,12 @@ class Limit(Contestant):
         return lt
 
     def versions(self) -> dict[str, str]:
-        """Return what computes the products, too."""
+        """Return the version of the array library, and what computes the products."""
         library = self._xp.__name__.rpartition(".")[2]
         return {library: sys.modules[library].__version__, "products": self._how}
 
     def prepare(self, X: Any, y: Any, parameters: Parameters) -> None:
-        """Make the operands and the results of all products."""
+        """Allocate the operands and the results of all products."""
         del X, y, parameters
         rng = np.random.default_rng(0)
         arrays: dict[str, Any] = {}
@@ -79,7 +79,7 @@ class Limit(Contestant):
                     if operand.buffer not in arrays:
                         values = rng.standard_normal((operand.rows, operand.ld), dtype=np.float32)
                         if operand.dtype == "bfloat16":
-                            # The upper half of a float32.
+                            # A bfloat16 is the upper half of a float32.
                             values = (values.view(np.uint32) >> 16).astype(np.uint16)
                         arrays[operand.buffer] = self._place.place(values)
                 shape = (product.out.rows, product.out.ld)
@@ -94,7 +94,7 @@ class Limit(Contestant):
                     for each in products
                 ]
             else:
-                # A graph keeps no array alive.
+                # Keep the arrays alive, which the graph does not.
                 self._arrays = arrays
                 self._stream = self._xp.cuda.Stream(non_blocking=True)
                 self._place.synchronize()
@@ -105,13 +105,13 @@ class Limit(Contestant):
     def _plan(self) -> list[Product]:
         """Return the products of a step.
 
-        Each layer has matrices of its own, so that operands lie where a real step's would.
+        Each layer has its own matrices, so that operands lie in memory as in a real step.
         """
         from nnbackend.engines.cuda.plan import Matrix, Product
 
         batch, precision = self.workload.batch_size, self.precision
         operands = "bfloat16" if precision == "bfloat16" else "float32"
-        # Rows that begin at multiples of 16 bytes are faster to read for cuBLASLt.
+        # cuBLASLt reads rows faster that begin at multiples of 16 bytes.
         multiple = 1 if self._lt is None else 8
 
         def matrix(name: str, rows: int, columns: int, dtype: str = "float32") -> Matrix:
@@ -131,7 +131,7 @@ class Limit(Contestant):
         return [*forward, *backward[::-1]]
 
     def _fastest(self, lt: CublasLt, product: Product) -> Prepared:
-        """Return a product that uses the fastest of the algorithms proposed for it."""
+        """Return a product that uses the fastest of its proposed algorithms."""
         pointers = {name: array.data.ptr for name, array in self._arrays.items()}
         prepared = lt.prepare(product, pointers)
         if prepared is None:
@@ -161,7 +161,7 @@ class Limit(Contestant):
             return self._stream.end_capture()
 
     def reset(self) -> None:
-        """Products have no state."""
+        """Do nothing, since products have no state."""
 
     def run(self, epochs: int) -> float:
         """Compute the products of every step."""
@@ -179,5 +179,5 @@ class Limit(Contestant):
         return math.nan
 
     def parameters(self) -> Parameters:
-        """Products learn nothing."""
+        """Raise an UnsupportedError, since products learn nothing."""
         raise UnsupportedError("learns nothing")

@@ -1,10 +1,4 @@
-"""What a contestant of ``nnbackend bench`` is; this package, and the limit.
-
-All of them take the same network, initial parameters, mean loss, optimizer and batches: every epoch
-visits the rows in a new order, each step takes the next batch, and the mean loss is read once per
-epoch. The data are float32, and ``precision`` says how products of them are computed. A library is
-imported by ``load``, in the contestant's own process, which it may set up as it needs.
-"""
+"""The contestants of this package: ``nnbackend.train`` with each of its engines."""
 
 from __future__ import annotations
 
@@ -18,8 +12,7 @@ import numpy as np
 
 from nnbackend.bench.contestant import Contestant, Parameters, UnsupportedError
 from nnbackend.device import Device, get_device
-from nnbackend.engines.base import EngineFactory
-from nnbackend.engines.choice import ENGINES, get_engine
+from nnbackend.engines import ENGINES, EngineFactory, get_engine
 from nnbackend.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -29,7 +22,7 @@ __all__ = ["NNBackend", "own_contestants", "own_name", "with_engine"]
 
 
 class NNBackend(Contestant):
-    """nnbackend, through its public door."""
+    """nnbackend, through its public functions."""
 
     title = "nnbackend"
     kinds = ("cpu", "cuda")
@@ -37,34 +30,34 @@ class NNBackend(Contestant):
     engine: ClassVar[str] = "auto"
 
     def load(self) -> None:
-        """Import what a training needs."""
+        """Import everything that training needs."""
         import nnbackend as nb
 
         self._train = nb.train
         self._place = get_device(self.device)
         self._place.place(np.zeros(1, np.float32))
         try:
-            # Timed for a short while, it is still to show what a long training is.
+            # Use the engine of a long training, although only a short one is timed.
             self._engine = _long_training(self.engine, self.precision, self._place)
         except InputError as error:
             raise UnsupportedError(str(error)) from error
 
     def versions(self) -> dict[str, str]:
-        """Return the version of the array library, too."""
+        """Return the versions of this package and of the array library."""
         import nnbackend as nb
 
         library = self._place.xp.__name__.rpartition(".")[2]
         return {"nnbackend": nb.__version__, library: sys.modules[library].__version__}
 
     def prepare(self, X: Any, y: Any, parameters: Parameters) -> None:
-        """Place everything on the device, so that only training is timed."""
+        """Copy everything to the device, so that only training is timed."""
         self._initial = parameters
         self._net = self.workload.network(self.device)
         self._X, self._y = self._place.place(X), self._place.place(y)
         self.reset()
 
     def reset(self) -> None:
-        """Set the initial parameters; the rest starts anew with every training."""
+        """Set the initial parameters; every training starts with new optimizer state and orders."""
         self._net.set_parameters(*self._initial)
 
     def _fit(self, epochs: int, **options: Any) -> Any:
@@ -82,13 +75,13 @@ class NNBackend(Contestant):
         )
 
     def run(self, epochs: int) -> float:
-        """Train with no callbacks."""
+        """Train without callbacks."""
         history = self._fit(epochs)
         self._place.synchronize()
         return float(history.loss[-1])
 
     def run_until(self, is_done: Callable[[], bool], max_epochs: int) -> tuple[float, int]:
-        """Train once, with a callback that stops it."""
+        """Train once, with a callback that stops the training."""
         checking = 0.0
 
         def check(state: TrainingState) -> None:
@@ -104,13 +97,13 @@ class NNBackend(Contestant):
         return perf_counter() - start - checking, history.n_epochs
 
     def parameters(self) -> Parameters:
-        """Return the network's own, on the host."""
+        """Return the network's parameters, on the host."""
         to_numpy = self._place.to_numpy
         return [to_numpy(W) for W in self._net.weights], [to_numpy(b) for b in self._net.biases]
 
 
 def with_engine(name: str) -> type[NNBackend]:
-    """Return the contestant that trains with an engine of that name."""
+    """Return the contestant that trains with the named engine."""
 
     class Chosen(NNBackend):
         title = f"nnbackend {name}"
@@ -120,7 +113,7 @@ def with_engine(name: str) -> type[NNBackend]:
 
 
 def own_contestants(device: Device, precision: str = "float32") -> dict[str, str]:
-    """Return the contestants of this package that differ on a device, with their engines' names."""
+    """Return the contestants that use different engines on a device, with the engines' names."""
     found = {}
     with contextlib.suppress(InputError):
         found[own_name("auto")] = _long_training("auto", precision, device)
@@ -130,7 +123,7 @@ def own_contestants(device: Device, precision: str = "float32") -> dict[str, str
 
 
 def _engines(precision: str, device: Device) -> dict[str, EngineFactory]:
-    """Return the engines that a device has for a precision."""
+    """Return the engines that support a precision on a device."""
     found = {}
     for name in ENGINES:
         with contextlib.suppress(InputError, MissingDependencyError):
@@ -139,11 +132,11 @@ def _engines(precision: str, device: Device) -> dict[str, EngineFactory]:
 
 
 def _long_training(engine: str, precision: str, device: Device) -> str:
-    """Return the engine that a name stands for in a long training, or raise as ``get_engine``."""
+    """Return the engine that a name stands for in a long training; raise as ``get_engine`` does."""
     chosen = get_engine(engine, precision, device)
     return next(name for name, one in _engines(precision, device).items() if one is chosen)
 
 
 def own_name(engine: str) -> str:
-    """Return what the contestant with an engine is called."""
+    """Return the name of the contestant with an engine."""
     return "nnbackend" if engine == "auto" else f"nnbackend-{engine}"

@@ -1,4 +1,4 @@
-"""JAX: a call for each step, and a scan over the epoch."""
+"""The contestants on JAX: one compiled call per step, and one scan per epoch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class JAX(Contestant):
         """Import JAX and wake up the device."""
         kind, _, index = self.device.partition(":")
         if kind == "cuda":
-            # Else the process takes three quarters of the memory from the others.
+            # Without this, the process would take three quarters of the memory from the others.
             os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         self._jax = jax = self.import_module("jax")
         self._jnp = self.import_module("jax.numpy")
@@ -48,7 +48,7 @@ class JAX(Contestant):
         self._jnp.zeros(1).block_until_ready()
 
     def prepare(self, X: Any, y: Any, parameters: Parameters) -> None:
-        """Place the data and compile lazily."""
+        """Copy the data to the device; compile at the first call."""
         jax, jnp, workload = self._jax, self._jnp, self.workload
         nn = jax.nn
         self._activation = self.choose(
@@ -104,7 +104,7 @@ class JAX(Contestant):
         return (tree.map(move, parameters, mean, square), mean, square, t), loss
 
     def _build(self) -> Callable[[int], float]:
-        """Return what runs epochs: here, a loop of calls."""
+        """Return a function that runs epochs; here, by a loop of calls."""
         jax, jnp, workload = self._jax, self._jnp, self.workload
         n_batches = workload.n_batches
 
@@ -115,7 +115,7 @@ class JAX(Contestant):
             return state, total + loss
 
         compiled = jax.jit(step, donate_argnums=(0, 1))
-        # A Python integer would be sent to the device with every call.
+        # Keep the numbers on the device, to which every call would send a Python integer.
         numbers = [jnp.asarray(batch) for batch in range(n_batches)]
 
         def run(epochs: int) -> float:
@@ -138,7 +138,7 @@ class JAX(Contestant):
         return self._jnp.asarray(order.reshape(self.workload.n_batches, -1))
 
     def reset(self) -> None:
-        """Place the initial parameters; a donated array cannot be used again."""
+        """Copy the initial parameters, since a donated array cannot be used again."""
         jnp = self._jnp
 
         def place(make: Callable[[Any], Any]) -> Any:
@@ -156,19 +156,19 @@ class JAX(Contestant):
         return self._run_epochs(epochs)
 
     def parameters(self) -> Parameters:
-        """Return the state's own."""
+        """Return the parameters of the state."""
         layers = self._state[0]
         return [np.asarray(W) for W, _ in layers], [np.asarray(b) for _, b in layers]
 
 
 class JAXScan(JAX):
-    """JAX: an epoch, or 64 full-batch ones, in one compiled call of ``lax.scan``."""
+    """JAX: one compiled call of ``lax.scan`` for an epoch, or for 64 full-batch epochs."""
 
     title = "JAX scan"
 
     @property
     def epochs_per_call(self) -> int:
-        """As many full-batch steps as make the call's own cost small."""
+        """Several full-batch steps, so that the cost of a call is small."""
         return 64 if self.workload.n_batches == 1 else 1
 
     def _build(self) -> Callable[[int], float]:

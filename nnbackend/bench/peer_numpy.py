@@ -1,4 +1,4 @@
-"""NumPy as in the textbook, and scikit-learn."""
+"""The contestants on NumPy: textbook code, and scikit-learn."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["ScikitLearn", "Textbook"]
 
 
 class Textbook(Contestant):
-    """NumPy as one writes it in a course: one example per column, a dictionary of parameters."""
+    """NumPy as written in a course: one example per column, parameters in a dictionary."""
 
     title = "NumPy textbook"
 
     def prepare(self, X: Any, y: Any, parameters: Parameters) -> None:
-        """Transpose the data, one-hot for several classes."""
+        """Transpose the data, and encode several classes as one-hot columns."""
         workload = self.workload
         activations: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
             "relu": (lambda Z: np.maximum(0, Z), lambda Z, _: Z > 0),
@@ -108,7 +108,7 @@ class Textbook(Contestant):
             P[name] = P[name] - alpha * v / (np.sqrt(s) + optimizer.epsilon)
 
     def parameters(self) -> Parameters:
-        """Transpose back."""
+        """Return the parameters, transposed back."""
         layers = range(1, len(self.workload.layer_sizes))
         return [self._P[f"W{i}"].T for i in layers], [self._P[f"b{i}"][:, 0] for i in layers]
 
@@ -125,7 +125,7 @@ class ScikitLearn(Contestant):
         self._warning = self.import_module("sklearn.exceptions").ConvergenceWarning
 
     def prepare(self, X: Any, y: Any, parameters: Parameters) -> None:
-        """Fit once for the shapes, then set the parameters."""
+        """Fit once to set up the shapes, then set the parameters."""
         workload, optimizer = self.workload, self.workload.optimizer
         activation = self.choose(
             {"relu": "relu", "tanh": "tanh", "sigmoid": "logistic", "identity": "identity"}
@@ -156,14 +156,14 @@ class ScikitLearn(Contestant):
         self.reset()
 
     def reset(self) -> None:
-        """Set the initial parameters, and forget the optimizer and the losses."""
+        """Set the initial parameters, and clear the optimizer and the losses."""
         model = self._model
         model.coefs_, model.intercepts_ = ([x.copy() for x in part] for part in self._initial)
         model.loss_curve_, model.best_loss_, model.t_ = [], np.inf, 0
         model.__dict__.pop("_optimizer", None)
 
     def run(self, epochs: int) -> float:
-        """Fit for that many epochs; one at a time keeps the state of the optimizer."""
+        """Fit one epoch at a time, which keeps the state of the optimizer."""
         if epochs == 1:
             self._model.partial_fit(self._X, self._y)
         else:
@@ -174,5 +174,5 @@ class ScikitLearn(Contestant):
         return float(self._model.loss_curve_[-1])
 
     def parameters(self) -> Parameters:
-        """Return the model's own."""
+        """Return the model's parameters."""
         return list(self._model.coefs_), list(self._model.intercepts_)

@@ -1,4 +1,4 @@
-"""torch: eager, as a CUDA graph, and compiled."""
+"""The contestants on torch: eager, as a CUDA graph, and compiled."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Torch(Contestant):
             self._y = torch.as_tensor(columns, device=self.device)
 
             def mean_loss(Z: Any, Y: Any) -> Any:
-                # torch's mean is over all elements, ours over examples.
+                # torch averages over all elements, nnbackend over examples.
                 return F.binary_cross_entropy_with_logits(Z, Y) * n_outputs
 
         def loss(X: Any, Y: Any) -> Any:
@@ -109,7 +109,7 @@ class Torch(Contestant):
             for linear, W, b in zip(self._linears, *self._initial, strict=True):
                 linear.weight.copy_(torch.as_tensor(np.ascontiguousarray(W.T)))
                 linear.bias.copy_(torch.as_tensor(np.ascontiguousarray(b)))
-        # In place: a captured step knows where the state lies.
+        # Write in place, since a captured step refers to this memory.
         for state in self._optimizer.state.values():
             for x in state.values():
                 x.zero_()
@@ -139,12 +139,12 @@ class Torch(Contestant):
         self._total += value.detach()
 
     def _capture(self) -> Callable[[Any], None]:
-        """Return a step that replays what was captured, on rows that are copied to one place."""
+        """Return a step that copies its rows to a fixed array and replays the captured launches."""
         torch, cuda, workload = self._torch, self._torch.cuda, self.workload
         rows: Any = None
         if workload.n_batches > 1:
             rows = torch.arange(workload.batch_size, device=self.device)
-        # As torch's documentation has it: some steps on a stream of their own, then the capture.
+        # Follow torch's documentation: run some steps on a separate stream, then capture.
         stream, graph = cuda.Stream(), cuda.CUDAGraph()
         stream.wait_stream(cuda.current_stream())
         with cuda.stream(stream):
@@ -162,7 +162,7 @@ class Torch(Contestant):
         return replay
 
     def parameters(self) -> Parameters:
-        """Transpose to (n_in, n_out)."""
+        """Return the parameters, with weights transposed to (n_in, n_out)."""
         pairs = [
             (layer.weight.detach().cpu().numpy().T, layer.bias.detach().cpu().numpy())
             for layer in self._linears
@@ -171,7 +171,7 @@ class Torch(Contestant):
 
 
 class TorchGraph(Torch):
-    """torch, eager, with the launches of a whole step in a CUDA graph."""
+    """torch, eager, with all launches of a step in a CUDA graph."""
 
     title = "torch graph"
     kinds = ("cuda",)
@@ -179,9 +179,9 @@ class TorchGraph(Torch):
 
 
 class TorchCompiled(Torch):
-    """torch, with forward propagation and loss compiled, and with them the backward pass.
+    """torch, with forward propagation, loss and backward pass compiled.
 
-    On a GPU with the products autotuned, and the whole step, optimizer included, in a CUDA graph.
+    On a GPU, products are autotuned, and the whole step including the optimizer is a CUDA graph.
     """
 
     title = "torch compiled"
@@ -189,7 +189,7 @@ class TorchCompiled(Torch):
 
     def _compile(self, loss: Callable[..., Any]) -> Callable[..., Any]:
         mode = "default" if self.device == "cpu" else "max-autotune-no-cudagraphs"
-        # A process that serves several workloads is to compile each anew.
+        # Compile anew for each workload that this process serves.
         self._torch.compiler.reset()
         compiled: Callable[..., Any] = self._torch.compile(loss, mode=mode, dynamic=False)
         return compiled

@@ -1,4 +1,4 @@
-"""The picture of a benchmark: one panel per workload, the fastest on top."""
+"""Draw a benchmark: one panel per workload, with the fastest contestant on top."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from nnbackend.figures import NEUTRAL, new_figure, render
 
 __all__ = ["draw"]
 
-
-# Of Okabe and Ito's palette, told apart by any eye and in grey.
+# From Okabe and Ito's palette, which people with any colour vision can tell apart, also in grey.
 OWN_COLOUR, PEER_COLOUR, LIMIT_COLOUR = "#0072b2", "#b8b8b8", "#d55e00"
 
 
 def draw(report: Report, formats: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
-    """Return the picture in each format: how long every contestant takes, on every workload.
+    """Return a picture of every contestant's time on every workload, in each format.
 
     Parameters
     ----------
     report : Report
-        With figures of at least one contestant.
+        A report with the time of at least one contestant.
     formats : sequence of {"png", "svg"}
-        What to render.
+        The formats to render.
 
     Returns
     -------
@@ -65,7 +64,7 @@ def _draw_result(ax: Any, result: Result) -> None:
     start = low / (high / low) ** 0.05 / 1.1
     for row, entry in enumerate(timed):
         colour = OWN_COLOUR if entry.is_own else PEER_COLOUR
-        # The axis is logarithmic: a bar shows the factor between the limit and the contestant.
+        # On the logarithmic axis, a bar shows the factor between the limit and the contestant.
         base = limits.get(entry.device, timed[0].median)
         ax.barh(row, entry.median - base, left=base, height=0.5, color=colour)
         ax.plot(entry.quartiles, (row, row), color="black", linewidth=1.2, solid_capstyle="butt")
@@ -84,14 +83,14 @@ def _draw_result(ax: Any, result: Result) -> None:
     for limit in limits.values():
         ax.axvline(limit, color=LIMIT_COLOUR, linewidth=1.6, linestyle=(0, (4, 2)))
     ax.set_xscale("log")
-    # Room for the text right of the longest bar.
+    # Leave room for the text to the right of the longest bar.
     ax.set_xlim(start, high * (high / start) ** 0.3 * 1.3)
     workload = result.workload
     what = "time per step" if workload.accuracy is None else f"time to {workload.accuracy:.0%}"
     _entitle(ax, f"{workload.name}: {what}", str(workload))
     _finish(ax, [*timed, *absent], has_devices)
     ax.xaxis.set_major_formatter(lambda value, _: _tick(value))
-    # Less than two decades need labels between the powers of ten.
+    # An axis of less than two decades needs labels between the powers of ten.
     is_wide = high / start > 30
     ax.xaxis.set_minor_formatter(
         lambda value, _: "" if is_wide or f"{value:e}"[0] not in "25" else _tick(value)
@@ -99,7 +98,7 @@ def _draw_result(ax: Any, result: Result) -> None:
 
 
 def _startups(report: Report) -> list[tuple[Entry, float, float]]:
-    """Return each contestant's start-up and first step, medians over the workloads."""
+    """Return each contestant's start-up and first step as medians over the workloads."""
     found: dict[tuple[str, str], list[Entry]] = {}
     for result in report.results:
         if result.workload.accuracy is None and not report.settings["keep_processes"]:

@@ -1,4 +1,4 @@
-"""A contestant's process as its parent sees it: a line of JSON in, a line of JSON out."""
+"""Start a contestant's process and talk to it: one line of JSON in, one line of JSON out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ContestantError", "ContestantProcess"]
 
 
 class ContestantError(Exception):
-    """A contestant has dropped out; ``status`` and ``reason`` are its entry's."""
+    """A contestant has dropped out; ``status`` and ``reason`` go into its entry."""
 
     def __init__(self, status: str, reason: str) -> None:
         super().__init__(reason)
@@ -26,21 +26,21 @@ class ContestantError(Exception):
 
 
 class ContestantProcess:
-    """A contestant's process, which answers every line with one.
+    """A contestant's process, which answers every command with one line.
 
     Parameters
     ----------
     **job
-        What ``benchmark_worker.Worker`` takes.
+        The job of ``worker.Worker``.
 
     Attributes
     ----------
     started : float
-        When, by ``time.perf_counter``.
+        The time of the start, by ``time.perf_counter``.
     notes : dict
-        What the parent wants to keep with it.
+        Values that the parent keeps with the process.
     has_failed : bool
-        Whether it has been given up.
+        Whether the process was ended because of an error.
     """
 
     def __init__(self, **job: Any) -> None:
@@ -50,7 +50,7 @@ class ContestantProcess:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.started = time.perf_counter()
-        # A group of its own, which ends with it: torch compiles in further processes.
+        # Start a process group, so that ``close`` also ends the processes in which torch compiles.
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
             command,
             stdin=subprocess.PIPE,
@@ -64,27 +64,27 @@ class ContestantProcess:
         self._reader.start()
 
     def _read(self) -> None:
-        # A pipe has no timeout, a queue has.
+        # Reading a queue can time out, reading a pipe cannot.
         for line in self._process.stdout or ():
             self._answers.put(line)
         self._answers.put("")
 
     def ask(self, command: str, patience: float, **options: Any) -> dict[str, Any]:
-        """Send a command and return the answer; raise ``ContestantError`` for anything else."""
+        """Send a command and return its answer; raise a ``ContestantError`` if there is none."""
         self.send(command, **options)
         return self.answer(patience)
 
     def send(self, command: str, **options: Any) -> None:
         """Send a command."""
         self._command = command
-        # Of a process that has ended, ``answer`` tells.
+        # If the process has ended, ``answer`` reports it.
         with contextlib.suppress(BrokenPipeError):
             if self._process.stdin is not None:
                 self._process.stdin.write(f"{json.dumps({'command': command, **options})}\n")
                 self._process.stdin.flush()
 
     def answer(self, patience: float) -> dict[str, Any]:
-        """Return the answer to the last command; raise ``ContestantError`` for anything else."""
+        """Return the answer to the last command; raise a ``ContestantError`` if there is none."""
         self.has_failed = True
         try:
             line = self._answers.get(timeout=patience)
@@ -109,7 +109,7 @@ class ContestantProcess:
         return f"its process ended ({how}){f': {lines[-1][:200]}' if lines else ''}"
 
     def close(self) -> None:
-        """End the process and what it has started."""
+        """End the process and its child processes."""
         if self._errors.closed:
             return
         with contextlib.suppress(BrokenPipeError):

@@ -1,10 +1,10 @@
-"""Throughput of training, measured: workloads, and contestants in interleaved rounds.
+"""Measure the throughput of training, with contestants that take turns.
 
-Every contestant runs in a process of its own, so that no library's threads, memory or settings
-touch another's. All start one after the other, take their first step (which compiles), and then
-take turns: each round gives everyone a turn, beginning with another one, so that a change of the
-machine's speed meets all alike. A turn is a warm-up and one timed stretch of many steps, which ends
-with the loss on the host. The figure is the median over the rounds.
+Every contestant runs in its own process, so that no library's threads, memory or settings affect
+another's. The contestants start one after the other, take their first step (which compiles), and
+then take turns. Each round gives everyone a turn and begins with another contestant, so that a
+change of the machine's speed affects all alike. A turn is a warm-up and one timed stretch of many
+steps, which ends with the loss on the host. The result is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -27,20 +27,16 @@ from nnbackend.bench.report import Entry, Report, Result
 from nnbackend.bench.workload import DIGITS, Workload
 from nnbackend.checks import lookup, positive_integer, real
 from nnbackend.device import Device, devices, get_device
-from nnbackend.engines.base import PRECISIONS
+from nnbackend.engines import PRECISIONS
 from nnbackend.errors import InputError
 
 __all__ = ["run_benchmark"]
 
-
-# For start-up, and for the first call, which may compile.
+# The time limit of start-up, and of the first call, which may compile.
 PATIENCE_SECONDS = 300.0
 
-
-# Other processes' threads spin for some milliseconds after their turn.
+# Wait before a turn, since other processes' threads spin for some milliseconds after theirs.
 PAUSE_SECONDS = 0.05
-
-
 MAX_EPOCHS = 100
 
 
@@ -62,38 +58,39 @@ def run_benchmark(
     Parameters
     ----------
     workloads : iterable of Workload
-        ``DIGITS`` is trained to an accuracy; of the others, steps are timed. The next one is taken
-        when the last one is done.
+        ``DIGITS`` is trained to an accuracy; for the others, steps are timed. Each one is requested
+        when the one before is done.
     contestants : sequence of str, optional
         Keys of ``CONTESTANTS``; by default all of them, each engine once. The limit always takes
         part.
     device_names : sequence of str, optional
-        By default every device of the machine that has the precision. Each contestant runs on each
-        that it is made for.
+        By default every device of the machine that has the precision. Each contestant runs on all
+        of them that it supports.
     precision : {"float32", "tf32", "bfloat16"}, default "float32"
-        How all contestants compute products of float32 data. Only GPUs have the last two; there
-        "float32" is float32 alone, also in libraries that would compute in TF32 by themselves.
+        The precision in which all contestants compute products of float32 data. Only GPUs have the
+        last two. On GPUs, "float32" excludes TF32, which some libraries would use by default.
     rounds : int, default 7
-        Turns of each contestant.
+        The number of turns of each contestant.
     seconds : float, default 0.5
-        What a turn is to last, at least one epoch.
+        The length of a turn, which is at least one epoch.
     keep_processes : bool, default False
-        Whether a contestant's process serves all workloads, and all start at once. That is sooner
-        done, but start-up and first step are not those of a new process and are left out.
+        Use one process of each contestant for all workloads, and start all at once. That is faster,
+        but omits start-up and first step, which would not be those of a new process.
     patience : float, optional
-        How many seconds a start-up, or a first call, which may compile, can take; by default 300.
+        The seconds that a start-up, or a first call, which may compile, can take; by default 300.
     on_progress, on_result : callable
         Called with a line of text, and with each finished ``Result``.
 
     Returns
     -------
     Report
-        A contestant that is not installed, fails or hangs is in it, with the reason.
+        The report, which includes contestants that are not installed, fail or hang, with the
+        reason.
 
     Raises
     ------
     InputError, DeviceError
-        If an argument is not as said, or a device is not there.
+        If an argument is invalid, or a device does not exist.
     """
     from datetime import UTC, datetime
 
@@ -149,7 +146,7 @@ def _places(device_names: Sequence[str] | None, precision: str) -> list[Device]:
 
 
 def _load() -> float | None:
-    """Return how many programs wanted a core in the last minute; None where that is not known."""
+    """Return how many programs wanted a core in the last minute; None if that is unknown."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
@@ -159,7 +156,7 @@ def _load() -> float | None:
 def _contestants(
     asked: Sequence[str] | None, place: Device, precision: str, workload: Workload
 ) -> list[str]:
-    """Return who runs on a device; the limit last."""
+    """Return the contestants that run on a device, with the limit last."""
     peers = [name for name in CONTESTANTS if name not in OWN]
     everyone = asked or (*own_contestants(place, precision), *peers)
     names = [name for name in everyone if name != LIMIT]
@@ -169,7 +166,7 @@ def _contestants(
 
 
 class _Processes:
-    """The contestants' processes: new ones for every workload, or kept for all of them."""
+    """The contestants' processes: new ones for every workload, or the same ones for all."""
 
     def __init__(self, precision: str, *, are_kept: bool) -> None:
         self.are_kept = are_kept
@@ -177,7 +174,7 @@ class _Processes:
         self._open: dict[tuple[str, str], ContestantProcess] = {}
 
     def get(self, entry: Entry) -> ContestantProcess:
-        """Return the process of a contestant on a device, a new one if it has failed."""
+        """Return the process of a contestant on a device; start a new one if it has failed."""
         key = entry.contestant, entry.device
         process = self._open.get(key)
         if process is not None and process.has_failed:
@@ -191,14 +188,14 @@ class _Processes:
         return process
 
     def close(self) -> None:
-        """End them all."""
+        """End all processes."""
         for process in self._open.values():
             process.close()
         self._open = {}
 
 
 class _Race(ABC):
-    """One workload: a process for each contestant, and their rounds."""
+    """The rounds of all contestants on one workload."""
 
     def __init__(
         self, workload: Workload, processes: _Processes, seconds: float, patience: float
@@ -209,7 +206,7 @@ class _Race(ABC):
         self.patience = patience
 
     def run(self, entries: list[Entry], rounds: int, on_progress: Callable[[str], object]) -> None:
-        """Fill the entries with what was measured, or with why it was not."""
+        """Fill the entries with measurements, or with the reasons why there are none."""
         is_over = not self.processes.are_kept
         with tempfile.TemporaryDirectory(prefix="nnbackend-bench-") as folder:
             job = {"workload": self.workload.to_dict(), "data": self.write_data(folder)}
@@ -230,7 +227,7 @@ class _Race(ABC):
     def _start_all(
         self, entries: list[Entry], job: dict[str, Any], on_progress: Callable[[str], object]
     ) -> list[tuple[Entry, ContestantProcess]]:
-        """Return the entries with their processes, which have taken the first step."""
+        """Start all processes, take their first step, and return them with their entries."""
         are_kept = self.processes.are_kept
         if are_kept:
             for entry in entries:
@@ -265,7 +262,7 @@ class _Race(ABC):
                         entry.seconds.append(self.turn(entry, process))
 
     def write_data(self, folder: str) -> str | None:
-        """Write the data to a file, if it is not the workload's random numbers."""
+        """Write the data to a file, unless the workload uses random numbers."""
         del folder
         return None
 
@@ -275,7 +272,7 @@ class _Race(ABC):
 
     @abstractmethod
     def turn(self, entry: Entry, process: ContestantProcess) -> float:
-        """Return the seconds of a turn: what ``Entry.seconds`` holds."""
+        """Take a turn and return its seconds, for ``Entry.seconds``."""
 
     def finish(self, entry: Entry, process: ContestantProcess) -> None:
         """Complete the entry after the last round."""
@@ -283,7 +280,7 @@ class _Race(ABC):
 
 
 class _StepRace(_Race):
-    """Seconds per step."""
+    """Measures the seconds per step."""
 
     def start(self, entry: Entry, process: ContestantProcess) -> None:
         prepared = process.ask("prepare", self.patience)["seconds"]
@@ -307,13 +304,13 @@ class _StepRace(_Race):
         return seconds
 
     def finish(self, entry: Entry, process: ContestantProcess) -> None:
-        # The later steps of the first call cost what they cost ever after.
+        # The later steps of the first call cost as much as any later steps.
         later = entry.median * (process.notes["steps"] - 1)
         entry.first_seconds = max((entry.first_seconds or 0.0) - later, entry.median)
 
 
 class _AccuracyRace(_Race):
-    """Seconds until the workload's accuracy is reached on held-out digits."""
+    """Measures the seconds until the workload's accuracy is reached on held-out digits."""
 
     def write_data(self, folder: str) -> str:
         return _write_digits(folder)
@@ -337,7 +334,7 @@ class _AccuracyRace(_Race):
 
 @contextlib.contextmanager
 def _reporting(entry: Entry) -> Iterator[None]:
-    """Turn a contestant's failure into what its entry says."""
+    """Write a contestant's failure into its entry."""
     try:
         yield
     except ContestantError as error:
@@ -345,7 +342,7 @@ def _reporting(entry: Entry) -> Iterator[None]:
 
 
 def _write_digits(folder: str) -> str:
-    """Write the digits, standardized with the training part's statistics, to a file."""
+    """Write the digits to a file, standardized with the training part's statistics."""
     from nnbackend.data.datasets import load_dataset
 
     digits = load_dataset("digits")

@@ -1,4 +1,4 @@
-"""What a benchmark found: entries, results, and verdicts."""
+"""The data of a benchmark: an entry per contestant, a result per workload, and the report."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ __all__ = ["Entry", "Report", "Result", "verdicts"]
 
 @dataclass
 class Entry:
-    """One contestant's figures on one workload.
+    """The measurements of one contestant on one workload.
 
     Attributes
     ----------
     contestant, device : str
-        A key of ``CONTESTANTS``; the device's name.
+        A key of ``CONTESTANTS``, and the device's name.
     status : str
         ``"ok"``, ``"missing"`` (not installed), ``"unsupported"``, ``"failed"`` or ``"timeout"``.
     reason : str
-        Why it is not ``"ok"``.
+        Why the status is not ``"ok"``.
     seconds : list of float
-        One per round: per step, or until the accuracy was reached.
+        For each round, the seconds per step, or until the accuracy was reached.
     startup_seconds : float or None
         From the start of the process until the library is imported and the device awake.
     first_seconds : float or None
-        Building the network and taking the first step, or reaching the accuracy for the first time:
-        with everything that is compiled at first use.
+        The seconds to build the network and take the first step, or to reach the accuracy for the
+        first time, including all compilation at first use.
     epochs, accuracy : int or None, float or None
-        What it took to reach the accuracy, and what was reached.
+        The epochs until the accuracy was reached, and the accuracy at that time.
     versions, threads
-        What did the work.
+        The packages that did the work, and their thread pools.
     """
 
     contestant: str
@@ -58,7 +58,7 @@ class Entry:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is this package."""
+        """Whether the contestant is this package."""
         return self.contestant in OWN
 
     @property
@@ -77,16 +77,16 @@ class Entry:
 
 @dataclass
 class Result:
-    """All contestants' figures on one workload.
+    """The entries of all contestants on one workload.
 
     Attributes
     ----------
     workload : Workload
-        What was trained.
+        The workload that was trained.
     entries : list of Entry
-        The fastest first; then those without figures.
+        The entries, with the fastest first and those without measurements last.
     precision : str
-        How all of them computed products.
+        The precision in which all of them computed products.
     """
 
     workload: Workload
@@ -95,18 +95,18 @@ class Result:
 
     @property
     def timed(self) -> list[Entry]:
-        """The entries with figures, the limit aside, the fastest first."""
+        """The entries with measurements except the limit, with the fastest first."""
         return [e for e in self.entries if e.status == "ok" and e.contestant != LIMIT]
 
     def limit(self, device: str) -> float | None:
-        """Return the seconds of a step's products alone on a device."""
+        """Return the seconds of a step's matrix products on a device."""
         for entry in self.entries:
             if entry.contestant == LIMIT and entry.device == device and entry.status == "ok":
                 return entry.median
         return None
 
     def figures(self, entry: Entry) -> dict[str, float]:
-        """Return an entry's figures: seconds, rates, and the fraction of the limit."""
+        """Return the seconds and rates of an entry, and its fraction of the limit."""
         if entry.status != "ok":
             return {}
         low, high = entry.quartiles
@@ -124,7 +124,7 @@ class Result:
         return figures
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON can hold it."""
+        """Return everything as a dictionary of JSON values."""
         is_steps = self.workload.accuracy is None
         return {
             "workload": self.workload.to_dict(),
@@ -138,7 +138,7 @@ class Result:
 
 @dataclass
 class Report:
-    """What a benchmark gave.
+    """The results of a benchmark.
 
     Attributes
     ----------
@@ -149,7 +149,7 @@ class Report:
     environment : dict
         Versions and hardware.
     date : str
-        When it began, in ISO form.
+        The time of the beginning, in ISO form.
     """
 
     results: list[Result]
@@ -158,7 +158,7 @@ class Report:
     date: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON can hold it."""
+        """Return everything as a dictionary of JSON values."""
         return {
             "format": 1,
             "date": self.date,
@@ -169,9 +169,9 @@ class Report:
 
 
 def verdicts(result: Result) -> list[str]:
-    """Return in sentences who is faster than this package, and who is not; on every device.
+    """Return sentences that say which contestants are faster than this package, by device.
 
-    Two medians are told apart where the middle halves of the rounds do not overlap.
+    Two medians count as different if the middle halves of their rounds do not overlap.
     """
     sentences = []
     places = dict.fromkeys(entry.device for entry in result.entries)

@@ -1,4 +1,4 @@
-"""What a benchmark found: figures, the sentences they come down to, and the table."""
+"""Write a benchmark as text: sentences, a table for the terminal, and a Markdown table."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["duration", "markdown", "print_result"]
 
 
 def markdown(report: Report) -> str:
-    """Return the medians as a Markdown table: a row for each contestant, a column per workload.
+    """Return the medians as a Markdown table with a row per contestant, a column per workload.
 
-    In brackets, how many times as long as the fastest of this package on the same device.
+    The numbers in brackets are multiples of this package's fastest time on the same device.
     """
     results = report.results
     lines = [
@@ -44,7 +44,7 @@ def _markdown_cell(result: Result, contestant: str, device: str) -> str:
 
 
 def print_result(result: Result) -> None:
-    """Print a result as a table, with what it comes down to below."""
+    """Print a result as a table, with its verdicts below."""
     try:
         from rich.console import Console
         from rich.table import Table
@@ -69,7 +69,7 @@ def print_result(result: Result) -> None:
         style = "bold" if entry.is_own else "dim" if entry.contestant == LIMIT else ""
         name = Text(entry.title, style="green" if entry is fastest else "")
         table.add_row(name, *place, *cells, style=style)
-    # A pipe has no width; whatever has, gets the table whole.
+    # A pipe has no width; terminals get the table in full.
     console = Console(highlight=False)
     width = console.measure(table).maximum
     if console.width < width or not console.is_terminal:
@@ -96,7 +96,6 @@ _STEP_COLUMNS = (
     "start-\nup",
     "first\nstep",
 )
-
 
 _ACCURACY_COLUMNS = (
     "time to\naccuracy",
@@ -136,7 +135,7 @@ def _failures(result: Result) -> list[str]:
 
 
 def _doubts(result: Result) -> list[str]:
-    """Return a warning where the rounds differ so much that something else must have run."""
+    """Return a warning if rounds differ so much that something else must have run."""
     wide = [e for e in result.timed if e.quartiles[1] - e.quartiles[0] > 0.4 * e.median]
     if not wide:
         return []

@@ -1,7 +1,7 @@
-"""A contestant's process: ``python -m nnbackend.benchmark_worker JOB``, with JOB in JSON.
+"""Run a contestant in its own process: ``python -m nnbackend.bench.worker JOB``, with JOB in JSON.
 
-It reads one JSON object per line, ``{"command": ..., ...}``, and answers each with one; an answer
-with an ``"error"`` ends it. Whatever a library prints goes to standard error.
+The process reads one JSON object per line, ``{"command": ..., ...}``, and answers each with one. It
+ends after an answer with an ``"error"``. Output that a library prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Worker:
         self.held_out: tuple[Any, Any] | None = None
 
     def load(self, workload: dict[str, Any], data: str | None) -> dict[str, Any]:
-        """Import the library, for a workload (its ``to_dict``), which takes the last one's place.
+        """Import the library, and replace any earlier workload by this one (its ``to_dict``).
 
-        ``data`` is None for the workload's random numbers, or an NPZ file with X, y, X_test and
-        y_test.
+        ``data`` is None for the workload's random numbers, or the path of an NPZ file with X, y,
+        X_test and y_test.
         """
         self.workload, self.data_file = Workload.from_dict(workload), data
         make = CONTESTANTS[self.job["contestant"]]
@@ -49,7 +49,7 @@ class Worker:
         return {"versions": self.contestant.versions()}
 
     def prepare(self) -> dict[str, Any]:
-        """Make the data, untimed, and build the network, timed."""
+        """Make the data, then build the network; time only the latter."""
         if self.data_file is None:
             X, y = self.workload.data()
         else:
@@ -63,10 +63,10 @@ class Worker:
         return {"seconds": perf_counter() - start}
 
     def calibrate(self, seconds: float) -> dict[str, Any]:
-        """Take the first call, then find how many epochs last ``seconds``.
+        """Time the first call, then find how many epochs last ``seconds``.
 
-        Where one call lasts that long, a warm-up before each turn would tell nothing. Else one call
-        brings code and data back into the caches; a GPU's clocks rise within a tenth of a turn.
+        If one call lasts that long, turns need no warm-up. Otherwise, one call brings code and data
+        back into the caches of a CPU, and a tenth of a turn raises the clocks of a GPU.
         """
         unit = self.contestant.epochs_per_call
         first_call = self.run(unit)
@@ -99,7 +99,7 @@ class Worker:
         }
 
     def warm_up(self, epochs: int) -> dict[str, Any]:
-        """Bring code, data and clocks back to where the others' turns took them from."""
+        """Bring code and data back into the caches, and raise the clocks, before a turn."""
         self.run(epochs)
         return {}
 
@@ -149,14 +149,14 @@ def _answer(command: Callable[..., dict[str, Any]], options: dict[str, Any]) -> 
         return {"error": "missing", "reason": str(error)}
     except UnsupportedError as error:
         return {"error": "unsupported", "reason": str(error)}
-    except Exception as error:  # noqa: BLE001 - whatever a library raises is the parent's to report
+    except Exception as error:  # noqa: BLE001 - the parent reports any error of a library
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return {"error": "failed", "reason": reason[:300]}
 
 
 def main() -> int:
-    """Serve commands until standard input ends."""
-    # A library's own messages must not mix with the answers.
+    """Answer commands until standard input ends."""
+    # Keep messages that a library prints apart from the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     worker = Worker(json.loads(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Workloads: what the benchmark trains."""
+"""Workload: a network, a batch and an optimizer whose training the benchmark times."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from nnbackend.model.network import Network
 
 __all__ = ["DIGITS", "WORKLOADS", "Workload", "custom_workload"]
 
-
 OPTIMIZERS: dict[str, type[SGD | Adam]] = {"sgd": SGD, "adam": Adam}
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A training to be timed: network, batch, optimizer, and how many batches an epoch has.
+    """A training to time: network, batch, optimizer, and number of batches per epoch.
 
     Attributes
     ----------
     name : str
-        What it is called.
+        The name of the workload.
     layer_sizes : tuple of int
         Units of the input, the hidden and the output layers.
     hidden, output : str
@@ -39,9 +38,9 @@ class Workload:
     n_batches : int
         Batches per epoch; 1 is full-batch gradient descent.
     represents : str
-        What it stands for.
+        The kind of training that the workload represents.
     accuracy : float or None
-        A held-out accuracy to reach, which is timed then; None: steps are timed.
+        The held-out accuracy up to which training is timed; None times steps instead.
 
     Examples
     --------
@@ -66,7 +65,7 @@ class Workload:
 
     @property
     def learning_rate(self) -> float:
-        """The optimizer's rate, which is constant here."""
+        """The optimizer's constant learning rate."""
         rate = self.optimizer.learning_rate
         if not isinstance(rate, float):
             raise InputError(f"optimizer: expected a constant learning rate, got {rate!r}")
@@ -74,7 +73,7 @@ class Workload:
 
     @property
     def flops_per_step(self) -> int:
-        """Operations in the 3L - 1 matrix products of a step, 2 * batch * n_in * n_out each."""
+        """The operations of the 3L - 1 matrix products of a step, 2 * batch * n_in * n_out each."""
         pairs = list(zip(self.layer_sizes[:-1], self.layer_sizes[1:], strict=True))
         products = [
             n_in * n_out * (2 if layer == 0 else 3) for layer, (n_in, n_out) in enumerate(pairs)
@@ -91,7 +90,7 @@ class Workload:
         return Network(self.layer_sizes, hidden=self.hidden, output=self.output, device=device)
 
     def data(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Return normal random features in float32, and random labels, as many of each class."""
+        """Return normal random features in float32, and balanced random labels."""
         rng = np.random.default_rng(0)
         X = rng.standard_normal((self.n_samples, self.layer_sizes[0]), dtype=np.float32)
         n_outputs = self.layer_sizes[-1]
@@ -101,7 +100,7 @@ class Workload:
         return X, rng.permutation(np.arange(self.n_samples) % n_classes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what ``from_dict`` takes, as JSON can hold it."""
+        """Return the workload as a dictionary of JSON values, for ``from_dict``."""
         facts = asdict(self)
         facts["layer_sizes"] = list(self.layer_sizes)
         facts["optimizer"] = self.optimizer.name
@@ -141,8 +140,8 @@ WORKLOADS: dict[str, Workload] = {
     )
 }
 
-
-# Time to accuracy: scikit-learn's digits, 1408 of them in 22 batches; the rest is held out.
+# The workload for the time to an accuracy: 1408 of scikit-learn's digits in 22 batches, with the
+# rest held out.
 DIGITS = Workload(
     "digits", (64, 256, 10), "relu", "softmax", 64, Adam(), 22, "real 8x8 digits", accuracy=0.97
 )
@@ -156,7 +155,7 @@ def custom_workload(
     output: str | None = None,
     optimizer: str = "adam",
 ) -> Workload:
-    """Return a workload of one's own.
+    """Return a custom workload.
 
     Parameters
     ----------
@@ -169,17 +168,17 @@ def custom_workload(
     output : {"sigmoid", "softmax"}, optional
         By default sigmoid for one output, softmax for several.
     optimizer : {"adam", "sgd"}, default "adam"
-        With their default rates.
+        The optimizer, with its default rate.
 
     Returns
     -------
     Workload
-        With two to 64 batches per epoch, fewer the larger they are.
+        A workload with two to 64 batches per epoch, fewer if they are large.
 
     Raises
     ------
     InputError
-        If an argument is not as said.
+        If an argument is invalid.
 
     Examples
     --------

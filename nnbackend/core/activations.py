@@ -36,12 +36,12 @@ class Activation:
     Attributes
     ----------
     name : str
-        What a saved model refers to it by.
+        The name that a saved model stores.
     function : callable
         ``function(xp, Z) -> A``, element-wise, in the namespace ``xp`` of ``Z``.
     derivative : callable
-        ``derivative(xp, Z, A) -> g'(Z)``, of the shape and dtype of ``Z``; ``A`` is ``g(Z)``, which
-        saves work where g' is simpler in terms of it.
+        ``derivative(xp, Z, A) -> g'(Z)``, with the shape and dtype of ``Z``; ``A`` is ``g(Z)``,
+        which saves work where g' is simpler in terms of it.
     initializer : str
         The initializer that keeps the variance of the signal through a layer with this activation.
 
@@ -69,12 +69,12 @@ class Output:
     Attributes
     ----------
     name : str
-        What a saved model refers to it by.
+        The name that a saved model stores.
     function : callable
         ``function(xp, Z) -> A``; softmax works over the last axis, the others element-wise.
     pullback : callable
-        ``pullback(xp, dA, A) -> dZ``: the gradient with respect to the logits, from the one with
-        respect to the predictions.
+        ``pullback(xp, dA, A) -> dZ`` turns the gradient with respect to the predictions into the
+        gradient with respect to the logits.
     """
 
     name: str
@@ -91,7 +91,7 @@ def _one(xp: Namespace, Z: Array, _A: Array) -> Array:
 
 
 def sigmoid(xp: Namespace, Z: Array) -> Array:
-    """Return 1 / (1 + exp(-Z)), accurate in both tails: only exp(-|Z|) is ever taken."""
+    """Return 1 / (1 + exp(-Z)), accurate in both tails since it only uses exp(-|Z|)."""
     E = xp.exp(-xp.abs(Z))
     return xp.where(Z >= 0, xp.ones_like(Z), E) / (1.0 + E)
 
@@ -160,11 +160,11 @@ def _silu_derivative(xp: Namespace, Z: Array, _A: Array) -> Array:
 # GELU in its tanh form is Z sigmoid(2 c (Z + a Z^3)); the standard has no erf for the exact form.
 _GELU_SCALE = 2.0 * math.sqrt(2.0 / math.pi)
 _GELU_CUBIC = 0.044715
-_GELU_SATURATED = 32.0  # beyond it the sigmoid is 0 or 1 in float64, and a cube could overflow
+_GELU_SATURATED = 32.0  # beyond this the sigmoid is 0 or 1 in float64, and a cube could overflow
 
 
 def _gelu_gate(xp: Namespace, Z: Array) -> tuple[Array, Array]:
-    """Return sigmoid(v) and dv/dZ for v = 2 c (Z + a Z^3), with Z clipped where it is saturated."""
+    """Return sigmoid(v) and dv/dZ for v = 2 c (Z + a Z^3), clipping Z where v is saturated."""
     limit = _GELU_SATURATED * xp.ones_like(Z)
     C = xp.maximum(xp.minimum(Z, limit), -limit)
     square = C * C
@@ -253,7 +253,7 @@ def register_activation(
     derivative : callable
         ``derivative(xp, Z, A) -> g'(Z)``, with the shape and dtype of ``Z``.
     initializer : str, default "he_normal"
-        What a layer with this activation is initialized by when a network names no initializer.
+        The initializer of layers with this activation in networks that name no initializer.
 
     Returns
     -------
@@ -285,12 +285,12 @@ def register_activation(
 
 
 def is_built_in(activation: Activation) -> bool:
-    """Whether an activation is one of the package's own, whose formulas never change."""
+    """Whether an activation belongs to the package, so that its formulas never change."""
     return activation in _BUILT_IN.values()
 
 
 def activation(argument: str, value: str | Activation) -> Activation:
-    """Return the hidden activation that ``value`` names or is."""
+    """Return the hidden activation that ``value`` names, or ``value`` if it is one."""
     return value if isinstance(value, Activation) else lookup(argument, value, ACTIVATIONS)
 
 

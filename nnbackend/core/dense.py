@@ -55,7 +55,7 @@ def backward(
 ) -> tuple[Array, Array, Array | None]:
     """Return the gradients dW = A^T dZ, db = sum(dZ) and dA = dZ W^T of a layer.
 
-    The factor 1/m of the mean over examples is already in ``dZ``, put there by the loss.
+    ``dZ`` already contains the factor 1/m of the mean over examples, from the loss.
     With one example per column these are dW = dZ A^T, db = sum(dZ), dA = W^T dZ.
 
     Parameters
@@ -69,7 +69,7 @@ def backward(
     W : array (..., n_in, n_out)
         Weights.
     input_gradient : bool, default True
-        False leaves dA out: the first layer's input is data, and nothing lies below it.
+        False omits dA, which the first layer does not need: its input is data.
 
     Returns
     -------

@@ -10,8 +10,8 @@ __all__ = ["sign"]
 def sign(xp: Namespace, x: Array) -> Array:
     """Return 1, -1 or 0, and 0 for NaN as well, as torch's ``sign`` does.
 
-    The standard's function hands NaN on, for which array-api-compat's on CuPy assigns by a mask:
-    that waits for the device and reads from it. A loss or penalty of NaN is NaN in any case.
+    The standard's function returns NaN for NaN, and array-api-compat's version on CuPy does that by
+    masked assignment, which waits for the device. A loss or penalty of NaN is NaN in any case.
 
     Examples
     --------

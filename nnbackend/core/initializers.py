@@ -1,7 +1,7 @@
-"""Initial weights, drawn on the host so that every device begins from the same numbers.
+"""Draw initial weights on the host, so that every device starts from the same numbers.
 
-With fan_in = shape[-2] and fan_out = shape[-1], an initializer ``f(xp, rng, shape)`` returns an
-array of that shape; leading axes are a stack of independent draws. Biases start at zero.
+An initializer ``f(xp, rng, shape)`` returns an array of that shape, where fan_in = shape[-2] and
+fan_out = shape[-1]; leading axes are a stack of independent draws. Biases start at zero.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NORMAL_STANDARD_DEVIATION = 0.01
 
 
 def _zeros(xp: Namespace, _rng: Generator, shape: tuple[int, ...]) -> Array:
-    """Return zeros: every unit of a layer then stays equal to the others, which this can show."""
+    """Return zeros; use it to show that the units of a layer then stay equal to each other."""
     return xp.zeros(shape)
 
 
@@ -49,8 +49,9 @@ def _scaled_uniform(variance: Callable[[int, int], float]) -> Initializer:
 def orthogonal(xp: Namespace, rng: Generator, shape: tuple[int, ...]) -> Array:
     """Return matrices with orthonormal rows or columns, whichever are fewer.
 
-    The Q of a QR factorization of normal numbers, its signs fixed by R's diagonal so that Q is
-    uniformly distributed (Mezzadri 2007, arXiv:math-ph/0609050; Saxe et al. 2014, arXiv:1312.6120).
+    Use the Q of a QR factorization of normal numbers, with its signs fixed by R's diagonal so that
+    Q is uniformly distributed (Mezzadri 2007, arXiv:math-ph/0609050; Saxe et al. 2014,
+    arXiv:1312.6120).
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What training minimizes, as a function of the flat parameter vector."""
+"""The objective that training minimizes, as a function of the flat parameter vector."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Objective:
     Attributes
     ----------
     structure : Structure
-        The network's.
+        The structure of the network.
     loss : Loss
         A loss that fits its output.
     l1, l2 : float
         Strengths of the penalties l1 sum(abs(W)) + l2 / 2 sum(W^2).
     penalty_per_sample : bool
-        Whether the penalties are divided by the number of a batch's examples, or by the sum of
-        their weights, as scikit-learn's ``alpha`` is.
+        Whether to divide the penalties by the number of a batch's examples, or by the sum of their
+        weights, as scikit-learn does with ``alpha``.
     """
 
     structure: Structure
@@ -51,7 +51,7 @@ class Objective:
         y: Array,
         sample_weight: Array | None = None,
     ) -> Array:
-        """Return the mean loss (...) without penalties and dropout: what validation reports."""
+        """Return the mean loss (...) without penalties and dropout, as validation reports it."""
         weights, biases = self.structure.unflatten(xp, parameters)
         logits = propagation.logits(xp, self.structure, weights, biases, X)
         return propagation.output_loss(xp, self.structure, self.loss, logits, y, sample_weight)[0]
@@ -114,7 +114,7 @@ class Objective:
         sample_weight: Array | None = None,
         masks: Sequence[Array | None] | None = None,
     ) -> tuple[Array, Array]:
-        """Return the mean loss and its gradient, as ``value_and_gradient``, without penalties."""
+        """Return the same as ``value_and_gradient``, but without penalties."""
         weights, biases = self.structure.unflatten(xp, parameters)
         value, dW, db = propagation.loss_and_gradients(
             xp, self.structure, self.loss, weights, biases, X, y, sample_weight, masks
@@ -124,7 +124,7 @@ class Objective:
     def penalize(
         self, xp: Namespace, parameters: Array, value: Array, gradient: Array, total_weight: Any
     ) -> tuple[Array, Array]:
-        """Return value and gradient with the penalties added.
+        """Add the penalties to a value and its gradient.
 
         Parameters
         ----------

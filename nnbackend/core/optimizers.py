@@ -7,9 +7,9 @@ An optimizer updates all parameters at once, as one flat vector (..., n_paramete
         coefficients = optimizer.coefficients(learning_rate, step)
         parameters, state = optimizer.update(xp, parameters, gradient, state, coefficients)
 
-``coefficients`` are the host's scalars of a step (rates, bias corrections): Python floats, which
-never change a dtype; or, asked for many steps at once, arrays with an entry for each. ``update`` is
-element-wise arithmetic alone.
+``coefficients`` computes the scalars of a step (rates, bias corrections) on the host. They are
+Python floats, which never change a dtype; for many steps at once, they are arrays with one entry
+per step. ``update`` uses only element-wise arithmetic.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _POSITIVE = {"above": 0.0}
 
 
 class OptimizerState(NamedTuple):
-    """Where an optimizer stands between two steps: what a training that goes on begins with.
+    """The state of an optimizer between two steps, from which a later training can continue.
 
     Attributes
     ----------
     step : int
-        Steps that were taken.
+        The number of steps taken.
     arrays : tuple of arrays (n_parameters,)
-        Its state, as ``Optimizer.state_names`` says.
+        The arrays that ``Optimizer.state_names`` names.
     """
 
     step: int
@@ -59,7 +59,7 @@ class OptimizerState(NamedTuple):
 
 
 class Optimizer(ABC):
-    """How a gradient changes the parameters.
+    """The rule by which a gradient changes the parameters.
 
     Attributes
     ----------
@@ -87,8 +87,8 @@ class Optimizer(ABC):
     def coefficients(self, learning_rate: Any, step: Any) -> Coefficients:
         """Return the scalars of step number ``step``, counted from 1.
 
-        With arrays (n_steps,) of rates and step numbers, each is an array (n_steps,) or, if it is
-        the same for all, a float.
+        Given arrays (n_steps,) of rates and step numbers, return for each scalar an array
+        (n_steps,), or a float if it is the same for all steps.
         """
 
     @abstractmethod
@@ -112,7 +112,7 @@ class Optimizer(ABC):
 
 @dataclass(frozen=True)
 class SGD(Optimizer):
-    """Gradient descent, stochastic where the gradient is a mini-batch's.
+    """Gradient descent; with mini-batches, stochastic gradient descent.
 
     With weight decay g := g + weight_decay W; then W := W - learning_rate g, or with momentum
 
@@ -271,9 +271,9 @@ class Adagrad(Optimizer):
     learning_rate : float or Schedule, default 1e-2
         The step length.
     decay : float, default 0.0
-        torch's ``lr_decay``, by which the rate falls with the step number t.
+        torch's ``lr_decay``: how fast the rate falls with the step number t.
     initial_accumulator : float, default 0.0
-        s before the first step.
+        The value of s before the first step.
     epsilon : float, default 1e-10
         Keeps the division finite.
     weight_decay : float, default 0.0
@@ -340,7 +340,7 @@ class Adam(Optimizer):
     epsilon : float, default 1e-8
         Keeps the division finite.
     weight_decay : float, default 0.0
-        Added to every gradient, in units of the parameters; ``AdamW`` keeps it apart from them.
+        Added to every gradient, in units of the parameters; ``AdamW`` decouples it from them.
 
     Examples
     --------
@@ -441,7 +441,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 
 
 def optimizer(value: Any, **options: Any) -> Optimizer:
-    """Return the optimizer that ``value`` is, or names, built with ``options``."""
+    """Return ``value`` if it is an optimizer, or build the one it names with ``options``."""
     if isinstance(value, Optimizer):
         return value
     if isinstance(value, type) and issubclass(value, Optimizer):

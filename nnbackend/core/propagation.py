@@ -1,4 +1,4 @@
-"""Forward and backward propagation through all the layers of a network."""
+"""Forward and backward propagation through all layers of a network."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = [
 
 Masks = Sequence[Array | None]
 
-# Activations of a layer that a core's second-level cache holds: half a megabyte in float32.
+# Activations that fit a core's second-level cache: half a megabyte in float32.
 CACHED_ELEMENTS = 2**17
-# Those that are computed at once where only memory limits them: a quarter of a gigabyte.
+# Activations to compute at once where only memory limits them: a quarter of a gigabyte.
 DEVICE_ELEMENTS = 2**26
 
 
 class Trace(NamedTuple):
-    """What forward propagation computed, layer by layer; the backward pass needs all of it.
+    """The results of forward propagation, layer by layer, which the backward pass needs.
 
     Attributes
     ----------
@@ -75,8 +75,8 @@ def forward(
     biases : sequence of arrays (..., n_out)
         One array per layer.
     X : array (..., n_samples, n_features)
-        The examples, one per row. Without the stack axes of the parameters, every network of the
-        stack sees the same ones.
+        The examples, one per row. If X lacks the stack axes of the parameters, every network of
+        the stack gets the same examples.
     masks : sequence of (array (..., n_samples, n_units) or None), optional
         Dropout masks, one per hidden layer.
 
@@ -105,7 +105,8 @@ def logits(
 ) -> Array:
     """Return Z of the output layer (..., n_samples, n_outputs), keeping no intermediate result.
 
-    In blocks of ``rows_per_block`` examples no layer's activations outgrow a processor's cache.
+    Compute ``rows_per_block`` examples at a time, so that the activations of each layer stay in the
+    processor's cache.
     """
     n_samples = X.shape[-2]
     if rows_per_block is not None and n_samples > rows_per_block:
@@ -125,8 +126,8 @@ def output_elements(
 ) -> tuple[Array, Array]:
     """Return the loss and its derivative with respect to the logits, element by element.
 
-    A loss that is written for this output's logits gets them as they are; one on ``"identity"``
-    gets the predictions, and its gradient is pulled back through the output activation.
+    A loss that is written for this output takes the logits. A loss on ``"identity"`` takes the
+    predictions, and its gradient is pulled back through the output activation.
 
     Parameters
     ----------
@@ -167,7 +168,7 @@ def output_loss(
     xp : namespace
         The array API namespace of the arrays.
     structure : Structure
-        The network's.
+        The structure of the network.
     loss : Loss
         A loss that fits the output.
     logits : array (..., n_samples, n_outputs)
@@ -238,7 +239,7 @@ def loss_and_gradients(
 ) -> tuple[Array, list[Array], list[Array]]:
     """Return the loss (...) and its gradients with respect to every weight and bias.
 
-    Forward propagation, the loss, backward propagation; see those for the arguments.
+    Run ``forward``, ``output_loss`` and ``backward``; see those for the arguments.
     """
     trace = forward(xp, structure, weights, biases, X, masks)
     J, dZ = output_loss(xp, structure, loss, trace.logits, y, sample_weight)

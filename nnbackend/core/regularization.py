@@ -1,4 +1,4 @@
-"""What keeps a network from fitting noise: penalties, dropout, and clipped gradients."""
+"""Regularization: penalties, dropout, and clipped gradients."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def penalty(
 ) -> tuple[Array, list[Array]]:
     """Return the penalty l1 sum(abs(W)) + l2 / 2 sum(W^2) over all layers, and its gradients.
 
-    Biases are not penalized. The penalty is added to the mean loss over examples, so scikit-learn's
-    ``alpha`` is ``l2`` times the number of examples in a batch.
+    Biases are not penalized. The objective adds the penalty to the mean loss over examples, so
+    scikit-learn's ``alpha`` equals ``l2`` times the number of examples in a batch.
 
     Parameters
     ----------
@@ -56,8 +56,8 @@ def penalty_elements(xp: Namespace, W: Array, l1: float, l2: float) -> tuple[Arr
 def dropout_mask(xp: Namespace, uniform: Array, rate: float) -> Array:
     """Return the mask of inverted dropout: 0 with probability ``rate``, else 1 / (1 - rate).
 
-    Srivastava et al. 2014. Multiplied onto a layer's activations it leaves their expectation as it
-    is, so nothing is rescaled at prediction.
+    Multiplying a layer's activations by the mask keeps their expectation, so prediction needs no
+    rescaling (Srivastava et al. 2014).
 
     Parameters
     ----------
@@ -97,8 +97,8 @@ def clip_by_value(xp: Namespace, gradient: Array, limit: float) -> Array:
 def clip_by_global_norm(xp: Namespace, gradient: Array, max_norm: float) -> Array:
     """Return the flat gradient (..., n_parameters), scaled down to the norm ``max_norm`` if longer.
 
-    The factor is min(1, max_norm / (norm + 1e-6)), as in torch's ``clip_grad_norm_``; the norm is
-    that over all parameters (Pascanu et al. 2013, arXiv:1211.5063).
+    The factor is min(1, max_norm / (norm + 1e-6)), as in torch's ``clip_grad_norm_``, with the norm
+    over all parameters (Pascanu et al. 2013, arXiv:1211.5063).
 
     Examples
     --------
@@ -106,7 +106,7 @@ def clip_by_global_norm(xp: Namespace, gradient: Array, max_norm: float) -> Arra
     >>> clip_by_global_norm(np, np.asarray([3.0, 4.0]), max_norm=1.0).round(4)
     array([0.6, 0.8])
     """
-    # Squared relative to the largest element, so that no square overflows.
+    # Divide by the largest element before squaring, so that no square overflows.
     largest = xp.max(xp.abs(gradient), axis=-1, keepdims=True)
     relative = gradient / xp.where(largest > 0, largest, xp.ones_like(largest))
     norm = largest * xp.sqrt(xp.sum(relative * relative, axis=-1, keepdims=True))

@@ -1,8 +1,8 @@
-"""Learning-rate schedules: the rate at a step, a float computed on the host.
+"""Learning-rate schedules, which compute the rate of each step as a float on the host.
 
-Lengths are in epochs, so a schedule means the same at every batch size; it is evaluated at every
-step, at the time step / steps_per_epoch (fractions of an epoch count). With one step per epoch the
-rates are those of the torch scheduler that each class names.
+Lengths are in epochs, so a schedule means the same at every batch size. It is evaluated at every
+step, at the time step / steps_per_epoch, which includes fractions of an epoch. With one step per
+epoch, the rates equal those of the torch scheduler that each class names.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class Clock(NamedTuple):
-    """Where training stands: optimizer steps done, steps per epoch, and steps of the whole run."""
+    """The progress of a training: steps done, steps per epoch, and steps of the whole run."""
 
     step: int
     steps_per_epoch: int = 1
@@ -39,15 +39,15 @@ class Clock(NamedTuple):
 
     @property
     def epoch(self) -> float:
-        """The time in epochs since the start, with fractions."""
+        """The epochs since the start, including a fraction."""
         return self.step / self.steps_per_epoch
 
 
 class Schedule(ABC):
-    """A learning rate over time. Its own state, if it needs one, is explicit.
+    """A learning rate over time, with explicit state if it needs any.
 
-    ``state = schedule.start()`` before training, ``schedule.rate(clock, state)`` at every step, and
-    ``state = schedule.observe(state, loss)`` after every epoch.
+    Call ``state = schedule.start()`` before training, ``schedule.rate(clock, state)`` at every
+    step, and ``state = schedule.observe(state, loss)`` after every epoch.
     """
 
     def start(self) -> Any:
@@ -56,12 +56,12 @@ class Schedule(ABC):
 
     @abstractmethod
     def rate(self, clock: Clock, state: Any = None) -> float:
-        """Return the learning rate of the step that ``clock`` shows."""
+        """Return the learning rate of the step at ``clock``."""
 
     def rates(self, clock: Clock, n_steps: int, state: Any = None) -> list[float]:
-        """Return the learning rates of ``n_steps`` steps, of which ``clock`` shows the first."""
+        """Return the learning rates of ``n_steps`` steps, beginning with the one at ``clock``."""
         steps = range(clock.step, clock.step + n_steps)
-        # A NumPy float, such as a schedule of the user's own may return, would widen float32.
+        # Convert NumPy floats, which a user's schedule may return and which would widen float32.
         return [float(self.rate(clock._replace(step=step), state)) for step in steps]
 
     def observe(self, state: Any, loss: float) -> Any:
@@ -75,7 +75,7 @@ class Schedule(ABC):
         return type(self).observe is not Schedule.observe
 
     def _check(self, **bounds: dict[str, float]) -> None:
-        """Replace every named field by its checked Python float; epochs may be None."""
+        """Replace each named field by a checked Python float; ``epochs`` may be None."""
         for name, bound in bounds.items():
             value = getattr(self, name)
             if value is not None or name != "epochs":
@@ -88,7 +88,7 @@ def _length_in_steps(epochs: float | None, clock: Clock) -> float:
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The same rate throughout; what a plain number as learning rate stands for."""
+    """The same rate throughout, as for a learning rate that is a plain number."""
 
     learning_rate: float
 
@@ -131,7 +131,7 @@ class StepDecay(Schedule):
     def rate(self, clock: Clock, state: Any = None) -> float:
         """Return learning_rate * factor ** floor(epoch / every)."""
         del state
-        # In steps, and with a grain of tolerance: 0.3 / 0.1 is 2.9999999999999996.
+        # Count in steps, with some tolerance: 0.3 / 0.1 is 2.9999999999999996.
         decays = math.floor(clock.step / (self.every * clock.steps_per_epoch) + 1e-9)
         return self.learning_rate * self.factor**decays
 
@@ -163,7 +163,8 @@ class Cosine(Schedule):
     learning_rate : float
         The rate at the start.
     epochs : float, optional
-        The length of the descent, after which the rate stays; by default the whole training.
+        The length of the descent, after which the rate stays constant; by default the whole
+        training.
     minimum : float, default 0.0
         The rate at the end.
     """
@@ -188,8 +189,8 @@ class Cosine(Schedule):
 class LinearWarmup(Schedule):
     """Rise linearly to a rate, or into another schedule (torch's ``LinearLR``).
 
-    The rate of ``learning_rate`` is multiplied by a factor that goes from ``start_factor`` to 1
-    over the first ``epochs`` epochs.
+    Multiply the rate of ``learning_rate`` by a factor that rises from ``start_factor`` to 1 over
+    the first ``epochs`` epochs.
 
     Examples
     --------
@@ -212,7 +213,7 @@ class LinearWarmup(Schedule):
         return as_schedule(self.learning_rate)
 
     def start(self) -> Any:
-        """Return the state of the schedule that is warmed up."""
+        """Return the first state of the inner schedule."""
         return self._inner.start()
 
     def rate(self, clock: Clock, state: Any = None) -> float:
@@ -222,7 +223,7 @@ class LinearWarmup(Schedule):
         return factor * self._inner.rate(clock, state)
 
     def observe(self, state: Any, loss: float) -> Any:
-        """Return the state of the schedule that is warmed up after an epoch."""
+        """Return the state of the inner schedule after an epoch."""
         return self._inner.observe(state, loss)
 
 
@@ -241,9 +242,9 @@ class OneCycle(Schedule):
     rising_fraction : float in (0, 1), default 0.3
         The part of the cycle in which the rate rises.
     initial_divisor : float, default 25.0
-        The rate starts at learning_rate / initial_divisor ...
+        The rate starts at learning_rate / initial_divisor.
     final_divisor : float, default 1e4
-        ... and ends at that divided by final_divisor.
+        The rate ends at learning_rate / (initial_divisor final_divisor).
     """
 
     learning_rate: float
@@ -267,7 +268,7 @@ class OneCycle(Schedule):
         initial = self.learning_rate / self.initial_divisor
         final = initial / self.final_divisor
         length = _length_in_steps(self.epochs, clock)
-        # The extremes fall on steps: the first, the one before the falling part, and the last.
+        # Place the extremes on steps: the first, the one before the falling part, and the last.
         top = self.rising_fraction * length - 1.0
         last = length - 1.0
         if clock.step <= top:
@@ -280,9 +281,9 @@ class OneCycle(Schedule):
 
 @dataclass(frozen=True)
 class InverseScaling(Schedule):
-    """Let the rate fall with a power of time: learning_rate / (1 + epoch / period) ** power.
+    """Lower the rate with a power of time: learning_rate / (1 + epoch / period) ** power.
 
-    With ``period = 1 / n_samples`` time counts samples, as in scikit-learn's ``"invscaling"``.
+    With ``period = 1 / n_samples``, time counts samples as in scikit-learn's ``"invscaling"``.
 
     Parameters
     ----------
@@ -318,21 +319,21 @@ class _PlateauState(NamedTuple):
 class ReduceOnPlateau(Schedule):
     """Lower the rate when the loss has stopped falling (torch's ``ReduceLROnPlateau``).
 
-    What is watched is the validation loss where there is validation data, else the training loss.
-    Unlike torch's, a reduction of any size is made, and a negative loss has to fall, too.
+    The schedule watches the validation loss if there is validation data, else the training loss.
+    Unlike torch's, it makes reductions of any size, and requires a negative loss to fall, too.
 
     Parameters
     ----------
     learning_rate : float
         The rate at the start.
     factor : float in (0, 1), default 0.1
-        What the rate is multiplied by.
+        The factor of each reduction.
     patience : int, default 10
-        That many epochs without improvement are let pass; the next one lowers the rate.
+        The number of epochs without improvement to allow; the next one lowers the rate.
     threshold : float, default 1e-4
         An improvement is a loss below (1 - threshold) times the best so far.
     cooldown : int, default 0
-        Epochs after a reduction in which none is counted.
+        The number of epochs after a reduction that do not count as epochs without improvement.
     minimum : float, default 0.0
         The lowest rate.
     """
@@ -355,18 +356,18 @@ class ReduceOnPlateau(Schedule):
             object.__setattr__(self, name, positive_integer(name, getattr(self, name), minimum=0))
 
     def start(self) -> _PlateauState:
-        """Return the initial rate with nothing observed."""
+        """Return the initial rate and no observed loss."""
         return _PlateauState(self.learning_rate)
 
     def rate(self, clock: Clock, state: _PlateauState | None = None) -> float:
-        """Return the rate to which the losses observed so far have led."""
+        """Return the rate that follows from the losses observed so far."""
         del clock
         return self.learning_rate if state is None else state.rate
 
     def observe(self, state: _PlateauState, loss: float) -> _PlateauState:
         """Return the state after an epoch."""
         rate, best, bad_epochs, cooldown = state
-        # torch's best * (1 - threshold), which for a negative loss would allow it to rise.
+        # torch compares with best * (1 - threshold), which would let a negative loss rise.
         if math.isinf(best) or loss < best - self.threshold * abs(best):
             best, bad_epochs = loss, 0
         else:
@@ -380,7 +381,7 @@ class ReduceOnPlateau(Schedule):
 
 
 def as_schedule(learning_rate: float | Schedule) -> Schedule:
-    """Return a schedule as it is, and a number as a constant one."""
+    """Return a schedule unchanged, and a number as a constant schedule."""
     if isinstance(learning_rate, Schedule):
         return learning_rate
     return Constant(learning_rate)

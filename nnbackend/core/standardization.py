@@ -8,29 +8,27 @@ from nnbackend.core.types import Array, Namespace
 
 __all__ = ["Moments", "Standardization"]
 
-
-# Steps of a dtype that are larger than this share of a column's deviation lose its signal.
+# A dtype whose steps exceed this share of a column's deviation loses its signal.
 _LARGEST_STEP = 1e-4
 
-
-# Predictions of a target are expected within so many of its deviations.
+# Predictions of a target are expected within this many deviations.
 _FARTHEST = 1e4
 
 
 class Moments(NamedTuple):
-    """Means and variances of columns, which those of further rows can be merged into.
+    """Means and variances of columns, which can be merged with those of further rows.
 
-    They are those of (column - lowest) / (highest - lowest), numbers from 0 to 1: subtracted first,
-    an offset costs no digits, and neither sum nor square can overflow.
+    They describe (column - lowest) / (highest - lowest), numbers from 0 to 1. Subtracting first
+    keeps the digits of a column with a large offset, and neither sums nor squares can overflow.
 
     Attributes
     ----------
     n_samples : int
-        Rows so far.
+        The number of rows so far.
     lowest, highest : array (n_columns,) of float64
         The smallest and the largest number of each column; equal where it is constant.
     centre, variance : array (n_columns,) of float64
-        Mean and variance (ddof 0) of the numbers from 0 to 1; 0 for a constant column.
+        The mean and the variance (ddof 0) of the scaled numbers; 0 for a constant column.
 
     References
     ----------
@@ -46,7 +44,7 @@ class Moments(NamedTuple):
 
     @classmethod
     def of(cls, xp: Namespace, columns: Array) -> Moments:
-        """Return the moments of the columns of a matrix (n_samples, n_columns), finite numbers."""
+        """Return the moments of a matrix (n_samples, n_columns) of finite numbers, by column."""
         columns = xp.astype(columns, xp.float64)
         lowest, highest = xp.min(columns, axis=0), xp.max(columns, axis=0)
         unit, span = _range(xp, lowest, highest)
@@ -56,7 +54,7 @@ class Moments(NamedTuple):
         return cls(int(columns.shape[0]), lowest, highest, centre, variance)
 
     def merge(self, xp: Namespace, other: Moments) -> Moments:
-        """Return the moments of these rows and of others together."""
+        """Return the moments of these rows and other rows together."""
         n_samples = self.n_samples + other.n_samples
         own, share = self.n_samples / n_samples, other.n_samples / n_samples
         lowest = xp.minimum(self.lowest, other.lowest)
@@ -83,9 +81,9 @@ class Moments(NamedTuple):
 
 
 def _range(xp: Namespace, lowest: Array, highest: Array) -> tuple[Array, Array]:
-    """Return a unit, 1 or 1/2, and highest - lowest in it; 1 where they are equal.
+    """Return a unit, 1 or 1/2, and highest - lowest in that unit; 1 where they are equal.
 
-    Halves of the largest numbers there are have a difference.
+    The unit is 1/2 for numbers so large that their difference would overflow.
     """
     largest = xp.maximum(xp.abs(lowest), xp.abs(highest))
     unit = xp.where(largest > 2.0**1022, 0.5 * xp.ones_like(largest), xp.ones_like(largest))
@@ -101,7 +99,7 @@ class Standardization(NamedTuple):
     Attributes
     ----------
     mean, scale : array (n_columns,) of float64
-        The scale of a constant column, whose numbers are all equal, is 1, and its mean that number.
+        A column whose numbers are all equal has that number as its mean, and the scale 1.
     """
 
     mean: Array
@@ -122,20 +120,20 @@ class Standardization(NamedTuple):
 
     @classmethod
     def of(cls, xp: Namespace, moments: Moments) -> Standardization:
-        """Return the means and standard deviations that moments stand for.
+        """Return the means and standard deviations of given moments.
 
-        However little a column varies, what float64 can tell apart is a deviation.
+        Any difference that float64 can represent counts as a deviation.
         """
         lowest, highest = moments.lowest, moments.highest
         unit, span = _range(xp, lowest, highest)
         scale = xp.sqrt(moments.variance) * span / unit
-        # A deviation of the smallest numbers there are is 0.
+        # The deviation of the smallest subnormal numbers rounds to 0.
         scale = xp.where((highest > lowest) & (scale > 0), scale, xp.ones_like(scale))
         mean = (unit * lowest + moments.centre * span) / unit
         return cls(xp.minimum(xp.maximum(mean, lowest), highest), scale)
 
     def apply(self, x: Array) -> Array:
-        """Return (x - mean) / scale in float64; what overflows is infinite."""
+        """Return (x - mean) / scale in float64; results that overflow are infinite."""
         return (x - self.mean) / self.scale
 
     def undo(self, xp: Namespace, x: Array) -> Array:
@@ -143,11 +141,11 @@ class Standardization(NamedTuple):
         return xp.astype(x, xp.float64) * self.scale + self.mean
 
     def exceeds(self, xp: Namespace, dtype: object) -> Array:
-        """Return for which columns a dtype is too coarse where they are not standardized.
+        """Return for each column whether a dtype is too coarse for its original numbers.
 
-        It is where its step at the mean, eps |mean|, is larger than 1e-4 scales, or where the
-        column comes near the largest or the smallest numbers that it has. float32 is too coarse for
-        a mean more than 839 scales from 0.
+        It is too coarse if its spacing at the mean, eps |mean|, exceeds 1e-4 scales, or if the
+        column comes near its largest or smallest numbers. float32 is too coarse for a mean more
+        than 839 scales from 0.
         """
         limits = xp.finfo(dtype)
         size = xp.abs(self.mean)

@@ -1,4 +1,4 @@
-"""What a network is made of, and where each layer's parameters lie in the one flat vector."""
+"""The structure of a network, and the place of each layer's parameters in one flat vector."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Structure:
     output : Output
         The output activation.
     dropout : tuple of float
-        One rate per hidden layer, of its activations.
+        The dropout rate of each hidden layer's activations.
     """
 
     layer_sizes: tuple[int, ...]
@@ -52,9 +52,9 @@ class Structure:
         return any(self.dropout)
 
     def unflatten(self, xp: Namespace, flat: Array) -> tuple[list[Array], list[Array]]:
-        """Return per-layer weights and biases out of the flat vector.
+        """Split the flat vector into per-layer weights and biases.
 
-        They are views of ``flat`` where the library's slices are views and ``flat`` is contiguous.
+        They are views of ``flat`` if the library's slices are views and ``flat`` is contiguous.
 
         Parameters
         ----------
@@ -79,7 +79,7 @@ class Structure:
         return weights, biases
 
     def flatten(self, xp: Namespace, weights: Sequence[Array], biases: Sequence[Array]) -> Array:
-        """Return the flat vector (..., n_parameters) of per-layer weights and biases."""
+        """Join per-layer weights and biases into the flat vector (..., n_parameters)."""
         parts = []
         for W, b in zip(weights, biases, strict=True):
             parts += [xp.reshape(W, (*W.shape[:-2], W.shape[-2] * W.shape[-1])), b]

@@ -1,4 +1,4 @@
-"""What the annotations of ``core`` mean; no static type spans the array libraries."""
+"""Names for annotations; no static type spans the array libraries, so these say what is meant."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ Array: TypeAlias = Any
 """An array of any library that implements the Python array API standard (2024.12)."""
 
 Namespace: TypeAlias = Any
-"""The array API namespace that an array belongs to, conventionally called ``xp``."""
+"""The array API namespace of an array, conventionally called ``xp``."""

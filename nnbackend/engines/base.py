@@ -1,4 +1,4 @@
-"""What an engine is: the problem it solves, the state it is in, and what training asks of it."""
+"""The interface of engines: the problem they solve, their start, their state, their methods."""
 
 from __future__ import annotations
 
@@ -15,33 +15,32 @@ from nnbackend.data.examples import Data
 from nnbackend.device import Device
 
 if TYPE_CHECKING:
-    from nnbackend.parallel.team import Team
+    from nnbackend.parallel import Team
 
 __all__ = ["PRECISIONS", "Engine", "EngineFactory", "EngineState", "Problem", "Start"]
-
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be trained, and how: everything an engine has to know before it sees data.
+    """A training problem: everything that an engine has to know before it gets data.
 
     Attributes
     ----------
     objective : Objective
-        What is minimized.
+        The function to minimize.
     optimizer : Optimizer
-        How a gradient changes the parameters.
+        The rule by which a gradient changes the parameters.
     batch_size : int
-        Examples per step; the last step of an epoch takes what is left.
+        Examples per step; the last step of an epoch takes the remaining ones.
     clip_value, clip_norm : float or None
         Bounds on every element of the gradient, and on its norm over all parameters.
     precision : {"float32", "tf32", "bfloat16"}
-        Of the products of float32 arrays.
+        The precision of products of float32 arrays.
     loss_by_rows : bool
-        Whether an epoch's mean objective counts each step by its rows, not by the sum of their
-        weights. A step whose weights are all zero is not counted either way.
+        Whether an epoch's mean objective weights each step by its rows, not by the sum of their
+        weights. A step whose weights are all zero does not count in either case.
     """
 
     objective: Objective
@@ -55,20 +54,20 @@ class Problem:
 
 @dataclass(frozen=True)
 class Start:
-    """What an engine is made of.
+    """The arguments from which every engine is made.
 
     Attributes
     ----------
     problem : Problem
-        What is to be trained, and how.
+        The training problem.
     device : Device
-        Where all arrays live.
+        The device of all arrays.
     parameters : array (n_parameters,)
-        Where training starts.
+        The initial parameters.
     data : Data
-        The training examples, or some in the form of those that ``run`` will be given.
+        The training examples, or some with the same form as those that ``run`` will get.
     dropout : numpy.random.Generator
-        Draws the dropout masks, on the host.
+        The generator of the dropout masks, on the host.
     team : Team or None
         The processes that share every step.
     """
@@ -82,15 +81,15 @@ class Start:
 
 
 class Engine(Protocol):
-    """What training asks of an engine."""
+    """The methods that training needs of an engine."""
 
     @property
     def max_epochs_per_call(self) -> int:
-        """How many epochs ``run`` may be asked for at once."""
+        """The largest number of epochs of one call of ``run``."""
 
     @property
     def runs_parts(self) -> bool:
-        """Whether ``run`` takes parts of an epoch, and other examples than its own."""
+        """Whether ``run`` takes parts of an epoch, and examples other than ``Start.data``."""
 
     @property
     def parameters(self) -> Array:
@@ -98,10 +97,10 @@ class Engine(Protocol):
 
     @property
     def state(self) -> EngineState:
-        """Where training stands."""
+        """The state between two steps."""
 
     def set_state(self, state: EngineState) -> None:
-        """Let training go on from there; before the first step."""
+        """Continue from a state; call this before the first step."""
 
     def run(
         self,
@@ -111,65 +110,65 @@ class Engine(Protocol):
         *,
         ends: bool = True,
     ) -> tuple[Array, Array]:
-        """Run whole epochs, or a part of one, until an epoch ends in a NaN or infinity.
+        """Run whole epochs, or a part of one; stop after an epoch with a NaN or infinity.
 
-        However an epoch is cut into parts, its steps give the same bits. After an interrupt,
-        ``parameters`` are those of some completed step.
+        An epoch gives the same bits however it is cut into parts. After an interrupt,
+        ``parameters`` are those after some completed step.
 
         Parameters
         ----------
         data : Data
-            Examples: those that the engine was made with, or others in their form.
+            The examples that the engine was made with, or others with the same form.
         orders : sequence of NumPy arrays (n,) of int, optional
-            For each epoch the rows of ``data`` to take, a batch after the other; None: all, as
-            they are.
+            For each epoch the rows of ``data`` to take, one batch after another; None takes all
+            rows in their order.
         rates : sequence of sequences of float
             For each epoch the learning rates of its steps. With one step, all rows are one batch.
         ends : bool, default True
-            Whether an epoch ends with its last step. If not, the losses of its steps are kept for
+            Whether the epoch ends with its last step. If not, the losses of its steps are kept for
             the call that ends it.
 
         Returns
         -------
         losses : array (n,)
-            The mean objective of each epoch that ended, the bad one included.
+            The mean objective of each epoch that ended, including one that is not finite.
         is_finite : array () of bool
             Whether all losses and parameters were finite. With one epoch, nothing is read back
             from the device.
         """
 
     def restore_finite(self) -> None:
-        """Go back to the parameters that the last good epoch ended with."""
+        """Restore the parameters after the last epoch without a NaN or infinity."""
 
     def snapshot(self) -> Any:
-        """Return the current parameters as something that later steps do not change."""
+        """Return the current parameters in a form that later steps do not change."""
 
     def restore(self, snapshot: Any) -> None:
-        """Go back to the parameters of a snapshot."""
+        """Restore the parameters of a snapshot."""
 
     def data_loss(self, data: Data) -> Array:
-        """Return the loss of the current parameters on ``data`` without penalties, 0-d."""
+        """Return the loss of the current parameters on ``data`` without penalties, as 0-d array."""
 
 
 EngineFactory = Callable[[Start], Engine]
 
 
 class EngineState(NamedTuple):
-    """Where an engine stands between two steps; arrays that later steps do not change.
+    """The state of an engine between two steps, in arrays that later steps do not change.
 
     Attributes
     ----------
     parameters : array (n_parameters,)
         The current flat parameter vector.
     finite : array (n_parameters,)
-        The one that the last epoch without NaN and infinity ended with.
+        The parameters after the last epoch without a NaN or infinity.
     optimizer : OptimizerState
-        Where the optimizer stands.
+        The state of the optimizer.
     totals : tuple of float or None
-        Of the epoch's steps so far, the sum of the losses, each weighted by its examples, and the
+        For the epoch's steps so far, the sum of the losses, each weighted by its examples, and the
         sum of these weights; None between two epochs.
     dropout : dict or None
-        The state of the generator that draws the dropout masks; None where a GPU keeps it.
+        The state of the generator of the dropout masks; None if a GPU keeps it.
     """
 
     parameters: Array

@@ -1,4 +1,4 @@
-"""Which engine runs a training."""
+"""Choose the engine of a training by its name, device and length."""
 
 from __future__ import annotations
 
@@ -50,7 +50,6 @@ ENGINES: dict[str, Callable[[Device], EngineFactory]] = {
     "reference": _reference,
 }
 
-
 # Compiling a kind of network takes some seconds; a training shorter than that is not worth it.
 COMPILATION_SECONDS = 3.0
 
@@ -58,15 +57,15 @@ COMPILATION_SECONDS = 3.0
 def default_engine(device: Device, reference_seconds: float = math.inf) -> str:
     """Return the name of the engine that ``"auto"`` stands for.
 
-    Nothing but the device and the length of the training decides, so that a training repeated
-    gives the same bits.
+    The choice depends only on the device and the length of the training, so that a repeated
+    training gives the same bits.
 
     Parameters
     ----------
     device : Device
-        Where the network is.
+        The device of the network.
     reference_seconds : float
-        What the training would take on the reference engine, roughly.
+        An estimate of how long the training would take on the reference engine.
     """
     if device.kind != "cpu" or reference_seconds < COMPILATION_SECONDS:
         return "reference"
@@ -81,7 +80,7 @@ def default_engine(device: Device, reference_seconds: float = math.inf) -> str:
 
 
 def reference_seconds(problem: Problem, n_samples: int, epochs: int) -> float:
-    """Return what a training takes on the reference engine, roughly, on two cores of 2021."""
+    """Estimate the seconds of a training on the reference engine, on two cores of 2021."""
     shapes = problem.objective.structure.weight_shapes
     flops_per_sample = 6 * sum(n_in * n_out for n_in, n_out in shapes)
     n_steps = -(-n_samples // problem.batch_size)
@@ -90,7 +89,7 @@ def reference_seconds(problem: Problem, n_samples: int, epochs: int) -> float:
 
 @cache
 def _missing_packages() -> str:
-    """Return what the CPU engine needs and is not installed."""
+    """Return the names of the packages that the CPU engine needs and that are not installed."""
     names = ("numba", "scipy")
     return " and ".join(name for name in names if importlib.util.find_spec(name) is None)
 
@@ -98,12 +97,12 @@ def _missing_packages() -> str:
 def get_engine(
     engine: str, precision: str, device: Device, reference_seconds: float = math.inf
 ) -> EngineFactory:
-    """Return what makes the engine of a name; of ``"auto"``, what ``default_engine`` says.
+    """Return the factory of the named engine; ``default_engine`` resolves ``"auto"``.
 
     Raises
     ------
     InputError
-        For an unknown name, or a device or precision that the engine is not for.
+        If the name is unknown, or the engine does not support the device or the precision.
     MissingDependencyError
         If a named engine needs a package that is not installed.
     """

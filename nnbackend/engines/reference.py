@@ -1,4 +1,4 @@
-"""The reference engine: the core as it stands, on any array API namespace."""
+"""The reference engine, which calls the formulas of ``core`` on any array API namespace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nnbackend.core.propagation import DEVICE_ELEMENTS
 from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, dropout_mask
 from nnbackend.core.types import Array
 from nnbackend.engines.base import EngineState
-from nnbackend.parallel.team import Share
+from nnbackend.parallel import Share
 
 if TYPE_CHECKING:
     from nnbackend.data.examples import Data
@@ -23,12 +23,12 @@ __all__ = ["ReferenceEngine", "data_loss"]
 
 
 class ReferenceEngine:
-    """One step after the other, each a chain of pure functions; what other engines are held to.
+    """Runs one step after another by pure functions; the tests compare other engines with it.
 
     Parameters
     ----------
     start : Start
-        What is to be trained, and from where.
+        The problem, its data, and the initial parameters.
     """
 
     max_epochs_per_call = 1
@@ -41,7 +41,7 @@ class ReferenceEngine:
         self._parameters = self._finite = self._xp.asarray(start.parameters, copy=True)
         self._state = start.problem.optimizer.init(self._xp, self._parameters)
         self._step = 0
-        # None between two epochs.
+        # The sums over an epoch's steps so far; None between two epochs.
         self._totals: tuple[Any, Any] | None = None
 
     @property
@@ -51,7 +51,7 @@ class ReferenceEngine:
 
     @property
     def state(self) -> EngineState:
-        """Where training stands."""
+        """The state between two steps."""
         optimizer = OptimizerState(self._step, self._state)
         totals = None
         if self._totals is not None:
@@ -60,10 +60,10 @@ class ReferenceEngine:
         return EngineState(self._parameters, self._finite, optimizer, totals, dropout)
 
     def set_state(self, state: EngineState) -> None:
-        """Let training go on from there; before the first step."""
+        """Continue from a state; call this before the first step."""
         self._parameters, self._finite = state.parameters, state.finite
         self._step, self._state = state.optimizer
-        # Added to an array, a float is rounded to its dtype, which these had.
+        # Floats are exact here: adding an array rounds them to its dtype, which they had before.
         self._totals = state.totals
         if state.dropout is not None:
             self._dropout_rng.bit_generator.state = state.dropout
@@ -80,7 +80,7 @@ class ReferenceEngine:
         losses: list[Array] = []
         finite: Array = self._xp.asarray(True)
         for epoch, epoch_rates in enumerate(rates):
-            # With one epoch nothing is read back from the device here.
+            # With one epoch, do not read from the device here.
             if losses and not bool(finite):
                 break
             self._run_steps(data, None if orders is None else orders[epoch], epoch_rates)
@@ -91,14 +91,14 @@ class ReferenceEngine:
         return self._xp.concat(losses) if losses else none, finite
 
     def _run_steps(self, data: Data, order: Any, rates: Sequence[float]) -> None:
-        """Run some steps of an epoch; their losses add up until ``_end_epoch``."""
+        """Run some steps of an epoch, and add their losses to the totals."""
         if self._totals is None:
             self._finite = self._parameters
             self._totals = (0.0, 0.0)
         weighted_loss, total_weight = self._totals
         n_samples = data.n_samples if order is None else len(order)
         size = n_samples if len(rates) == 1 else self._problem.batch_size
-        # A diverging loss is reported by whoever reads it, not warned of here.
+        # Do not warn here: the training reports a loss that diverges.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for batch, rate in zip(self._batches(data, order, size), rates, strict=True):
                 loss, count = self._take_step(*batch, rate)
@@ -107,7 +107,7 @@ class ReferenceEngine:
         self._totals = weighted_loss, total_weight
 
     def _end_epoch(self) -> tuple[Array, Array]:
-        """End an epoch: return its mean loss (1,), and whether all is finite."""
+        """End an epoch; return its mean loss (1,), and whether all is finite."""
         xp = self._xp
         weighted_loss, total_weight = self._totals or (0.0, 0.0)
         self._totals = None
@@ -116,26 +116,26 @@ class ReferenceEngine:
         return loss, xp.all(xp.isfinite(self._parameters)) & xp.isfinite(loss[0])
 
     def restore_finite(self) -> None:
-        """Go back to the parameters that the last epoch without NaN and infinity ended with."""
+        """Restore the parameters after the last epoch without a NaN or infinity."""
         self._parameters = self._finite
 
     def snapshot(self) -> Any:
-        """Return the current parameters; steps make new arrays, so this one stays as it is."""
+        """Return the current parameters; steps make new arrays, so this one does not change."""
         return self._parameters
 
     def restore(self, snapshot: Any) -> None:
-        """Go back to the parameters of a snapshot."""
+        """Restore the parameters of a snapshot."""
         self._parameters = snapshot
 
     def data_loss(self, data: Data) -> Array:
-        """Return the loss of the current parameters on ``data`` without penalties, 0-d."""
+        """Return the loss of the current parameters on ``data`` without penalties, as 0-d array."""
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             return data_loss(self._problem, self._device, self._parameters, data)
 
     def _batches(
         self, data: Data, order: Any, size: int
     ) -> Iterator[tuple[Array, Array, Array | None, Share]]:
-        """Yield this process's examples of each step, and which rows of how many they are."""
+        """Yield this process's examples of each step, and its share of the rows."""
         n_samples = data.n_samples if order is None else len(order)
         on_device = None if order is None else self._device.place(order)
         for start in range(0, n_samples, size):
@@ -147,7 +147,7 @@ class ReferenceEngine:
     def _batch(
         self, data: Data, rows: slice, order: Any, on_device: Array | None
     ) -> tuple[Array, Array, Array | None]:
-        """Return examples; the order is there for the host and for the device."""
+        """Return the examples of some rows, given the order on the host and on the device."""
         xp = self._xp
 
         def take(x: Array | None) -> Array | None:
@@ -163,7 +163,7 @@ class ReferenceEngine:
     def _take_step(
         self, X: Array, y: Array, weight: Array | None, part: Share, rate: float
     ) -> tuple[Array, Array]:
-        """Update on a part of a batch; return the whole batch's objective, and what it counts."""
+        """Update on a part of a batch; return the whole batch's objective and its weight."""
         xp, problem = self._xp, self._problem
         masks = self._draw_masks(part)
         loss, gradient = problem.objective.data_value_and_gradient(
@@ -188,7 +188,7 @@ class ReferenceEngine:
         return loss, share
 
     def _draw_masks(self, part: Share) -> list[Array | None] | None:
-        """Draw the masks of a batch, the same in every process, and return those of the part."""
+        """Draw the masks of a batch, the same in every process; return those of this part."""
         structure = self._problem.objective.structure
         if not structure.has_dropout:
             return None
@@ -204,7 +204,7 @@ class ReferenceEngine:
 
 
 def data_loss(problem: Problem, device: Device, parameters: Array, data: Data) -> Array:
-    """Return the loss on ``data`` without penalties, 0-d, a block of rows at a time if need be."""
+    """Return the loss on ``data`` without penalties as 0-d array, by blocks of rows if need be."""
     objective, xp = problem.objective, device.xp
     widest = max(objective.structure.layer_sizes)
     size = problem.batch_size if data.streams else max(256, DEVICE_ELEMENTS // widest)

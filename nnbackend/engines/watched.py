@@ -1,8 +1,9 @@
-"""Training on through a change of a formula that an engine has recorded.
+"""Switch to the reference engine when a formula changes that an engine has recorded.
 
 A user's activation, loss or optimizer may read more than its arguments: a slope from a global, a
-quantile from an attribute. An engine records the formula, and with it the value, when training
-begins; a callback may change that. The reference engine calls the formula at every step.
+quantile from an attribute. An engine records the formula, including that value, when training
+begins; later a callback may change the value. The reference engine calls the formula at every step,
+so it follows the change.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ _LOGGER = logging.getLogger("nnbackend")
 
 @cache
 def watched(make_engine: EngineFactory) -> EngineFactory:
-    """Return what makes an engine that gives way to the reference engine if a formula changes."""
+    """Return a factory of engines that switch to the reference engine if a formula changes."""
 
     def make(start: Start) -> Engine:
         recorded = _fingerprint(start)
         if recorded != _fingerprint(start):
             _LOGGER.warning(
-                "nnbackend: a formula of this network is another one each time it is called: "
-                "training runs on the slower reference engine"
+                "nnbackend: a formula of this network changes each time it is called: training "
+                "runs on the slower reference engine"
             )
             return ReferenceEngine(start)
         engine = make_engine(start)
@@ -48,26 +49,26 @@ def watched(make_engine: EngineFactory) -> EngineFactory:
 
 
 def _fingerprint(start: Start) -> tuple[Any, ...]:
-    """Return what the user's formulas are now; nothing where all of them are built in."""
+    """Return the fingerprint of the user's formulas, which is empty without any."""
     problem = start.problem
     labels = is_label_target(problem.objective, start.data.y.ndim)
     return fingerprint(problem, str(start.parameters.dtype), labels=labels)
 
 
 class _Watched:
-    """An engine and, from the first change of a recorded formula on, the reference engine."""
+    """An engine, replaced by the reference engine at the first change of a recorded formula."""
 
     def __init__(self, engine: Engine, recorded: tuple[Any, ...], start: Start) -> None:
         self._engine, self._recorded, self._start = engine, recorded, start
 
     def _follow(self) -> Engine:
-        """Return the engine whose formulas are those of now."""
+        """Return the engine with the current formulas."""
         if isinstance(self._engine, ReferenceEngine):
             return self._engine
         if _fingerprint(self._start) != self._recorded:
             _LOGGER.warning(
                 "nnbackend: a formula has changed during the training (a number that it reads): "
-                "training goes on on the slower reference engine"
+                "training continues on the slower reference engine"
             )
             state = self._engine.state
             self._engine = ReferenceEngine(replace(self._start, parameters=state.parameters))
@@ -76,7 +77,7 @@ class _Watched:
 
     @property
     def max_epochs_per_call(self) -> int:
-        """How many epochs ``run`` may be asked for at once."""
+        """The largest number of epochs of one call of ``run``."""
         return self._engine.max_epochs_per_call
 
     @property
@@ -91,11 +92,11 @@ class _Watched:
 
     @property
     def state(self) -> EngineState:
-        """Where training stands."""
+        """The state between two steps."""
         return self._engine.state
 
     def set_state(self, state: EngineState) -> None:
-        """Let training go on from there; before the first step."""
+        """Continue from a state; call this before the first step."""
         self._engine.set_state(state)
 
     def run(
@@ -110,7 +111,7 @@ class _Watched:
         return self._follow().run(data, orders, rates, ends=ends)
 
     def restore_finite(self) -> None:
-        """Go back to the parameters that the last epoch without NaN and infinity ended with."""
+        """Restore the parameters after the last epoch without a NaN or infinity."""
         self._engine.restore_finite()
 
     def snapshot(self) -> Any:
@@ -118,9 +119,9 @@ class _Watched:
         return self._engine.snapshot()
 
     def restore(self, snapshot: Any) -> None:
-        """Go back to the parameters of a snapshot."""
+        """Restore the parameters of a snapshot."""
         self._engine.restore(snapshot)
 
     def data_loss(self, data: Data) -> Array:
-        """Return the loss of the current parameters on ``data`` without penalties, 0-d."""
+        """Return the loss of the current parameters on ``data`` without penalties, as 0-d array."""
         return self._follow().data_loss(data)

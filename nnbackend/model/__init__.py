@@ -1,1 +1,1 @@
-"""Network: structure, parameters, prediction."""
+"""The network: structure, parameters and prediction. Begin with ``network.py``."""

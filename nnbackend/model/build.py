@@ -1,4 +1,4 @@
-"""What ``Network`` is built from: arguments checked, a structure, and initial parameters."""
+"""Build the parts of a ``Network``: check its arguments, make structure and parameters."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ from nnbackend.core.types import Array
 from nnbackend.errors import InputError
 from nnbackend.floating_point import own_errors
 
-__all__ = ["R", "generator", "initial_parameters", "make_structure"]
+__all__ = ["generator", "initial_parameters", "make_structure"]
 
-
-# Eight bytes each.
+# At eight bytes each, more parameters cannot be addressed.
 _MOST_PARAMETERS = 2**59
-
-
-R = TypeVar("R")
+_R = TypeVar("_R")
 
 
 def generator(seed: Any) -> np.random.Generator:
+    """Return the random generator that ``seed`` is, or that it seeds."""
     if isinstance(seed, np.random.Generator):
         return seed
     if seed is not None:
@@ -34,6 +32,7 @@ def generator(seed: Any) -> np.random.Generator:
 
 
 def make_structure(layer_sizes: Any, hidden: Any, output_name: Any, dropout: Any) -> Structure:
+    """Return the structure that the checked arguments of ``Network`` describe."""
     given = _sequence(layer_sizes)
     if given is None or len(given) < 2:
         raise InputError(
@@ -64,9 +63,9 @@ def _sequence(value: Any) -> list[Any] | None:
 
 
 def _per_layer(
-    argument: str, value: Any, n_hidden: int, check: Callable[[Any], R]
-) -> tuple[R, ...]:
-    """Return one checked entry per hidden layer, from as many or from one for all."""
+    argument: str, value: Any, n_hidden: int, check: Callable[[Any], _R]
+) -> tuple[_R, ...]:
+    """Return one checked entry per hidden layer, given one for each or a single one for all."""
     entries = _sequence(value)
     if entries is None:
         if isinstance(value, np.ndarray) and value.ndim == 0:
@@ -84,6 +83,7 @@ def _per_layer(
 def initial_parameters(
     structure: Structure, initializer: str | None, rng: np.random.Generator
 ) -> Array:
+    """Return newly drawn parameters (n_parameters,) in float64, on the host."""
     if initializer is not None:
         names = [initializer] * len(structure.weight_shapes)
     else:

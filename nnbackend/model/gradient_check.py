@@ -1,4 +1,4 @@
-"""check_gradients: analytic gradients against central differences, in float64."""
+"""Compare analytic gradients with central differences, in float64."""
 
 from __future__ import annotations
 
@@ -21,38 +21,29 @@ from nnbackend.model.network import Network
 
 __all__ = ["GradientReport", "check_gradients"]
 
-
-# Rounding falls with the step, kinks within reach and truncation grow: a parameter takes the first
-# of these steps at which the objective is smooth.
+# A longer step has less rounding, but more truncation and more kinks within reach: use the first of
+# these steps at which the objective is smooth.
 STEPS = (1e-3, 1e-4, 1e-5)
 
-
-# What a difference quotient, and the difference of two one-sided ones, differ by at most between a
-# step and its half, by rounding: in units of the objective's rounding divided by the step.
+# By rounding, a difference quotient, and the difference of two one-sided ones, change by at most
+# this much between a step and its half, in units of the objective's rounding divided by the step.
 QUOTIENT_NOISE, BEND_NOISE = 8.0, 40.0
 
-
-# A kink that these let pass moves an extrapolated quotient by at most 20 such units.
+# A kink that these bounds miss moves an extrapolated quotient by at most 20 such units.
 HIDDEN_KINK, DERIVATIVE_NOISE = 20.0, 4.0
 
-
-# What rounding explains of a difference passes at this relative error.
+# A difference that rounding explains counts as this relative error at most.
 ROUNDING_ERROR = 1e-6
-
-
 EPS = float(np.finfo(np.float64).eps)
 
-
-# A stack of perturbed networks is evaluated at once; this many activations bound its memory.
+# Perturbed networks are evaluated as one stack with at most this many activations in memory.
 STACK_ELEMENTS = 4_000_000
-
-
 _Floats = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class GradientReport:
-    """How analytic gradients compare with central differences.
+    """The comparison of analytic gradients with central differences.
 
     Attributes
     ----------
@@ -60,9 +51,8 @@ class GradientReport:
         The largest of ``errors``.
     errors : dict of str to float
         For each ``weights[l]`` and ``biases[l]``: norm(analytic - numeric) divided by
-        norm(analytic) + norm(numeric). The latter is taken as at least 1e6 times what the rounding
-        of the objective makes of the former, so that the noise of a vanishing gradient does not
-        count.
+        norm(analytic) + norm(numeric). The divisor is at least 1e6 times the difference that
+        rounding of the objective causes, so that the noise of a vanishing gradient does not count.
     worst : tuple (str, float, float)
         The parameter with the largest absolute difference, its analytic and numeric derivative.
     n_compared : int
@@ -71,7 +61,7 @@ class GradientReport:
         Parameters next to a kink (of relu, an absolute value, ...), where the objective has no
         derivative to compare with.
     n_parameters : int
-        All parameters of the network; what is neither compared nor skipped was not drawn.
+        All parameters of the network, including those that were not drawn.
     """
 
     relative_error: float
@@ -106,23 +96,23 @@ def check_gradients(
 ) -> GradientReport:
     """Compare a network's gradients with central differences of its objective.
 
-    The comparison runs in float64 on the network's device, on a copy of the network. A parameter is
-    moved by 1e-3, or by 1e-4 or 1e-5 where the objective is not smooth within more. Those with a
-    kink within the last are left out: where derivatives from a step and from its half differ by
-    more than rounding, and by more than the tolerance has room for.
+    The comparison runs in float64 on the network's device, on a copy of the network. It moves each
+    parameter by 1e-3, or by 1e-4 or 1e-5 where the objective is not smooth within a longer step. It
+    skips a parameter with a kink within 1e-5: one whose derivatives from a step and from its half
+    differ by more than rounding, and by more than the tolerance allows.
 
     Parameters
     ----------
     net : Network
-        Of any dtype; it is not changed.
+        The network, of any dtype; it is not changed.
     X, y, loss, sample_weight, l1, l2
         As for ``Network.loss_and_gradients``.
     tolerance : float, default 1e-6
         The largest relative error that passes.
     max_parameters : int or None, default 1000
-        Compare at most so many parameters, drawn at random; None compares all.
+        Compare at most this many parameters, drawn at random; None compares all.
     seed : int, default 0
-        Draws them.
+        The seed of that draw.
 
     Returns
     -------
@@ -185,10 +175,10 @@ def check_gradients(
 
 
 class _Increments:
-    """What moving single parameters adds to an objective.
+    """The increments of an objective when single parameters are moved.
 
-    Increments are taken example by example and summed up then: they have the rounding of single
-    losses, whose mean falls with the number of examples, not that of the whole objective.
+    Subtract example by example and sum afterwards: the result then has the rounding of single
+    losses, which averages out over the examples, rather than that of the whole objective.
 
     Attributes
     ----------
@@ -212,10 +202,10 @@ class _Increments:
         with np.errstate(all="ignore"):
             Z, elements, derivatives, self._penalties = self._evaluate(parameters)
             self._elements = elements
-            # That of a loss, and of the logits that it is taken of.
+            # Count the rounding of each loss and of the logits that it is computed from.
             size = xp.abs(elements) + xp.abs(derivatives * Z)
             if objective.loss.output == "softmax":
-                # A logarithm of a sum whose largest term is 1.
+                # The loss has the logarithm of a sum whose largest term is 1.
                 size = size + 1.0 / Z.shape[1]
             parts = [self._share * xp.sum(size, axis=1, keepdims=True), *self._penalties]
             self.rounding = EPS * _norm([_norm(device.to_numpy(part)) for part in parts])
@@ -252,14 +242,14 @@ class _Increments:
 def _central_differences(
     increments: _Increments, chosen: _Floats, room: Callable[[_Floats], _Floats]
 ) -> tuple[_Floats, _Floats, _Floats]:
-    """Return extrapolated central differences, where the objective is smooth, and the rounding.
+    """Return extrapolated central differences, where the objective is smooth, and their rounding.
 
-    Across a kink the difference quotients of a step and of its half disagree; on a kink they agree,
-    but the one-sided quotients keep their distance when the step is halved, instead of halving it.
+    Across a kink, the difference quotients of a step and of its half disagree. On a kink they
+    agree, but the distance of the one-sided quotients stays the same when the step is halved.
     ``room`` returns by how much each derivative may be off, given which ones are compared.
     """
     numeric, rounding = np.empty(len(chosen)), np.empty(len(chosen))
-    # By how much quotients disagree, if that is more than rounding.
+    # By how much quotients disagree beyond rounding.
     excess = np.full(len(chosen), np.inf)
     smooth = np.zeros(len(chosen), bool)
     all_room = room(~smooth)
@@ -282,14 +272,14 @@ def _central_differences(
                 np.where(bends > BEND_NOISE * unit, bends, 0.0),
             )
             smooth[left] = (excess[left] <= all_room[left]) & np.isfinite(numeric[left])
-    # What is left out takes its share of the room along.
+    # Skipping a parameter takes its share of the room away, so check the others again.
     while (crowded := smooth & (excess > room(smooth))).any():
         smooth = smooth & ~crowded
     return numeric, smooth, rounding
 
 
 def _arrays(net: Network, chosen: _Floats) -> dict[str, tuple[int, _Floats]]:
-    """Return where each array of parameters begins, and which of the chosen ones are in it."""
+    """Return, for each array of parameters, its start and the chosen parameters in it."""
     arrays: dict[str, tuple[int, _Floats]] = {}
     start = 0
     for layer, (n_in, n_out) in enumerate(net.structure.weight_shapes):
@@ -302,9 +292,10 @@ def _arrays(net: Network, chosen: _Floats) -> dict[str, tuple[int, _Floats]]:
 def _room(
     arrays: dict[str, tuple[int, _Floats]], analytic: _Floats, compared: _Floats, tolerance: float
 ) -> _Floats:
-    """Return by how much each derivative may be off, so that all of them stay well within.
+    """Return by how much each derivative may be off while the check still passes.
 
-    The norm of an array's errors is compared with the tolerance times twice its own.
+    The check compares the norm of an array's errors with the tolerance times twice the norm of its
+    gradient.
     """
     room = np.zeros(len(analytic))
     for _, inside in arrays.values():
@@ -315,7 +306,7 @@ def _room(
 
 
 def _norm(x: Any) -> float:
-    """Return the Euclidean norm of some numbers, whose squares may overflow."""
+    """Return the Euclidean norm of numbers whose squares may overflow."""
     largest = float(np.max(np.abs(x), initial=0.0))
     if not 0.0 < largest < np.inf:
         return largest

@@ -1,14 +1,12 @@
-"""Network: a structure, one flat parameter vector, and the per-layer views of it."""
+"""Network: a structure, one flat parameter vector, and per-layer views of it."""
 
 from __future__ import annotations
 
-import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -33,7 +31,8 @@ from nnbackend.data.validation import (
 from nnbackend.device import Device, get_device
 from nnbackend.errors import DeviceError, InputError
 from nnbackend.floating_point import own_errors
-from nnbackend.model.build import R, generator, initial_parameters, make_structure
+from nnbackend.model.build import generator, initial_parameters, make_structure
+from nnbackend.model.parameters import ParameterVector
 
 if TYPE_CHECKING:
     from nnbackend.model.summary import Summary
@@ -41,27 +40,16 @@ if TYPE_CHECKING:
 __all__ = ["Gradients", "Network"]
 
 
-# Held while a training writes parameters, so that no process is forked in the midst of that.
-_WRITING = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_WRITING.acquire,
-        after_in_parent=_WRITING.release,
-        after_in_child=_WRITING.release,
-    )
-
-
 P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _on_device(
     method: Callable[Concatenate[Network, P], R],
 ) -> Callable[Concatenate[Network, P], R]:
-    """Make a method a door: its arrays are made on the network's device, whichever GPU is current.
+    """Run a method on the network's device, whichever GPU is current, in our own error state.
 
-    NumPy's error state there is ours; see ``own_errors``.
+    See ``own_errors`` for the latter.
     """
 
     @own_errors
@@ -91,22 +79,22 @@ class Network:
         ``identity``, ``sigmoid`` (or ``logistic``), ``tanh``, ``relu``, ``leaky_relu``, ``elu``,
         ``softplus``, ``silu``, ``gelu`` (in its tanh form), or one that was registered.
     output : {"sigmoid", "softmax", "identity", "exp"}, default "sigmoid"
-        The output activation: for binary or multilabel, multiclass, real-valued, and count targets.
+        The output activation, for binary or multilabel, multiclass, real, and count targets.
     initializer : str, optional
         ``zeros``, ``normal`` (standard deviation 0.01), ``glorot_``, ``he_`` or ``lecun_`` followed
-        by ``normal`` or ``uniform``, or ``orthogonal``. By default each hidden layer takes the one
-        that suits its activation (He's for the ReLU family, Glorot's else), the output layer
-        Glorot's. Biases start at zero.
+        by ``normal`` or ``uniform``, or ``orthogonal``. By default, hidden layers of the ReLU
+        family use He's, all other layers Glorot's. Biases start at zero.
     dropout : float or one per hidden layer, default 0.0
         The probability in [0, 1) with which training drops a unit of a hidden layer.
     dtype : {"float32", "float64"}, default "float32"
-        The dtype of parameters and results. Where float32 is too coarse for a standardized target,
-        predictions of it are float64: see ``standardize``.
+        The dtype of parameters and results. If float32 is too coarse for a standardized target,
+        predictions are float64; see ``standardize``.
     device : str, default "cpu"
-        Where parameters live and everything is computed: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or
-        ``"auto"`` for the first GPU if there is one.
+        The device of the parameters and of all computation: ``"cpu"``, ``"cuda"``, ``"cuda:N"``,
+        or ``"auto"`` for the first GPU if there is one.
     seed : int, numpy.random.Generator or None, default 0
-        Draws the initial weights, on the host: equal on every device. None is a new draw each time.
+        The seed of the initial weights, which are drawn on the host and so are equal on every
+        device. None draws new weights each time.
 
     Attributes
     ----------
@@ -119,18 +107,18 @@ class Network:
     target_standardization : Standardization or None
         Undone on every prediction; set by ``standardize``.
     feature_names, class_names : tuple of str or None
-        Names of the columns of X and of the classes; saved with the network. The former are taken
-        from a data frame that the network is standardized or trained with, if they are strings, all
-        different. A frame given later is then read by name: its columns may be in any order, others
-        are ignored, and one that is missing is an error. Arrays go by position, and so does a frame
-        that is given to a network without names.
+        Names of the columns of X and of the classes; saved with the network. ``standardize`` and
+        ``train`` set ``feature_names`` from a data frame whose column names are strings, all
+        different. A later frame is then read by name: its columns may be in any order, further ones
+        are ignored, and a missing one is an error. Arrays go by position, and so does a frame that
+        is given to a network without names.
 
     Raises
     ------
     InputError
-        If an argument is not as said.
+        If an argument is invalid.
     DeviceError
-        If the device is not there.
+        If the device does not exist.
 
     Examples
     --------
@@ -162,15 +150,14 @@ class Network:
 
     @own_errors
     def _build(self, structure: Structure, parameters: Array, dtype: str, device: Device) -> None:
-        """Set every attribute; the parameters are copied."""
+        """Set every attribute, copying the parameters."""
         self._structure = structure
         self._device = device
         self._dtype = dtype
-        self._parameters = device.place(parameters, DTYPES[dtype], copy=True)
+        flat = device.place(parameters, DTYPES[dtype], copy=True)
+        self._parameters = ParameterVector(device.xp, flat)
         self._trainer = threading.Lock()
-        # Odd while the parameters are being written.
-        self._n_writes = 0
-        self._weights, self._biases = structure.unflatten(device.xp, self._parameters)
+        self._weights, self._biases = structure.unflatten(device.xp, flat)
         self.standardization: Standardization | None = None
         self.target_standardization: Standardization | None = None
         self.feature_names: tuple[str, ...] | None = None
@@ -180,7 +167,7 @@ class Network:
     def from_structure(
         cls, structure: Structure, parameters: Array, *, dtype: str, device: str | Device
     ) -> Network:
-        """Return a network around a copy of the flat ``parameters``, drawing nothing."""
+        """Return a network with a copy of the flat ``parameters``, without drawing any."""
         net = cls.__new__(cls)
         net._build(structure, parameters, dtype_name(dtype), get_device(device))  # noqa: SLF001
         return net
@@ -228,7 +215,7 @@ class Network:
     @property
     def parameters(self) -> Array:
         """All weights and biases in one vector (n_parameters,), on the network's device."""
-        return self._parameters
+        return self._parameters.array
 
     @property
     def weights(self) -> list[Array]:
@@ -261,7 +248,7 @@ class Network:
         Returns
         -------
         Summary
-            Made for ``print``, for rich's, and for notebooks.
+            Shown as a table by ``print``, by rich, and in notebooks.
 
         Examples
         --------
@@ -283,7 +270,7 @@ class Network:
 
     @_on_device
     def set_parameters(self, weights: Sequence[Any], biases: Sequence[Any]) -> None:
-        """Copy given weights and biases into the network.
+        """Copy weights and biases into the network.
 
         Parameters
         ----------
@@ -295,7 +282,7 @@ class Network:
         Raises
         ------
         InputError
-            If a number, shape or value is not as expected; nothing is changed then.
+            If a number, shape or value is invalid; the network is unchanged then.
         """
         checked: list[list[Array]] = []
         for name, given, own in (
@@ -314,21 +301,21 @@ class Network:
                         f"{label}: expected shape {tuple(mine.shape)}, got {tuple(array.shape)}"
                     )
                 checked[-1].append(place(label, array, self._device, DTYPES[self._dtype]))
-        self._parameters[...] = self._structure.flatten(self._device.xp, *checked)
+        self.parameters[...] = self._structure.flatten(self._device.xp, *checked)
         self._device.synchronize()  # before another library's stream reuses the memory
 
     def to(self, device: str | Device) -> Network:
-        """Return this network on another device; the network itself if it is there already."""
+        """Return a copy of the network on a device, or the network itself if it is there."""
         target = get_device(device)
         return self if target == self._device else self._copy(self._dtype, target)
 
     def astype(self, dtype: str) -> Network:
-        """Return this network in another dtype; the network itself if it is of it already."""
+        """Return a copy of the network in a dtype, or the network itself if it has that dtype."""
         name = dtype_name(dtype)
         return self if name == self._dtype else self._copy(name, self._device)
 
     def copy(self) -> Network:
-        """Return a network with parameters of its own, equal to this one's."""
+        """Return an equal network with its own parameters."""
         return self._copy(self._dtype, self._device)
 
     @own_errors
@@ -336,7 +323,7 @@ class Network:
         def move(x: Array) -> Array:
             return x if device == self._device else device.place(self._device.to_numpy(x))
 
-        moved = self._of_parameters(
+        moved = self._parameters.read(
             lambda parameters: move(self._device.xp.asarray(parameters, copy=True))
         )
         if dtype != self._dtype:
@@ -350,7 +337,7 @@ class Network:
         return net
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state with every array as NumPy, so that any machine can restore it."""
+        """Return the state with NumPy arrays, so that any machine can restore it."""
         host = self._copy(self._dtype, get_device("cpu"))
         return {
             "structure": host.structure,
@@ -364,7 +351,7 @@ class Network:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore on the device the state came from, or, where that is missing, on the CPU."""
+        """Restore the network on its former device, or on the CPU if that device is missing."""
         try:
             device = get_device(state["device"])
         except DeviceError:
@@ -377,29 +364,28 @@ class Network:
 
     @_on_device
     def standardize(self, X: Any, y: Any = None) -> Network:
-        """Make standardization part of the network, with the mean and deviation of given data.
+        """Make standardization with the mean and deviation of data part of the network.
 
-        From now on every input is (X - mean) / scale before the first layer, in training and in
-        prediction. With ``y`` (identity output only) the network learns (y - mean) / scale, losses
-        are in those units, and predictions come back in the units of ``y``. Call it with the
-        training data, before training.
+        Call it with the training data, before training. From then on, training and prediction
+        replace every input by (X - mean) / scale. With ``y`` (identity output only), the network
+        learns (y - mean) / scale; losses are in those units, and predictions in the units of ``y``.
 
-        Standardization is computed in float64, so pass numbers with a large offset, such as times,
-        in float64 or integers: float32 has no digits left for what varies. (Integers beyond 2**53
-        are rounded to float64.) The scale of a column whose numbers are all equal is 1.
+        Standardization runs in float64. Pass columns with a large offset, such as times, in float64
+        or as integers, since float32 has too few digits for them. (Integers beyond 2**53 are
+        rounded to float64.) The scale of a column whose numbers are all equal is 1.
 
-        Predictions are in the network's dtype. A float32 network returns float64 where float32
-        steps at the mean of a target, 1.2e-7 |mean|, exceed 1e-4 of its scale (a mean more than 839
-        scales from 0), or where it has no numbers as large or as small as the target's.
+        Predictions have the network's dtype. A float32 network returns float64 if the spacing of
+        float32 numbers at the mean of a target, 1.2e-7 |mean|, exceeds 1e-4 of its scale (a mean
+        more than 839 scales from 0), or if float32 has no numbers as large or small as the target.
 
         Parameters
         ----------
         X : array-like (n_samples, n_features) or Source
-            The data whose column means and standard deviations are taken. A source of
-            ``nb.sources``, and a memory-mapped, Zarr or h5py array larger than 2**28 bytes, is
+            The data whose column means and standard deviations are used. A source of
+            ``nb.sources``, or a memory-mapped, Zarr or h5py array larger than 2**28 bytes, is
             read once, a buffer at a time.
         y : array-like (n_samples,) or (n_samples, n_outputs), optional
-            Real-valued targets. With a source: the same source again, for the targets it has.
+            Real-valued targets. With a source, pass the same source again to use its targets.
 
         Returns
         -------
@@ -438,7 +424,7 @@ class Network:
 
     @property
     def preparation(self) -> Preparation:
-        """What the network asks of its data, as it stands."""
+        """The checks and conversions that the network now needs for its data."""
         return Preparation(
             self._structure.layer_sizes[0],
             self._structure.layer_sizes[-1],
@@ -451,20 +437,20 @@ class Network:
         )
 
     def _follow(self, result: Array, given: Given) -> Array:
-        """Return a result where its input lives, in the input's library."""
+        """Return a result on the device and in the library of the input."""
         on_host = given.device is None or given.device.kind == "cpu"
         return given.returned(self._device.to_numpy(result) if on_host else result)
 
     @property
     def _rows_per_block(self) -> int:
-        """How many examples are predicted at once."""
+        """The number of examples to predict at once."""
         if self._device.kind != "cpu":
             return max(256, DEVICE_ELEMENTS // max(self.layer_sizes[1:]))
         return max(256, CACHED_ELEMENTS // max(self.layer_sizes[1:]))
 
     @contextmanager
     def being_trained(self) -> Iterator[None]:
-        """Keep other trainings away from the network."""
+        """Refuse other trainings of this network within the context."""
         if not self._trainer.acquire(blocking=False):
             raise InputError(
                 "net: expected a network that is not being trained, got one that another thread, "
@@ -476,26 +462,8 @@ class Network:
             self._trainer.release()
 
     def take_parameters(self, flat: Array) -> None:
-        """Copy a flat vector into the parameters, so that no prediction sees a part of it."""
-        with _WRITING:
-            self._n_writes += 1
-            try:
-                self._parameters[...] = flat
-            finally:
-                self._n_writes += 1
-
-    def _of_parameters(self, compute: Callable[[Array], R]) -> R:
-        """Return what is computed of the parameters, all of them before a write or after it."""
-        begun = self._n_writes
-        result = compute(self._parameters)
-        while begun % 2 or begun != self._n_writes:
-            # A training wrote meanwhile; a copy takes no longer than that.
-            time.sleep(0)
-            begun = self._n_writes
-            copied = self._device.xp.asarray(self._parameters, copy=True)
-            if begun % 2 == 0 and begun == self._n_writes:
-                return compute(copied)
-        return result
+        """Copy a flat vector into the parameters; predictions see either all of it or nothing."""
+        self._parameters.write(flat)
 
     def _forward(self, X: Given) -> Array:
         prepared = self.preparation.features(X)
@@ -507,7 +475,7 @@ class Network:
                 xp, self._structure, weights, biases, prepared, self._rows_per_block
             )
 
-        Z = self._of_parameters(logits)
+        Z = self._parameters.read(logits)
         A = self._structure.output.function(xp, Z)
         target = self.target_standardization
         if target is not None:
@@ -528,8 +496,8 @@ class Network:
         Returns
         -------
         array (n_samples, n_outputs)
-            Where X is and of its library; NumPy for lists and data frames. In the network's dtype,
-            or float64 for a target that float32 is too coarse for, as ``standardize`` says.
+            On the device and in the library of X; NumPy for lists and data frames. In the network's
+            dtype, or in float64 if float32 is too coarse for the target; see ``standardize``.
         """
         given = look("X", X)
         return self._follow(self._forward(given), given)
@@ -548,14 +516,14 @@ class Network:
         array (n_samples,) or (n_samples, n_outputs)
             Sigmoid: int64 0 or 1 (1 where the activation is above 0.5), (n_samples,) for one output
             and a column per label for several. Softmax: the int64 index of the most probable class,
-            (n_samples,). Identity and exp: the outputs, (n_samples,) if there is only one, in the
-            dtype that ``forward`` returns.
+            (n_samples,). Identity and exp: the outputs in the dtype that ``forward`` returns,
+            (n_samples,) if there is only one.
 
         Raises
         ------
         InputError
-            If an output is NaN, so that it tells no class: the numbers in between have overflown.
-            Values come back as they are, infinite or NaN.
+            If the output of a classifier is NaN, because numbers in between have overflowed.
+            Identity and exp outputs are returned even if they are infinite or NaN.
         """
         xp, given = self._device.xp, look("X", X)
         A = self._forward(given)
@@ -570,7 +538,7 @@ class Network:
         return self._follow(result, given)
 
     def _require_classes(self, A: Array) -> None:
-        """Raise an InputError if an output is NaN, which an argmax would take for class 0."""
+        """Raise an InputError if an output is NaN, which argmax would turn into class 0."""
         xp = self._device.xp
         bad = xp.any(xp.isnan(A), axis=1)
         if bool(xp.any(bad)):
@@ -593,8 +561,8 @@ class Network:
         Returns
         -------
         array (n_samples, n_classes)
-            Softmax: its outputs. Sigmoid with one output: the columns 1 - a and a; with several:
-            the probability of each label.
+            Softmax: the outputs. Sigmoid with one output: the columns 1 - a and a; with several
+            outputs: the probability of each label.
 
         Raises
         ------
@@ -620,7 +588,7 @@ class Network:
         *,
         penalty_per_sample: bool = False,
     ) -> Objective:
-        """Return what training this network with these options minimizes."""
+        """Return the objective that training this network with these options minimizes."""
         return Objective(
             self._structure,
             loss_function(loss, self._structure.output),
@@ -640,7 +608,7 @@ class Network:
         l1: float = 0.0,
         l2: float = 0.0,
     ) -> tuple[Array, Gradients]:
-        """Return the objective on given data and its gradients, without dropout.
+        """Return the objective on data and its gradients, without dropout.
 
         Parameters
         ----------
@@ -649,7 +617,7 @@ class Network:
         y : array-like
             Targets, as for ``train``.
         loss : str or Loss, optional
-            As for ``train``; by default what the output implies.
+            As for ``train``; by default the loss that the output implies.
         sample_weight : array-like (n_samples,), optional
             Weights >= 0 of the examples in the mean.
         l1, l2 : float, default 0.0
@@ -673,7 +641,7 @@ class Network:
         given = look("X", X)
         data = self.preparation.examples(given, y, objective.loss, sample_weight).arrays
         xp = self._device.xp
-        value, flat = self._of_parameters(
+        value, flat = self._parameters.read(
             lambda parameters: objective.value_and_gradient(xp, parameters, *data)
         )
         weights, biases = self._structure.unflatten(xp, flat)

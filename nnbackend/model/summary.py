@@ -1,4 +1,4 @@
-"""A network at a glance: a table of its layers, as text, for rich, and as HTML for notebooks."""
+"""Summarize a network as a table of its layers: as text, for rich, and as HTML for notebooks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LayerSummary", "Summary"]
 
-
 _HEADINGS = ("layer", "shape", "activation", "dropout", "parameters")
-
-
-_N_TEXTS = 3  # as many columns, from the left, are text; the others are numbers
-
-
+_N_TEXTS = 3  # the first columns are text; the others are numbers
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -48,9 +43,9 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What ``Network.summary`` returns; ``repr`` and ``str`` are a table of it.
+    """The result of ``Network.summary``, whose ``repr`` and ``str`` are a table.
 
-    rich prints it as a table of its own, and a notebook shows it as HTML.
+    rich prints it as a rich table, and a notebook shows it as HTML.
 
     Attributes
     ----------
@@ -61,7 +56,7 @@ class Summary:
     n_bytes : int
         The memory of the parameters.
     dtype, device : str
-        The network's.
+        The dtype and the device of the network.
     standardized : tuple of str
         What the network standardizes: nothing, ``"features"``, or also ``"targets"``.
     """
@@ -75,7 +70,7 @@ class Summary:
 
     @classmethod
     def of(cls, net: Network) -> Summary:
-        """Return the summary of a network as it is now."""
+        """Return the summary of a network in its current state."""
         structure = net.structure
         names = [*(f"hidden {i}" for i in range(1, len(structure.hidden) + 1)), "output"]
         rates = (*structure.dropout, 0.0)
@@ -97,7 +92,7 @@ class Summary:
 
     @property
     def _rows(self) -> list[tuple[str, ...]]:
-        """The cells of the table, the line of totals last."""
+        """Return the cells of the table, with the line of totals last."""
         rows = [
             (
                 layer.name,
@@ -129,7 +124,7 @@ class Summary:
         return "\n".join([aligned[0], rule, *aligned[1:-1], rule, aligned[-1], self._caption])
 
     def __rich__(self) -> Any:
-        """Return a table of rich, which calls this."""
+        """Return a rich table; rich calls this method."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -139,14 +134,14 @@ class Summary:
             table.add_column(heading, justify="left" if i < _N_TEXTS else "right")
         *layers, total = self._rows
         for row in layers:
-            # As Text, so that brackets in a name are no markup.
+            # Use Text, so that brackets in a name are not read as markup.
             table.add_row(*map(Text, row))
         table.add_section()
         table.add_row(*map(Text, total), style="bold")
         return Group(table, Text(self._caption))
 
     def _repr_html_(self) -> str:
-        """Return a table for notebooks."""
+        """Return an HTML table for notebooks."""
 
         def line(cells: tuple[str, ...], tag: str) -> str:
             aligned = (
@@ -166,7 +161,7 @@ class Summary:
 
 
 def _size(n_bytes: float) -> str:
-    """Return a number of bytes in the largest unit of which there is one."""
+    """Return a number of bytes in the largest unit that is not larger than it."""
     unit = 0
     while n_bytes >= 1024 and unit < len(_UNITS) - 1:
         n_bytes, unit = n_bytes / 1024, unit + 1

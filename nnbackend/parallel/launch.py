@@ -1,4 +1,4 @@
-"""How the processes of a training are found, and how they end together."""
+"""Find the processes of a training, and make sure that they end together."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from nnbackend.parallel.team import Team
 
 __all__ = ["all_or_none", "together", "world_of_launcher"]
 
-
-# What launchers tell a process about how many there are: those of MPICH and Intel MPI, and Slurm's
-# with --mpi=pmi2; that of Open MPI; that of MVAPICH2.
+# The variables in which launchers pass the number of processes: MPICH, Intel MPI and Slurm with
+# --mpi=pmi2; Open MPI; MVAPICH2.
 _SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
-
-# An error that a team has told all processes of has this attribute.
+# An error has this attribute after a team has told all processes of it.
 _TOLD = "told_to_all"
 
 
 @contextmanager
 def together(communicator: Any) -> Iterator[Team | None]:
-    """Yield the processes of a communicator; an error in one ends all. None: this one is alone."""
+    """Yield the team of a communicator, in which an error in one process ends all.
+
+    Yield None if the communicator is None: this process is alone.
+    """
     if communicator is None:
         yield None
         return
@@ -44,9 +45,9 @@ def together(communicator: Any) -> Iterator[Team | None]:
 
 @contextmanager
 def all_or_none(communicator: Any) -> Iterator[None]:
-    """End all processes by MPI's own means if one fails here and has not told the others.
+    """Abort MPI if this process fails within the context and has not told the others.
 
-    Between two teams nothing else would reach them: they would wait for ever.
+    Between two teams nothing else would reach the other processes, and they would wait for ever.
     """
     try:
         yield
@@ -61,25 +62,25 @@ def all_or_none(communicator: Any) -> Iterator[None]:
 
 
 def world_of_launcher() -> Any:
-    """Return the processes that an MPI launcher has started this one with, if it has.
+    """Return the processes that an MPI launcher started together with this one, if any.
 
-    Launchers are known by what they put into the environment: ``PMI_SIZE`` (mpiexec of MPICH and
-    Intel MPI; srun --mpi=pmi2), ``OMPI_COMM_WORLD_SIZE`` (mpirun of Open MPI),
-    ``MV2_COMM_WORLD_SIZE`` (MVAPICH2), ``PMIX_RANK`` (prterun; srun --mpi=pmix). Processes started
-    by such a process inherit that: do not call this in them.
+    A launcher is recognized by an environment variable: ``PMI_SIZE`` (mpiexec of MPICH and Intel
+    MPI; srun --mpi=pmi2), ``OMPI_COMM_WORLD_SIZE`` (mpirun of Open MPI), ``MV2_COMM_WORLD_SIZE``
+    (MVAPICH2), ``PMIX_RANK`` (prterun; srun --mpi=pmix). Do not call this function in child
+    processes, which inherit the variable.
 
     Returns
     -------
     mpi4py.MPI.Intracomm or None
-        ``mpi4py.MPI.COMM_WORLD``; None for a single process, or without a launcher, where mpi4py
-        is not imported.
+        ``mpi4py.MPI.COMM_WORLD``; None for a single process. Without a launcher, return None and do
+        not import mpi4py.
 
     Raises
     ------
     MissingDependencyError
         If there is a launcher, but no mpi4py or no MPI library.
     DistributedError
-        If the MPI library is not that of the launcher, so that each process is alone.
+        If the MPI library is not the launcher's, so that each process is alone.
 
     Examples
     --------

@@ -1,28 +1,30 @@
-"""The processes of one data-parallel training: how they sum their gradients, and end together.
+"""Team: the processes of a data-parallel training, which sum gradients and end together.
 
-Every process holds the same network and the same data, and works on its part of each batch. All
-that they tell each other goes through a ``Team``.
+Every process holds the same network and the same data, and works on its part of each batch. The
+processes exchange all messages through a ``Team``.
 
-*One process fails, all end.* Until ``allocate``, every message is an all-gather of records of one
-length; from then on, an all-reduce of one vector, with a place for "I have failed" in it. So
-whatever the others wait in, a process on which something was raised can answer it: ``fail`` does.
-Then all exchange what happened, and no message is left that would keep MPI from finalizing.
+*If one process fails, all end.* Until ``allocate``, every message is an all-gather of records of
+one length. After it, every message is an all-reduce of one vector, which has an element for "I have
+failed". So a process that raises an error can answer the others in whatever message they wait;
+``fail`` does so. Then all processes exchange what happened, and no message is left that would keep
+MPI from finalizing.
 
-*Waiting.* Messages are non-blocking and tested in a loop, so that Python's signal handlers run. An
-exception that a handler raises is kept until the message is complete, which leaves nothing
-half-done; a second one is raised at once, and MPI is aborted when the process ends.
+*Waiting.* Messages are non-blocking and tested in a loop, so that Python's signal handlers run. If
+a handler raises an exception, it is kept until the message is complete, so that no message is left
+half-done. A second exception is raised at once, and MPI is aborted when the process ends.
 
-*A process that dies* (killed, or out of memory) cannot answer. Where there is /proc, the others
-look once a second whether the processes of their own machine are there. If one is not, they say
-which, raise, and abort MPI as they end. Many launchers do not leave them the time: Hydra (MPICH,
-Intel MPI) sends SIGKILL to all within milliseconds of a death, and prints the process id of one of
-them, which need not be the first. Open MPI's mpirun names the right one. Which process has which
-rank, rank 0 logs at the start (level info, logger "nnbackend"), from ``Team.processes``. Processes
-of other machines are for the launcher to watch.
+*A process that dies* (killed, or out of memory) cannot answer. On systems with /proc, the others
+check once a second whether the processes of their own machine still exist. If one does not, they
+name it, raise an error, and abort MPI as they end. Many launchers are faster: Hydra (MPICH, Intel
+MPI) sends SIGKILL to all within milliseconds of a death, and prints the process id of one of them,
+not necessarily the first. Open MPI's mpirun names the right one. At the start, rank 0 logs which
+process has which rank (level info, logger "nnbackend"), from ``Team.processes``. Watching the
+processes of other machines is left to the launcher.
 
-*The same bits.* How a sum is rounded depends on the order in which MPI, or NCCL, adds. The MPI
-standard advises implementers to keep it from run to run for as many processes, placed alike; MPICH
-does, and gives all the same result. ``check_equal`` notices where that is not so.
+*The same bits.* The rounding of a sum depends on the order in which MPI, or NCCL, adds. The MPI
+standard advises implementers to keep that order from run to run for the same number of processes in
+the same places. MPICH does, and gives all processes the same result. ``check_equal`` detects
+processes whose results differ.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -45,72 +47,60 @@ from nnbackend.core.types import Array
 from nnbackend.device import Device
 from nnbackend.errors import DistributedError, InputError
 
-__all__ = ["Share", "Team"]
-
+__all__ = ["Team"]
 
 _LOGGER = logging.getLogger("nnbackend")
 
-
-# Bytes of a record: the facts of a training, or what a process says of its failure.
+# Bytes of a record: the facts of a training, or a process's report of its failure.
 _RECORD_BYTES = 16384
 
-
-# Characters of an error's message, or of a fact, that are passed on.
+# Characters of an error's message, or of a fact, to pass on.
 _TEXT_LENGTH = 1000
-
-
 _FACT_START = 100
 
-
-# 16-bit words that each process has in the vector for what is not to be summed. As a float32 holds
-# each exactly, so does the sum of one and zeros.
+# 16-bit words of each process in the vector, for values that are not to be summed. A float32 holds
+# each exactly, and so does its sum with the other processes' zeros.
 _WORDS = 16
 
-
-# A waiting process first only gives way, as MPI's own waiting does: sleeping takes 50 us at least,
-# and messages move on only while they are tested.
+# A waiting process first only yields its core, as MPI's own waiting does: sleeping takes at least
+# 50 us, and messages progress only while they are tested.
 _SPIN_SECONDS = 0.1
-
-
 _SLEEP_SECONDS = 0.0005
-
-
 _LOOK_SECONDS = 1.0
 
-
-# Time for the others to find out by themselves who died.
+# Leave the others this long to find out by themselves which process died.
 _GRACE_SECONDS = 2.0
 
-
-# Sleeping for 0 s is not the same: Linux makes it 50 us.
+# Do not sleep for 0 s instead, which takes 50 us on Linux.
 _give_way: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0.0))
 
 
 class Team:
     """The processes of one training.
 
-    The methods that say so are collective: all processes call them, in the same order. Whatever is
-    raised on a process between two of them is handed to ``fail``, then ``close`` is called.
+    Methods that say "collective" have to be called by all processes, in the same order. If a
+    process raises an error between two of them, pass it to ``fail``, then call ``close``.
 
     Parameters
     ----------
     communicator : mpi4py.MPI.Intracomm
-        The processes; collective. A duplicate is used, so no message of the caller's can mix.
+        The processes; collective. The team uses a duplicate, so that its messages do not mix with
+        the caller's.
 
     Attributes
     ----------
     rank, size : int
-        Which process this is, and of how many.
+        The number of this process, and the number of processes.
     processes : tuple of str
-        By rank, process id and host, such as ``"process 4711 on node3"``.
+        The process id and host of each rank, such as ``"process 4711 on node3"``.
     stop_requested : bool
-        Whether a process has called ``request_stop``; the same on all of them after each
-        ``reduce_step``.
+        Whether a process has called ``request_stop``; after each ``reduce_step`` it is the same on
+        all of them.
 
     Raises
     ------
     InputError
-        If it is no communicator of mpi4py.
+        If ``communicator`` is not one of mpi4py.
 
     Examples
     --------
@@ -123,7 +113,7 @@ class Team:
     """
 
     def __init__(self, communicator: Any) -> None:
-        # Who has a communicator has imported mpi4py, which starts MPI.
+        # Do not import mpi4py, which starts MPI: whoever has a communicator has imported it.
         mpi = sys.modules.get("mpi4py.MPI")
         if mpi is None or not isinstance(communicator, mpi.Intracomm):
             raise InputError(
@@ -154,7 +144,7 @@ class Team:
         records = self._records({"pid": pid, "host": host, "birth": _birth(pid)})
         self.processes = tuple(f"process {told['pid']} on {told['host']}" for told in records)
         for rank, told in enumerate(records):
-            # One that cannot be seen, in a container of its own, is not looked for.
+            # Do not watch a process that cannot be seen, because it runs in another container.
             is_seen = told["host"] == host and told["birth"] == _birth(told["pid"]) != ""
             if is_seen and rank != self.rank:
                 self._watched[rank] = told["pid"], told["birth"]
@@ -165,7 +155,7 @@ class Team:
         try:
             self._release()
         except BaseException as error:  # noqa: BLE001 - it is raised again
-            # The caller has no team to do this with.
+            # Do this here, since the caller has no team to do it with.
             try:
                 self.fail(error)
             finally:
@@ -173,7 +163,7 @@ class Team:
 
     @property
     def local_rank(self) -> int:
-        """Which process this is of those on its machine."""
+        """The number of this process among those on its machine."""
         hosts = [process.rpartition(" on ")[2] for process in self.processes]
         return hosts[: self.rank].count(hosts[self.rank])
 
@@ -182,17 +172,17 @@ class Team:
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def agree(self, facts: Mapping[str, str]) -> None:
-        """Make sure that all processes have been given the same; collective, before ``allocate``.
+        """Check that all processes have the same facts; collective, before ``allocate``.
 
         Parameters
         ----------
         facts : mapping from str to str
-            What has to be equal, by its name: versions, options, digests of data.
+            The texts that have to be equal, by name: versions, options, digests of data.
 
         Raises
         ------
         DistributedError
-            On all processes, if the facts of one are not those of rank 0.
+            On all processes, if the facts of one differ from those of rank 0.
         """
         own = {name: _shortened(text) for name, text in facts.items()}
         records = [record["facts"] for record in self._records({"facts": own})]
@@ -216,7 +206,7 @@ class Team:
         )
 
     def share(self, make: Callable[[], bytes | None]) -> bytes | None:
-        """Return on all processes what rank 0 makes; collective, before ``allocate``."""
+        """Return on all processes the bytes that rank 0 makes; collective, before ``allocate``."""
         content = make() if self.rank == 0 else None
         length = self._records({"length": None if content is None else len(content)})[0]["length"]
         if length:
@@ -229,18 +219,18 @@ class Team:
         return b"" if length == 0 else content
 
     def allocate(self, device: Device, n_parameters: int, dtype: Any) -> None:
-        """Make the buffers of the steps; collective. ``reduce_step`` and the like come after it.
+        """Make the buffers of the steps; collective, before ``reduce_step`` and the like.
 
-        On GPUs, whose sums go through NCCL, each process has one of its own.
+        Sums of GPU arrays use NCCL, for which each process needs a GPU of its own.
 
         Parameters
         ----------
         device : Device
-            Where gradients are.
+            The device of the gradients.
         n_parameters : int
             Elements of a gradient.
         dtype : dtype
-            Of the gradients, float32 or float64; sums are formed in it.
+            The dtype of the gradients and of their sums, float32 or float64.
         """
         self._device = device
         n_words = self.size * _WORDS
@@ -248,7 +238,7 @@ class Team:
             vector = np.zeros(max(n_parameters + 2, n_words) + 2, dtype)
             self._sums = vector[: n_parameters + 2]
         else:
-            # The host's vector then only carries the flags.
+            # On GPUs, the host's vector only carries the flags.
             vector = np.zeros(n_words + 2)
             self._all_reduce = device.nccl_all_reduce(self.size, self.rank, self.share)
             self._sums = device.xp.zeros(n_parameters + 2, dtype=dtype)
@@ -257,10 +247,10 @@ class Team:
         self._release()
 
     def reduce_step(self, gradient: Array, loss: Any, weight: Any) -> tuple[Any, Any]:
-        """Make the gradient of each part that of the whole batch, in place; collective.
+        """Replace the gradient of this process's rows by that of the whole batch; collective.
 
-        With the weights w_r, gradient := sum_r(w_r gradient_r) / sum_r w_r; where they sum to 0,
-        that is 0.
+        With the weights w_r of the ranks, gradient := sum_r(w_r gradient_r) / sum_r w_r, or 0 if
+        the weights sum to 0.
 
         Parameters
         ----------
@@ -269,20 +259,20 @@ class Team:
         loss : float or 0-d array
             The mean loss of these rows.
         weight : float or 0-d array
-            Their number, or the sum of their weights; with 0, gradient and loss may be anything.
+            Their number, or the sum of their weights. If it is 0, gradient and loss are ignored.
 
         Returns
         -------
         loss, weight : float or 0-d array
-            The loss of the whole batch, by the same formula, and the sum of the weights: the same
-            bits on all processes.
+            The loss of the whole batch, by the same formula, and the sum of the weights, with the
+            same bits on all processes.
 
         Raises
         ------
         DistributedError
             If another process has failed or died.
         """
-        # Gradients may be infinite, which is for the training to notice.
+        # Gradients may be infinite; the training reports that.
         with np.errstate(over="ignore", invalid="ignore"):
             if self._all_reduce is None:
                 return self._host_step(gradient, loss, weight)
@@ -299,7 +289,7 @@ class Team:
         self._exchange()
         self._release()
         if self.size == 1 and weight > 0:
-            # Not even rounded: as without a team.
+            # Return the exact numbers, as without a team.
             return loss, weight
         total = sums[-1]
         divisor = total if total > 0 else total.dtype.type(1)
@@ -309,7 +299,7 @@ class Team:
     def _device_step(
         self, all_reduce: Callable[[Array], None], gradient: Array, loss: Any, weight: Any
     ) -> tuple[Any, Any]:
-        """Add on the GPUs, without waiting for them, once all processes are there to do so."""
+        """Sum on the GPUs without waiting for them, after all processes have arrived here."""
         xp, sums = self._device.xp, self._sums
         sums[-1] = weight
         own = sums[-1]
@@ -320,11 +310,11 @@ class Team:
         all_reduce(sums)
         divisor = xp.where(sums[-1] > 0, sums[-1], 1.0)
         gradient[...] = sums[:-2] / divisor
-        # Not a view: the next step writes over the sums.
+        # Do not return a view: the next step overwrites the sums.
         return sums[-2] / divisor, sums[-1] * 1.0
 
     def total(self, values: Sequence[float]) -> list[float]:
-        """Return the sums over the processes, in float64 and by rank; collective."""
+        """Return the sums over the processes, in float64 and in the order of ranks; collective."""
         sums: list[float] = []
         for start in range(0, len(values), _WORDS // 4):
             own = np.array(values[start : start + _WORDS // 4], np.float64)
@@ -334,12 +324,12 @@ class Team:
         return sums
 
     def check_equal(self, parameters: Array) -> None:
-        """Make sure that all processes hold the same bits; collective.
+        """Check that all processes have the same parameters, bit for bit; collective.
 
         Raises
         ------
         DistributedError
-            On all processes, if the parameters of one are not those of rank 0.
+            On all processes, if the parameters of one differ from those of rank 0.
         """
         host = np.ascontiguousarray(self._device.to_numpy(parameters))
         digest = hashlib.blake2b(host.data, digest_size=2 * _WORDS).digest()
@@ -355,27 +345,27 @@ class Team:
             )
 
     def request_stop(self) -> None:
-        """Let ``stop_requested`` become true on all processes; from a signal handler, too."""
+        """Make ``stop_requested`` true on all processes; signal handlers may call this."""
         self._asks_to_stop = True
 
     def fail(self, error: BaseException) -> NoReturn:
         """End the training on all processes because of an error on this one, and raise it.
 
-        The others get a ``DistributedError`` from the collective method that they are in, or come
-        to next. What a team has raised on all processes is only raised again.
+        On the others, the current or next collective method raises a ``DistributedError``. An error
+        that the team has already raised on all processes is only raised again.
         """
         if not self._is_over:
             self._is_over = True
             try:
                 if self._vector is not None:
-                    # A new one: the old may still be on its way.
+                    # Use a new vector, since the old one may still be in transit.
                     vector = np.zeros_like(self._vector)
                     vector[-1] = 1
                     self._sum(vector)
                 message = ": ".join(filter(None, (type(error).__name__, str(error))))
                 self._records({"failed": message[:_TEXT_LENGTH]})
             except DistributedError:
-                # That of this process is among them, or one has died.
+                # The record of this process is among them, or another process has died.
                 pass
             except BaseException:
                 self._abort_at_exit()
@@ -383,9 +373,7 @@ class Team:
         raise error
 
     def close(self) -> None:
-        """Wait until no process has anything to tell any more, and free the communicator.
-
-        Collective.
+        """Wait for the last messages of all processes, and free the communicator; collective.
 
         Raises
         ------
@@ -409,7 +397,7 @@ class Team:
             self._all_reduce = None
 
     def _exchange(self) -> None:
-        """Sum the vector over the processes, with the flags; raise if a process has failed."""
+        """Sum the vector and its flags over the processes; raise if a process has failed."""
         vector = self._vector
         vector[-2], vector[-1] = self._asks_to_stop, 0
         self._sum(vector)
@@ -422,19 +410,19 @@ class Team:
         self._wait(self._comm.Iallreduce(self._mpi.IN_PLACE, vector))
 
     def _gather(self, words: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return the words, uint16, of each process (size, n), by way of the vector."""
+        """Return the uint16 words of each process (size, n), sending them in the vector."""
         vector = self._vector
         vector[:] = 0
         start = self.rank * _WORDS
         vector[start : start + len(words)] = words
         self._exchange()
         told = vector[: self.size * _WORDS].astype(np.uint16).reshape(self.size, _WORDS)
-        # What a step does not write over would grow.
+        # Clear the vector: elements that a step does not overwrite would grow with every sum.
         vector[:] = 0
         return np.ascontiguousarray(told[:, : len(words)])
 
     def _records(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the record of each process; raise if one says that it has failed."""
+        """Return the record of each process; raise if one reports a failure."""
         text = json.dumps(record).encode()
         if len(text) > _RECORD_BYTES:
             raise InputError(
@@ -454,7 +442,7 @@ class Team:
         return records
 
     def _wait(self, request: Any) -> None:
-        """Wait until a message is complete; keep the first exception that comes meanwhile."""
+        """Wait until a message is complete; keep the first exception raised meanwhile."""
         start = looked = time.monotonic()
         while True:
             try:
@@ -483,7 +471,7 @@ class Team:
                 return
 
     def _release(self) -> None:
-        """Raise the exception that came during a message."""
+        """Raise the exception that was kept during a message."""
         held, self._held = self._held, None
         if held is not None:
             raise held
@@ -492,14 +480,14 @@ class Team:
         for rank, (pid, birth) in self._watched.items():
             if _birth(pid) != birth:
                 message = f"rank {rank} has died ({self.processes[rank]})"
-                # In one piece: all processes write at the same time, and may be killed soon.
+                # Write the line in one piece: all processes write now, and may be killed soon.
                 sys.stderr.write(f"rank {self.rank}: {message}; this training ends\n")
                 sys.stderr.flush()
                 self._abort_at_exit()
                 raise DistributedError(message, rank)
 
     def _abort_at_exit(self) -> None:
-        """Make sure that the process ends, though others will not finalize MPI with it."""
+        """Abort MPI at exit, where this process would otherwise wait for the others for ever."""
         self._is_over = True
         if not self._is_broken:
             self._is_broken = True
@@ -508,7 +496,7 @@ class Team:
 
 def _abort(world: Any) -> None:
     for stream in (sys.stdout, sys.stderr):
-        # None, closed, or a pipe that nobody reads.
+        # The stream may be None, closed, or a pipe that nobody reads.
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.flush()
     time.sleep(_GRACE_SECONDS)
@@ -516,10 +504,13 @@ def _abort(world: Any) -> None:
 
 
 def _birth(pid: int) -> str:
-    """Return what no other process of that number has had; "" without one, or without /proc."""
+    """Return the start time of a process; "" if it does not exist, or there is no /proc.
+
+    A later process with the same number has another start time.
+    """
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            # The name, in parentheses, may hold spaces and parentheses itself.
+            # The name stands in parentheses, and may hold spaces and parentheses itself.
             fields = file.read().rpartition(")")[2].split()
     except OSError:
         return ""
@@ -528,7 +519,7 @@ def _birth(pid: int) -> str:
 
 
 def _shortened(text: str) -> str:
-    """Return a text that is different for different texts, and not long."""
+    """Return a short text that differs for different texts."""
     if len(text) <= _TEXT_LENGTH:
         return text
     return f"{text[:_FACT_START]}... (sha256 {hashlib.sha256(text.encode()).hexdigest()})"
@@ -540,34 +531,3 @@ def _quoted(text: str | None) -> str:
 
 def _listed(ranks: Sequence[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
-
-
-class Share(NamedTuple):
-    """Which of a batch's rows.
-
-    Attributes
-    ----------
-    n : int
-        Rows of the batch.
-    rows : slice
-        Those of this process, at least one.
-    is_idle : bool
-        Whether it only keeps step, since the batch has fewer rows than there are processes: it
-        works on the first row, for nothing.
-    """
-
-    n: int
-    rows: slice
-    is_idle: bool = False
-
-    @classmethod
-    def alone(cls, n: int) -> Share:
-        """Return the whole batch."""
-        return cls(n, slice(0, n))
-
-    @classmethod
-    def of(cls, team: Team, n: int) -> Share:
-        """Return this process's part."""
-        rows = team.rows(n)
-        is_idle = rows.start == rows.stop
-        return cls(n, slice(0, 1) if is_idle else rows, is_idle)

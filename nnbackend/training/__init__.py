@@ -1,1 +1,1 @@
-"""Training."""
+"""Training: options, loop, early stopping, history, checkpoints. Begin with ``train.py``."""

@@ -1,4 +1,4 @@
-"""The arguments of ``train``, checked."""
+"""Check the arguments of ``train`` that need the network or the data."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from nnbackend.data.placement import Memory
 from nnbackend.data.sources import as_source
 from nnbackend.data.stream import Stream
 from nnbackend.device import Device
-from nnbackend.engines.base import Problem
+from nnbackend.engines import Problem
 from nnbackend.errors import InputError
 from nnbackend.model.network import Network
-from nnbackend.parallel.team import Team
+from nnbackend.parallel import Team
 from nnbackend.training.history import EarlyStopping
 from nnbackend.training.options import TrainingOptions
 
@@ -36,7 +36,7 @@ def examples_of(
     options: TrainingOptions,
     team: Team | None,
 ) -> tuple[Examples, Data, int]:
-    """Return the examples, a ``Data`` of the form of theirs, and the size of a batch."""
+    """Return the examples, a ``Data`` with the form of theirs, and the size of a batch."""
     X, y, sample_weight = given
     batch_size, shuffle = options.batch_size, options.shuffle
     source = as_source(X, y, sample_weight)
@@ -62,8 +62,7 @@ def examples_of(
         if team is not None:
             raise InputError(
                 "X: expected arrays or a source of nb.sources with a communicator, got "
-                f"{type(X).__name__}: whether all processes are brought the same batches cannot be "
-                "known"
+                f"{type(X).__name__}, which may yield other batches in each process"
             )
         nothing = net.parameters[:0]
         return Feed(net.preparation, X, loss), Data(nothing, nothing), 1
@@ -78,7 +77,7 @@ def examples_of(
 def placed_optimizer_state(
     state: OptimizerState, problem: Problem, device: Device
 ) -> OptimizerState:
-    """Return an optimizer's state on the device; raise if it is not one of this problem."""
+    """Return an optimizer's state on the device; raise if it does not fit the problem."""
     names = problem.optimizer.state_names
     shapes = [tuple(array.shape) for array in state.arrays]
     expected = [(problem.objective.structure.n_parameters,)] * len(names)
@@ -91,7 +90,7 @@ def placed_optimizer_state(
 
 
 def validation_of(memory: Memory, loss: Loss, validation_data: Any) -> Data | None:
-    """Return the validation data as the core takes it."""
+    """Return the validation data as engines take it; None without any."""
     if validation_data is None:
         return None
     if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
@@ -109,7 +108,7 @@ def validation_of(memory: Memory, loss: Loss, validation_data: Any) -> Data | No
 
 
 def check_early_stopping(early_stopping: EarlyStopping | None, validation: Data | None) -> None:
-    """Raise an InputError where there is nothing to watch."""
+    """Raise an InputError if early stopping watches a loss that is never computed."""
     if (
         validation is None
         and early_stopping is not None

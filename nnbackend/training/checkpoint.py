@@ -1,4 +1,4 @@
-"""A checkpoint: where a training stands between two steps, and what it was asked for."""
+"""Checkpoint: the state of a training between two steps, and its conversion from and to bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from nnbackend.checks import positive_integer, real
 from nnbackend.core.optimizers import OptimizerState
 from nnbackend.device import get_device
-from nnbackend.engines.base import EngineState
+from nnbackend.engines import EngineState
 from nnbackend.errors import InputError, ModelFileError, UnusableModelError
 from nnbackend.io.container import Claim, Contents, read_file
 from nnbackend.io.format import Attachment, read_attachment, read_network, to_bytes
@@ -21,7 +21,6 @@ from nnbackend.training.errors import CheckpointError
 from nnbackend.training.history import LISTS, History
 
 __all__ = ["Checkpoint", "parse_checkpoint", "read_checkpoint", "read_training", "training_bytes"]
-
 
 _Array = np.ndarray[Any, Any]
 
@@ -34,24 +33,24 @@ _HISTORY = "history."
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a training stands between two steps.
+    """The state of a training between two steps.
 
     Attributes
     ----------
     identity : dict
-        What decides the outcome, as JSON holds it; a training that goes on has the same.
+        All that decides the outcome, as JSON values; a training that resumes has to have the same.
     engine : EngineState
-        Of NumPy arrays.
+        The state of the engine, in NumPy arrays.
     best : array (n_parameters,) or None
         The parameters that early stopping would restore.
     position : int
-        Steps of the current epoch that are done.
+        The number of steps done in the current epoch.
     order : dict
-        The state, at the beginning of the epoch, of the generator that draws the orders.
+        The state that the generator of the orders had at the beginning of the epoch.
     history : History
         The finished epochs.
     is_text : bool
-        Whether the identity is text, as version 0.1.0 wrote it.
+        Whether the values of the identity are text, as version 0.1.0 wrote them.
     """
 
     identity: Mapping[str, Any]
@@ -69,13 +68,13 @@ class Checkpoint:
 
     @property
     def is_finite(self) -> bool:
-        """Whether loss and parameters are finite; else the epoch ends in a DivergenceError."""
+        """Whether losses and parameters are finite; if not, the epoch will raise an error."""
         return all(map(math.isfinite, self.engine.totals or ())) and bool(
             np.isfinite(self.engine.parameters).all()
         )
 
     def _arrays(self) -> dict[str, _Array]:
-        """Return the arrays beside the parameters, by name."""
+        """Return by name the arrays other than the parameters."""
         state = self.engine.optimizer.arrays
         arrays = {f"{_STATE}{number}": array for number, array in enumerate(state)}
         for name in LISTS:
@@ -86,7 +85,7 @@ class Checkpoint:
         return arrays if self.best is None else {**arrays, "best": self.best}
 
     def to_bytes(self, net: Network) -> bytes:
-        """Return the content of a file: the network with these parameters, and the rest."""
+        """Return the content of a file with the network, these parameters, and this state."""
         host = net.to("cpu").copy()
         host.parameters[...] = self.engine.parameters
         description = {
@@ -106,12 +105,12 @@ class Checkpoint:
     def from_parts(
         cls, net: Network, description: Mapping[str, Any], arrays: Mapping[str, _Array]
     ) -> Checkpoint:
-        """Return what ``to_bytes`` was made of.
+        """Return the checkpoint that ``to_bytes`` wrote.
 
         Raises
         ------
         ValueError, TypeError, KeyError
-            If it is not what ``to_bytes`` writes.
+            If ``to_bytes`` cannot have written these parts.
         """
         is_text = "identity" not in description
         identity = dict(description["options" if is_text else "identity"].items())

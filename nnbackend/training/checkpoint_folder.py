@@ -1,7 +1,7 @@
-"""Checkpoints: where a training stands, written so that it goes on from there bit for bit.
+"""Write checkpoints into a folder when they are due, and find the newest undamaged one.
 
-A checkpoint is a model file that holds the state of the training as well, so that ``load`` reads
-the network out of it. It is written whole or not at all, and checked when it is read.
+A checkpoint is a model file that also holds the state of the training, so ``load`` can read the
+network from it. It is written completely or not at all, and checked when it is read.
 """
 
 from __future__ import annotations
@@ -31,25 +31,21 @@ from nnbackend.training.errors import CheckpointError
 
 __all__ = ["CheckpointFolder", "Keeper", "checkpoint_files"]
 
-
 _LOGGER = logging.getLogger("nnbackend")
-
-
 _NAME = re.compile(r"checkpoint-(\d{12})\.safetensors")
 
 
 class CheckpointFolder:
-    """A folder of checkpoints, of which the newest few are kept.
+    """A folder of checkpoints that keeps the newest few.
 
-    It is one training's at a time: another that takes the same folder is refused, where the system
-    can lock files.
+    Only one training can use it at a time: a second one is refused, if the system can lock files.
 
     Parameters
     ----------
     path : path-like
-        The folder; it is made.
+        The folder; it is created if needed.
     keep : int, default 3
-        How many checkpoints stay.
+        The number of checkpoints to keep.
 
     Raises
     ------
@@ -78,7 +74,7 @@ class CheckpointFolder:
             raise self._unwritable(error) from error
 
     def close(self) -> None:
-        """Let others use the folder."""
+        """Let other trainings use the folder."""
         if self._lock is not None:
             self._lock.release()
 
@@ -87,20 +83,19 @@ class CheckpointFolder:
         return checkpoint_files(self.path)
 
     def newest(self, net: Network) -> Checkpoint | None:
-        """Return the newest checkpoint that is whole; None if there is none at all.
+        """Return the newest undamaged checkpoint; None if the folder has no checkpoints.
+
+        If an older checkpoint is undamaged, rename the damaged ones.
 
         Parameters
         ----------
         net : Network
-            The network to be trained: the checkpoint is of one with the same structure.
+            The network to be trained. The checkpoint has to have the same structure.
 
         Raises
         ------
         CheckpointError
-            If there are checkpoints and none of them is whole, or the newest that is whole cannot
-            be used here.
-
-        Those that are damaged are renamed where an older one is whole.
+            If all checkpoints are damaged, or the newest undamaged one cannot be used here.
         """
         files = self.files()
         damaged = []
@@ -109,15 +104,15 @@ class CheckpointFolder:
             try:
                 checkpoint = read_checkpoint(path, net)
             except UnusableModelError as error:
-                # Not damaged: it can be gone on from once what it needs is here.
+                # The file is undamaged: it can be used once the missing package is installed.
                 reason = str(error).removeprefix("path: ")
                 raise CheckpointError(
-                    f"checkpoint: expected one to go on from: {reason}; the file is kept"
+                    f"checkpoint: expected one that can be resumed from: {reason}; the file is kept"
                 ) from error
             except ModelFileError as error:
                 cause = error.__cause__
                 if isinstance(cause, OSError) and not isinstance(cause, IsADirectoryError):
-                    # Not damaged: it may be readable later, or for another user.
+                    # The file may be undamaged, and readable later or for another user.
                     raise CheckpointError(
                         f"checkpoint: cannot read {path!r} ({cause}); make it readable"
                     ) from error
@@ -126,7 +121,7 @@ class CheckpointFolder:
                 reason = reason or str(error).removeprefix("path: ")
                 continue
             for other in damaged:
-                # No longer counted: those to come are kept in its place.
+                # Under this name it no longer counts among the checkpoints to keep.
                 with contextlib.suppress(OSError):
                     os.replace(other, f"{other}.damaged")
             return checkpoint
@@ -138,13 +133,13 @@ class CheckpointFolder:
         return None
 
     def write(self, step: int, content: bytes) -> None:
-        """Write a checkpoint, and delete those that are no longer kept.
+        """Write a checkpoint, and delete the oldest ones beyond the number to keep.
 
         Raises
         ------
         CheckpointError
-            If it cannot be written; those before it stay. Also if the folder was deleted, or is
-            another training's by now.
+            If it cannot be written, or if the folder was deleted or taken by another training. The
+            earlier checkpoints stay.
         """
         path = os.path.join(self.path, f"checkpoint-{step:012d}.safetensors")
         try:
@@ -179,7 +174,7 @@ def checkpoint_files(folder: str) -> list[str]:
     """Return the paths of the checkpoints in a folder, the newest first."""
     try:
         names = os.listdir(folder)
-    except (OSError, ValueError):  # the latter for a path with a null in it
+    except (OSError, ValueError):  # a null character in the path raises a ValueError
         return []
     chosen = sorted((name for name in names if _NAME.fullmatch(name)), reverse=True)
     return [os.path.join(folder, name) for name in chosen]
@@ -191,13 +186,13 @@ class Keeper:
     Parameters
     ----------
     folder : CheckpointFolder
-        Where they go.
+        The folder to write to.
     every : float or timedelta
-        Epochs, fractions of them included, or time.
+        The interval, in epochs (fractions are allowed) or as a time.
     identity : dict
-        What decides the outcome, as JSON holds it.
+        All that decides the outcome, as JSON values.
     steps_per_epoch : int
-        Steps of an epoch.
+        The number of steps of an epoch.
     """
 
     def __init__(
@@ -209,7 +204,7 @@ class Keeper:
     ) -> None:
         self._folder, self.identity = folder, identity
         self._seconds = math.inf
-        # More steps than any training takes: due by time alone.
+        # No training takes so many steps, so checkpoints are due by time only.
         self._steps = 2**62
         if isinstance(every, timedelta):
             self._seconds = every.total_seconds()
@@ -218,20 +213,20 @@ class Keeper:
         self._last_time, self._next_step = monotonic(), self._steps
 
     def steps_to_go(self, steps_done: int) -> int:
-        """Return how many steps may be run before a checkpoint is due."""
+        """Return how many steps may run before the next checkpoint is due."""
         return max(1, self._next_step - steps_done)
 
     def is_due(self, steps_done: int) -> bool:
-        """Whether a checkpoint is due, after so many steps in all."""
+        """Whether a checkpoint is due after ``steps_done`` steps in all."""
         return monotonic() - self._last_time >= self._seconds or steps_done >= self._next_step
 
     def start(self, steps_done: int) -> None:
-        """Count from here."""
+        """Count steps and time from now on."""
         self._last_time = monotonic()
         self._next_step = (steps_done // self._steps + 1) * self._steps
 
     def write(self, net: Network, checkpoint: Checkpoint, steps_done: int) -> None:
-        """Write a checkpoint, unless its numbers are not finite: the epoch will say so at its end.
+        """Write a checkpoint, unless its numbers are not finite, which the epoch's end reports.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Pictures of a training."""
+"""Draw the curves of a training: losses over epochs, and losses over learning rates."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["loss_curves", "rate_curve"]
 def loss_curves(
     history: History, title: str, *, penalized: bool = False, unit: str | None = None
 ) -> bytes:
-    """Return a PNG of the loss and, where there is one, the validation loss over the epochs.
+    """Return a PNG of the training loss and any validation loss over the epochs.
 
     Parameters
     ----------
     history : History
-        At least one epoch.
+        A history of at least one epoch.
     title : str
         The heading.
-    unit : str, optional
-        What the loss is measured in.
     penalized : bool, default False
-        Whether the training loss contains penalties, which the legend then says.
+        Whether the training loss contains penalties; if so, the legend says it.
+    unit : str, optional
+        The unit of the loss.
     """
     figure = new_figure()
     axes = figure.add_subplot()
@@ -74,7 +74,7 @@ def rate_curve(
     losses, smoothed : sequence of float
         The loss after the step at each rate, and its average over neighbours.
     suggestion : float or None
-        The rate that is marked.
+        The rate to mark.
     title : str
         The heading.
     file_format : {"png", "svg"}, default "png"
@@ -92,7 +92,7 @@ def rate_curve(
             linewidth=1,
             label=f"suggestion ({suggestion:.2g})",
         )
-    # The last loss may be a million times the others: the range shown is twice that of the fall.
+    # The last loss may be a million times the others, so show twice the range of the fall.
     low, first = min(smoothed), losses[0]
     if first > low:
         axes.set_ylim(low - 0.1 * (first - low), first + (first - low))

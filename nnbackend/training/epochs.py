@@ -1,4 +1,4 @@
-"""Who runs the epochs of a training: whole ones, many in a call, or parts of one."""
+"""Run the epochs of a training on an engine: one by one, several in a call, or in parts."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import numpy as np
 
 from nnbackend.core.schedules import Clock, as_schedule
 from nnbackend.data.examples import Examples, Part, Resident
-from nnbackend.engines.base import Engine, Problem
+from nnbackend.engines import Engine, Problem
 
 if TYPE_CHECKING:
-    from nnbackend.parallel.team import Team
+    from nnbackend.parallel import Team
     from nnbackend.training.checkpoint_folder import Keeper
 
 __all__ = ["EpochRunner", "Epochs"]
 
-# Ctrl-C, a checkpoint and the history wait that long at most, or for one step.
+# Ctrl-C, a checkpoint and the history wait this long at most, or for one step.
 SECONDS_PER_CALL = 0.1
 
 
 class Epochs(NamedTuple):
-    """What was run.
+    """The result of running some epochs.
 
     Attributes
     ----------
     losses : array (n,)
-        The mean objective of each epoch, the bad one included, on the device.
+        The mean objective of each epoch, including one that is not finite, on the device.
     is_finite : array () of bool
-        Whether all were good.
+        Whether all losses and parameters were finite.
     rates : list of float
-        The learning rate of the last step of each epoch that was asked for.
+        The learning rate of the last step of each requested epoch.
     """
 
     losses: Any
@@ -43,33 +43,33 @@ class Epochs(NamedTuple):
 
 
 class EpochRunner:
-    """Asks an engine for epochs.
+    """Runs epochs on an engine.
 
     Parameters
     ----------
     engine : Engine
-        Takes the steps.
+        The engine that takes the steps.
     problem : Problem
-        What is trained, and how.
+        The training problem.
     examples : Examples
         The data.
     epochs : int
-        How many there are in all, which schedules depend on.
+        The number of epochs in all, on which schedules depend.
     shuffle : numpy.random.Generator
-        Draws the orders.
+        The generator of the orders.
     team : Team, optional
         The processes that share every step.
 
     Attributes
     ----------
     steps : int
-        Steps of an epoch.
+        The number of steps of an epoch.
     position : int
-        Steps of the current epoch that are done.
+        The number of steps done in the current epoch.
     order_state : dict
-        Where the generator of the orders stood when the current epoch began.
+        The state that the generator of the orders had when the current epoch began.
     keeper : Keeper or None
-        Writes checkpoints: calls end where one is due.
+        The writer of checkpoints; calls to the engine end where one is due.
     """
 
     def __init__(
@@ -94,20 +94,20 @@ class EpochRunner:
 
     @property
     def watches_losses(self) -> bool:
-        """Whether the rates of an epoch depend on the losses before."""
+        """Whether the learning rates depend on the losses of earlier epochs."""
         return self._schedule.observes
 
     def observe(self, loss: float) -> None:
-        """Let the schedule know the watched loss of an epoch."""
+        """Pass the watched loss of an epoch to the schedule."""
         self._schedule_state = self._schedule.observe(self._schedule_state, loss)
 
     def resume(self, position: int, order_state: Mapping[str, Any]) -> None:
-        """Go on within the epoch that began with this state of the generator of the orders."""
+        """Continue within an epoch, given the state that the generator of the orders began with."""
         self.position, self.order_state = position, order_state
         self._shuffle.bit_generator.state = order_state
 
     def steps_done(self, epoch: int) -> int:
-        """Return how many steps were taken in all, ``epoch`` whole epochs among them."""
+        """Return how many steps were taken in ``epoch`` whole epochs and the current one."""
         return epoch * self.steps + self.position
 
     def run(
@@ -118,18 +118,18 @@ class EpochRunner:
         pause: Callable[[], None],
         while_waiting: Callable[[], None],
     ) -> Epochs:
-        """Run the epoch after ``epoch`` finished ones, and more of them if nobody looks on.
+        """Run the epoch after ``epoch`` finished ones, and further ones if none is watched.
 
         Parameters
         ----------
         epoch : int
             The number of finished epochs.
         is_watched : bool
-            Whether something is done after each epoch.
+            Whether the caller does something after each epoch.
         pause : callable
-            Is called between two parts of an epoch; may raise, which breaks the epoch off.
+            Called between two parts of an epoch; it may raise to end the epoch there.
         while_waiting : callable
-            Is called while a part of an epoch is not there yet; may raise as well.
+            Called while waiting for a part of an epoch to be read; it may raise as well.
         """
         resident = self._whole(epoch)
         if resident is None:
@@ -143,12 +143,12 @@ class EpochRunner:
         return Epochs(losses, is_finite, [epoch_rates[-1] for epoch_rates in rates])
 
     def begin_next(self, seconds_per_epoch: float) -> None:
-        """Note where the next epoch begins, and how long those took that were run and read."""
+        """Note the beginning of the next epoch, and how long each of the last ones took."""
         self.order_state = self._shuffle.bit_generator.state
         self._seconds_per_epoch = seconds_per_epoch
 
     def _whole(self, epoch: int) -> Resident | None:
-        """Return the examples, if nothing has to be done between the steps of the next epoch."""
+        """Return the examples if the next epoch can run without a pause between its steps."""
         if not isinstance(self._examples, Resident) or self._team is not None:
             return None
         if not self._engine.runs_parts:
@@ -168,19 +168,19 @@ class EpochRunner:
         pause: Callable[[], None],
         while_waiting: Callable[[], None],
     ) -> tuple[Any, Any]:
-        """Run an epoch from where it stands, pausing between its parts."""
+        """Run the rest of an epoch, pausing between its parts."""
         parts = self._examples.parts(self._shuffle, self.position, while_waiting)
         with closing(parts):
             for part in parts:
                 self._run_part(epoch, part, rates, pause)
         self.position = 0
-        # Not with the last part: only after it is it known whether the epoch was whole.
+        # End the epoch by a call without steps: only now is it known that all parts have come.
         return self._engine.run(part.data, [np.arange(0)], [[]])
 
     def _run_part(
         self, epoch: int, part: Part, rates: list[float], pause: Callable[[], None]
     ) -> None:
-        """Run the steps of a part, in as many calls as are asked for."""
+        """Run the steps of a part, in calls of limited length."""
         done = 0
         while done < part.n_steps:
             n = min(part.n_steps - done, self._steps_at_once(epoch))
@@ -198,12 +198,12 @@ class EpochRunner:
                 pause()
 
     def _pace(self, n_steps: int, seconds: float) -> None:
-        """Make the next call last as long as one may."""
+        """Choose the number of steps so that the next call lasts ``SECONDS_PER_CALL``."""
         wanted = int(n_steps * SECONDS_PER_CALL / max(seconds, 1e-9))
         self._steps_per_call = max(1, min(wanted, 16 * n_steps))
 
     def _steps_at_once(self, epoch: int) -> int:
-        """Return how many steps the next call may run: a process of a team looks after each."""
+        """Return how many steps the next call may run; in a team, signals are checked at each."""
         if self._team is not None:
             return 1
         if self.keeper is None:
@@ -211,7 +211,7 @@ class EpochRunner:
         return min(self._steps_per_call, self.keeper.steps_to_go(self.steps_done(epoch)))
 
     def _epochs_at_once(self, epoch: int) -> int:
-        """Return how many epochs the next call may run: as many as take ``SECONDS_PER_CALL``."""
+        """Return how many epochs the next call may run within ``SECONDS_PER_CALL``."""
         if math.isinf(self._seconds_per_epoch):
             return 1
         wanted = int(SECONDS_PER_CALL / max(self._seconds_per_epoch, 1e-9))

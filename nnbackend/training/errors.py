@@ -1,4 +1,4 @@
-"""The errors that a training ends with."""
+"""The errors that end a training."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["CheckpointError", "DivergenceError"]
 
 
 class CheckpointError(NNBackendError, RuntimeError):
-    """A checkpoint cannot be written, or a training cannot go on from those that there are.
+    """A checkpoint cannot be written, or a training cannot resume from the existing ones.
 
     Attributes
     ----------
     history : History or None
-        Of a training that ended with this error, the finished epochs: the network holds what it
-        learnt in them.
+        The finished epochs, if a training ended with this error. The network keeps what it learnt
+        in them.
     """
 
     history: History | None = None
@@ -31,8 +31,8 @@ class DivergenceError(NNBackendError, ArithmeticError):
     Attributes
     ----------
     history : History
-        The epochs before the one that failed. The network holds the parameters that the last of
-        them ended with; with ``EarlyStopping(restore_best=True)``, those of the best one.
+        The epochs before the one that failed. The network has the parameters after the last of
+        them; with ``EarlyStopping(restore_best=True)``, those after the best one.
     what : str
         What became NaN or infinite, and in which epoch.
     """

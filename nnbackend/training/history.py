@@ -1,4 +1,4 @@
-"""What a training reports: its history; what a callback sees; and the rule that ends it early."""
+"""History, the record of a training; TrainingState, for callbacks; EarlyStopping, the rule."""
 
 from __future__ import annotations
 
@@ -16,25 +16,24 @@ if TYPE_CHECKING:
 
 __all__ = ["LISTS", "Callback", "EarlyStopping", "History", "TrainingState"]
 
-
-# The lists of a history: one entry for each epoch.
+# The lists of a history, with one entry per epoch.
 LISTS = ("loss", "validation_loss", "learning_rate", "epoch_seconds")
 
 
 @dataclass
 class History:
-    """What happened in training: lists with one entry per finished epoch.
+    """The record of a training: lists with one entry per finished epoch.
 
     Attributes
     ----------
     loss : list of float
-        The mean of the objective (loss and penalties) over the epoch's steps, each taken before
-        its update and weighted by its examples.
+        The mean objective (loss and penalties) over the epoch's steps. Each step's objective is
+        taken before its update and weighted by its examples.
     validation_loss : list of float
-        The loss on the validation data after the epoch, without penalties and dropout; empty where
-        there is none.
+        The loss on the validation data after the epoch, without penalties and dropout; empty
+        without validation data.
     learning_rate : list of float
-        The rate of the epoch's last step.
+        The learning rate of the epoch's last step.
     epoch_seconds : list of float
         Wall-clock seconds, validation included.
     best_epoch : int or None
@@ -45,11 +44,11 @@ class History:
     n_samples : int
         Training examples per epoch.
     peak_device_bytes : int or None
-        GPU memory that CuPy's pool held when training ended. Freed blocks stay in the pool, so it
-        is at least the peak of this training; what ran before may have left more. None on the
-        CPU.
+        GPU memory that CuPy's pool held when training ended; None on the CPU. Freed blocks stay in
+        the pool, so this is at least the peak of this training, and may include that of earlier
+        computations.
     optimizer_state : OptimizerState or None
-        Where the optimizer stands after the last step, for a training that goes on from here.
+        The state of the optimizer after the last step, from which a later training can continue.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -69,24 +68,24 @@ class History:
 
     @property
     def samples_per_second(self) -> float:
-        """Training examples per second over all finished epochs; NaN where there are none."""
+        """Training examples per second over all finished epochs; NaN without any."""
         seconds = sum(self.epoch_seconds)
         return self.n_samples * self.n_epochs / seconds if seconds > 0 else math.nan
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all but the optimizer's state as a dictionary that JSON can hold."""
+        """Return everything but the optimizer's state as a dictionary of JSON values."""
         facts = asdict(replace(self, optimizer_state=None))
         del facts["optimizer_state"]
         return facts
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> History:
-        """Return the history of a dictionary that ``to_dict`` gave.
+        """Return the history that ``to_dict`` turned into a dictionary.
 
         Raises
         ------
         ValueError, TypeError, KeyError
-            If it is not one.
+            If ``to_dict`` cannot have made the dictionary.
         """
         lists: dict[str, Any] = {
             name: [real(name, value) for value in facts[name]] for name in LISTS
@@ -114,22 +113,23 @@ class History:
 class EarlyStopping:
     """Stop when the watched loss has not improved for a number of epochs.
 
-    An epoch is always selected: the first one is the best so far, even if the loss never falls
-    again. The parameters before training are no candidate. A watched loss that is NaN or infinite
-    is a ``DivergenceError`` in the epoch in which it comes up, also in the first.
+    The best epoch is the first one even if the loss never falls after it; the parameters before
+    training never count as best. If the watched loss becomes NaN or infinite, even in the first
+    epoch, training raises a ``DivergenceError``.
 
     Parameters
     ----------
     patience : int, default 10
-        That many epochs without improvement end the training.
+        The number of epochs without improvement that end the training.
     min_delta : float, default 0.0
         An improvement lowers the best loss by more than this.
     monitor : {"validation_loss", "loss"}, default "validation_loss"
-        Which loss is watched.
+        The loss to watch.
     restore_best : bool, default True
-        Give the network the parameters of the best epoch at the end, however training ends; if it
-        ends within the first epoch, there is none, and ``history.best_epoch`` is None. With
-        ``monitor="loss"``, which is taken before each update, they are those the epoch ended with.
+        Give the network the parameters of the best epoch at the end, however training ends. If it
+        ends within the first epoch, there is none, and ``history.best_epoch`` is None. The
+        parameters are those at the end of the epoch, also with ``monitor="loss"``, whose losses are
+        taken before each update.
     """
 
     patience: int = 10
@@ -148,19 +148,19 @@ class EarlyStopping:
 
 @dataclass
 class TrainingState:
-    """What a callback sees after every epoch.
+    """The state of a training after an epoch, which callbacks receive.
 
     Attributes
     ----------
     network : Network
-        The network, with a copy of the parameters that the epoch ended with, to look at: training
-        goes on from its own, and changes made here are lost.
+        The network, with a copy of the parameters after the epoch, for reading. Training has its
+        own parameters, so changes made here are lost.
     history : History
-        All finished epochs, this one included.
+        All finished epochs, including this one.
     epoch : int
-        Finished epochs.
+        The number of finished epochs.
     epochs : int
-        Epochs that were asked for.
+        The number of epochs in all.
     """
 
     network: Network

@@ -1,4 +1,4 @@
-"""What decides the outcome of a training, so that one that goes on is compared with it."""
+"""Collect all that decides the outcome of a training, and compare it when a training resumes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from nnbackend.data.examples import Data, Examples, data_digest
 from nnbackend.device import get_device
-from nnbackend.engines.base import Problem
+from nnbackend.engines import Problem
 from nnbackend.io.format import STANDARDIZATIONS
 from nnbackend.model.network import Network
 from nnbackend.training.errors import CheckpointError
@@ -18,7 +18,7 @@ from nnbackend.training.options import TrainingOptions
 
 __all__ = ["as_json", "as_text", "identity_of", "require_same"]
 
-# Is stored, and may change.
+# The one entry that is stored but may change.
 _FREE = "engine"
 
 
@@ -30,11 +30,12 @@ def identity_of(
     validation: Data | None,
     engine: str,
 ) -> dict[str, Any]:
-    """Return by name what decides the outcome: options, network, and digests of the data."""
+    """Return all that decides the outcome, by name: options, network, and digests of the data."""
     to_numpy = get_device(net.device).to_numpy
     return {
         **options.deciding(),
-        # As they came out: the loss that the output implies, a batch of all examples.
+        # Store the values that defaults stand for: the loss that the output implies, a batch of
+        # all examples.
         "loss": problem.objective.loss,
         "batch_size": problem.batch_size,
         "engine": engine,
@@ -57,17 +58,17 @@ def _columns_digest(columns: Any, to_numpy: Callable[[Any], Any]) -> str:
 
 
 def as_text(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return values as text that is the same in every process."""
+    """Return values as texts that are equal in every process."""
     return {name: _text(value) for name, value in values.items()}
 
 
 def _text(value: Any) -> str:
-    # The default repr of an object of the user's own holds its address.
+    # Remove addresses, which the default repr of a user's object contains.
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def as_json(value: Any) -> Any:
-    """Return a value as JSON holds it: objects by the name of their class, with their fields."""
+    """Return a value as JSON can hold it: an object as the name of its class and its fields."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
@@ -81,23 +82,24 @@ def as_json(value: Any) -> Any:
 
 
 def require_same(found: Mapping[str, Any], asked: Mapping[str, Any], *, is_text: bool) -> None:
-    """Raise a CheckpointError that names what a training that goes on does differently.
+    """Raise a CheckpointError that names the first difference, if there is any.
 
     Parameters
     ----------
     found : mapping
-        What a checkpoint holds.
+        The identity in a checkpoint.
     asked : mapping
-        What ``identity_of`` returned.
+        The identity of the training that resumes, from ``identity_of``.
     is_text : bool
-        Whether ``found`` is text, as version 0.1.0 wrote it, rather than JSON.
+        Whether the values of ``found`` are text, as version 0.1.0 wrote them, rather than JSON.
     """
     now: Mapping[str, Any] = as_text(asked) if is_text else as_json(asked)
     defaults: Mapping[str, Any] = TrainingOptions().deciding()
     defaults = as_text(defaults) if is_text else as_json(defaults)
-    # Data last: that other standardization makes other data of them, is said by its own name.
+    # Compare the data last, so that a different standardization, which changes the data's digest,
+    # is reported by its own name.
     for name in sorted({*found, *now} - {_FREE}, key=lambda name: ("data" in name, name)):
-        # An option that came later was at its default.
+        # An option that a later version added had its default value.
         was = found.get(name, defaults.get(name, "nothing"))
         different = _first_difference(name, was, now.get(name, "nothing"))
         if different is not None:
@@ -110,7 +112,7 @@ def require_same(found: Mapping[str, Any], asked: Mapping[str, Any], *, is_text:
 
 
 def _first_difference(name: str, was: Any, now: Any) -> tuple[str, str, str] | None:
-    """Return what differs first: its name, and both values as text that is not long."""
+    """Return the name of the first difference, and both values as short texts."""
     if was == now:
         return None
     if isinstance(was, dict) and isinstance(now, dict) and was.get("class") == now.get("class"):
@@ -121,7 +123,7 @@ def _first_difference(name: str, was: Any, now: Any) -> tuple[str, str, str] | N
     texts = was, now
     if not (isinstance(was, str) and isinstance(now, str)):
         texts = _shown(was), _shown(now)
-    # From a little before where they begin to differ.
+    # Begin a little before the first difference.
     pairs = enumerate(zip(*texts, strict=False))
     start = max(0, next((i for i, (a, b) in pairs if a != b), 0) - 40)
     return name, *(_excerpt(text, start) for text in texts)  # type: ignore[return-value]

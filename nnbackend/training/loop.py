@@ -1,4 +1,4 @@
-"""One training: epochs are run, recorded and judged; whatever ends it, the network gets its due."""
+"""The loop of a training: run epochs, record them, validate, stop, write checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from nnbackend.core.optimizers import OptimizerState
 from nnbackend.data.examples import Data, Examples
 from nnbackend.device import get_device
-from nnbackend.engines.base import Engine, EngineState, Problem
+from nnbackend.engines import Engine, EngineState, Problem
 from nnbackend.training.checkpoint import Checkpoint
 from nnbackend.training.epochs import EpochRunner, Epochs
 from nnbackend.training.errors import CheckpointError, DivergenceError
@@ -24,37 +24,37 @@ from nnbackend.training.validation import Validation
 
 if TYPE_CHECKING:
     from nnbackend.model.network import Network
-    from nnbackend.parallel.team import Team
+    from nnbackend.parallel import Team
     from nnbackend.training.checkpoint_folder import Keeper
 
 __all__ = ["Loop"]
 
 
 class _StoppedError(Exception):
-    """A signal came, and the training is to end between two steps."""
+    """A signal ends the training between two steps."""
 
 
 class Loop:
-    """What lives as long as the call to ``train``.
+    """The loop of one call to ``train``.
 
     Parameters
     ----------
     net : Network
-        Gets the parameters at the end, and for callbacks.
+        The network, which gets the parameters at the end, and before callbacks.
     engine : Engine
-        Takes the steps.
+        The engine that takes the steps.
     problem : Problem
-        What is trained, and how.
+        The training problem.
     examples : Examples
         The data.
     validation : Data or None
-        Data to take the loss on after every epoch.
+        Data whose loss is computed after every epoch.
     options : TrainingOptions
-        What was asked for.
+        The options of ``train``.
     shuffle : numpy.random.Generator
-        Draws the orders.
+        The generator of the orders.
     interruption : Interruption
-        Signals, noted or not.
+        The signal handlers.
     team : Team or None
         The processes that share every step.
 
@@ -89,20 +89,20 @@ class Loop:
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch."""
+        """The number of steps of an epoch."""
         return self._runner.steps
 
     def keep(self, keeper: Keeper) -> None:
-        """Have checkpoints written."""
+        """Write checkpoints with ``keeper``."""
         self._keeper = self._runner.keeper = keeper
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of the same training, before the first step.
+        """Continue from a checkpoint of the same training; call this before the first step.
 
         Raises
         ------
         CheckpointError
-            If it does not belong to such a training after all.
+            If the checkpoint cannot be from this training.
         """
         self._require_possible(checkpoint)
         place, state = self._device.place, checkpoint.engine
@@ -133,7 +133,7 @@ class Loop:
         if checkpoint.position and not self._engine.runs_parts:
             raise CheckpointError(
                 "checkpoint: expected the end of an epoch for engine='cuda', got one in mid-epoch; "
-                "go on with the engine that the training began with"
+                "resume with the engine that the training began with"
             )
         if checkpoint.history.n_epochs > self.epochs:
             raise CheckpointError(
@@ -142,14 +142,15 @@ class Loop:
             )
 
     def run(self) -> History:
-        """Run the epochs; whatever ends them, the network gets the parameters it is owed."""
+        """Run the epochs, and give the network its final parameters, whatever ends them."""
         history, engine = self.history, self._engine
         self._last_good = self._snapshot_to_validate(self._last_good)
         try:
             self._run_to_the_end()
         except KeyboardInterrupt:
             history.stopped = "interrupted"
-            # It may have come between two of an epoch's entries; the seconds are the last of them.
+            # The interrupt may have come between two entries of an epoch. Drop an incomplete epoch;
+            # its seconds would have been the last entry.
             for entries in (history.loss, history.validation_loss, history.learning_rate):
                 del entries[len(history.epoch_seconds) :]
             self._restore_good_if_bad()
@@ -161,16 +162,17 @@ class Loop:
                 engine.restore(self._stopping.best)
             self.net.take_parameters(engine.parameters)
             if self._interruption.number == signal.SIGINT:
-                # At any time, the last write included: a loop over trainings looks for this.
+                # Report Ctrl-C at any time, even during the last write: loops over trainings check
+                # for it.
                 history.stopped, self._interruption.number = "interrupted", None
             history.peak_device_bytes = self._device.pool_bytes()
             history.optimizer_state = engine.state.optimizer
         return history
 
     def _run_to_the_end(self) -> None:
-        """Run the epochs that are left, and write where they ended, or where a signal came."""
+        """Run the remaining epochs, and write a checkpoint at the end or after a signal."""
         history = self.history
-        # What a rule or a callback has ended stays ended.
+        # A training that early stopping or a callback has ended is not continued.
         is_over = history.stopped == "callback" or self._stopping.has_run_out_of_patience(history)
         if history.stopped != "callback":
             is_early = is_over and self._epoch < self.epochs
@@ -189,7 +191,7 @@ class Loop:
         try:
             self._write_checkpoint()
         finally:
-            # A signal may have come in an epoch that was about to diverge.
+            # The epoch that the signal interrupted may have been diverging.
             self._restore_good_if_bad()
 
     @property
@@ -202,7 +204,7 @@ class Loop:
         return self._runner.steps_done(self._epoch)
 
     def _run_epochs(self) -> None:
-        """Run one epoch, or several where nobody looks on, and record them."""
+        """Run one epoch, or several if nothing happens between them, and record them."""
         start = perf_counter()
         is_watched = self._validation is not None or self._stopping.is_watching
         # Lent for the call: kept, they would be a cycle, and the device's memory would stay taken
@@ -223,7 +225,7 @@ class Loop:
         self._last_good = self._snapshot_to_validate(None)
 
     def _read(self, epochs: Epochs) -> tuple[list[float], float | None, bool]:
-        """Read the losses of epochs and whether all is finite, in one transfer."""
+        """Read the losses of epochs, and whether all is finite, in one transfer."""
         xp, losses = self._device.xp, epochs.losses
         scalars = [losses, xp.reshape(xp.astype(xp.asarray(epochs.is_finite), losses.dtype), (1,))]
         if self._validation is not None:
@@ -243,9 +245,9 @@ class Loop:
         rates: list[float],
         seconds: float,
     ) -> None:
-        """Add good epochs to the history; only a single one has a validation loss."""
+        """Add finite epochs to the history; only a single one can have a validation loss."""
         history = self.history
-        # Batches that are brought are counted in a whole pass.
+        # An iterable of batches is counted during a whole pass.
         history.n_samples = self._examples.n_samples or history.n_samples
         for loss, rate in zip(losses, rates, strict=False):
             history.loss.append(loss)
@@ -256,13 +258,13 @@ class Loop:
             history.epoch_seconds.append(seconds)
 
     def _pause(self) -> None:
-        """Between two steps: write a checkpoint that is due; end for a signal."""
+        """Write a checkpoint if one is due, and end the training if a signal has come."""
         self._end_if_asked()
         if self._keeper is not None and self._keeper.is_due(self._steps_done):
             self._write_checkpoint()
 
     def _end_if_asked(self) -> None:
-        """End for a signal, or have all processes of a team do so after their next step."""
+        """End the training after a signal; in a team, end all processes after their next step."""
         has_signal = self._interruption.number is not None
         is_to_end = has_signal
         if self.team is not None:
@@ -273,14 +275,14 @@ class Loop:
             raise _StoppedError
 
     def _tell_of_the_signal(self) -> None:
-        """Have all processes of a team end as the one does that a signal came to."""
+        """Make all processes of a team end like the one that received the signal."""
         if self.team is not None:
             is_term = self._interruption.number == signal.SIGTERM
             is_any = self.team.total([float(is_term)])[0] > 0
             self._interruption.number = signal.SIGTERM if is_any else signal.SIGINT
 
     def _write_checkpoint(self) -> None:
-        """Write where training stands, unless it stands at numbers that are not finite."""
+        """Write a checkpoint, unless its numbers are not finite."""
         if self._keeper is None:
             return
         to_numpy, state = self._device.to_numpy, self._engine.state
@@ -323,7 +325,7 @@ class Loop:
         epoch = self.history.n_epochs
         kept_epoch = epoch if self._stopping.best is None else self.history.best_epoch
         kept = f"after epoch {kept_epoch}" if kept_epoch else "before training"
-        # No epoch says that the validation data can have a finite loss.
+        # No earlier epoch has shown that the validation loss can be finite.
         is_new = epoch == 0 and math.isfinite(loss) and not math.isfinite(validation_loss or 0.0)
         data = "look for outliers in the validation data, " if is_new else ""
         return (
@@ -344,7 +346,7 @@ class Loop:
             self._engine.restore(self._last_good)
 
     def _snapshot_to_validate(self, known: Any) -> Any:
-        """Return the parameters, if good ones may turn out to be bad on the validation data."""
+        """Return the parameters to restore if the validation loss turns out not to be finite."""
         if self._validation is None:
             return None
         return self._engine.snapshot() if known is None else known

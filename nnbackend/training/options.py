@@ -1,6 +1,6 @@
-"""What a training is asked for: each option said once, with its check."""
+"""TrainingOptions: the options of ``train``, each defined once, with its check."""
 
-# ruff: noqa: RUF009 - each call makes a field
+# ruff: noqa: RUF009 - each call makes a dataclass field
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def _option(default: Any, check: Callable[[str, Any], Any], *, decides: bool = T
     Parameters
     ----------
     default : object
-        What ``train`` has by default.
+        The default value.
     check : callable
-        Is called with name and value, and returns the value in one form, or raises.
+        Called with name and value; returns the value in its final form, or raises.
     decides : bool, default True
-        Whether it decides the outcome: a training that goes on is asked for the same.
+        Whether the option decides the outcome, so that a training that resumes has to repeat it.
     """
     return field(default=default, metadata={"check": check, "decides": decides})
 
@@ -111,12 +111,12 @@ def _interval(name: str, value: Any) -> float | timedelta:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """The options of ``train``, which documents them; checked when they are made.
+    """The checked options of ``train``, which documents them.
 
     Raises
     ------
     InputError
-        If one is not as said there, or two do not go together.
+        If an option is invalid, or two options exclude each other.
     """
 
     optimizer: Optimizer = _option(None, _optimizer)
@@ -148,12 +148,12 @@ class TrainingOptions:
             value = entry.metadata["check"](entry.name, getattr(self, entry.name))
             object.__setattr__(self, entry.name, value)
         if self.resume and self.checkpoint is None:
-            raise InputError("resume: expected checkpoint, the folder to go on from, got None")
+            raise InputError("resume: expected checkpoint, the folder to resume from, got None")
         if self.checkpoint is not None:
             self._require_known_order("checkpoint")
 
     def require_shared(self) -> None:
-        """Raise an InputError where several processes would not draw alike."""
+        """Raise an InputError if several processes would draw different random numbers."""
         if self.seed is None:
             raise InputError(
                 "seed: expected a number with a communicator, so that all processes draw alike, "
@@ -169,7 +169,7 @@ class TrainingOptions:
             )
 
     def deciding(self) -> dict[str, Any]:
-        """Return the options that decide the outcome, by name."""
+        """Return by name the options that decide the outcome."""
         return {
             entry.name: getattr(self, entry.name)
             for entry in fields(self)

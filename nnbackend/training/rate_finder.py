@@ -1,4 +1,4 @@
-"""find_learning_rate: the loss after steps at ever higher rates, before any real training."""
+"""Find a learning rate: take steps at rising rates, and see where the loss is lowest."""
 
 from __future__ import annotations
 
@@ -24,29 +24,27 @@ from nnbackend.training.train import train
 
 __all__ = ["RateFinder", "find_learning_rate"]
 
-
-# The loss is measured on as many rows, always the same: batches differ by more than a step does.
+# Measure the loss always on the same rows, since batches differ by more than one step changes.
 MEASURED_ROWS = 1024
 
-
-# A smoothed loss is the mean over its rate and so many neighbours on either side.
+# A smoothed loss is the mean over its rate and this many neighbours on either side.
 NEIGHBOURS = 2
 
 
 @dataclass(frozen=True)
 class RateFinder:
-    """What a learning-rate range test found.
+    """The result of a learning-rate range test.
 
     Attributes
     ----------
     rates : list of float
-        The rates that were tried, rising; fewer than were asked for if the loss exploded.
+        The rates that were tried, in rising order; fewer than requested if the loss exploded.
     losses : list of float
         The loss after the step at each rate.
     optimizer : Optimizer
-        Whose rate was looked for.
+        The optimizer that was tested.
     batch_size : int or None
-        Examples per step; None: all.
+        Examples per step; None for all.
     """
 
     rates: list[float]
@@ -70,11 +68,11 @@ class RateFinder:
 
     @property
     def suggestion(self) -> float | None:
-        """A tenth of the rate with the lowest smoothed loss; None where that is below all rates.
+        """A tenth of the rate with the lowest smoothed loss; None if that is below all rates.
 
-        At that rate itself training is at the edge of getting worse. Where it is the highest that
-        was tried, higher ones may be as good. Where there is no suggestion, the loss fell nowhere
-        or too close to the lowest rate: test again with a lower ``lowest``.
+        The rate with the lowest loss itself is about to make training worse. If it is the highest
+        rate tried, higher ones may be as good. If there is no suggestion, the loss fell nowhere or
+        too close to the lowest rate: test again with a lower ``lowest``.
         """
         suggestion = self.rates[int(np.argmin(self.smoothed_losses))] / 10
         return suggestion if suggestion >= self.rates[0] else None
@@ -85,7 +83,7 @@ class RateFinder:
         Parameters
         ----------
         path : path-like
-            The file, which ends in ``.png`` or ``.svg``; its folder has to exist.
+            The file, with the ending ``.png`` or ``.svg``; its folder has to exist.
 
         Raises
         ------
@@ -113,7 +111,7 @@ class RateFinder:
 
     @property
     def _title(self) -> str:
-        """The picture's heading; of the optimizer's options, those that are not the defaults."""
+        """Return the heading, with those options of the optimizer that are not defaults."""
         given: Any = self.optimizer
         options = [
             f"{option.name}={getattr(given, option.name)!r}"
@@ -140,33 +138,34 @@ def find_learning_rate(
     seed: int | None = 0,
     sample_weight: Any = None,
 ) -> RateFinder:
-    """Try learning rates on a copy of a network: Smith's range test.
+    """Try learning rates on a copy of a network with Smith's range test.
 
     The copy takes one training step at each rate, from ``lowest`` to ``highest``, evenly spaced in
-    their logarithms, each on a new batch; the optimizer goes on from step to step. The loss is
-    measured after every step, on the same 1024 rows (all, if there are fewer), without dropout. The
-    test ends early where the loss explodes: where it becomes NaN or infinite, or has risen above
-    the first loss by more than that loss's size and by more than it had fallen.
+    their logarithms. Each step takes a new batch, and the optimizer keeps its state between steps.
+    The loss is measured after every step, without dropout, always on the same 1024 rows (all rows
+    if there are fewer). The test ends early if the loss explodes: if it becomes NaN or infinite, or
+    exceeds the first loss by more than that loss's size and by more than it had fallen.
 
     Parameters
     ----------
     net : Network
-        It is not changed.
+        The network; it is not changed.
     X, y : array-likes
-        As for ``train``; an iterable of batches in place of both is not taken.
+        As for ``train``, but not an iterable of batches.
     optimizer : str or Optimizer, optional
-        Whose rate is looked for, as for ``train``; its own rate does not matter.
+        The optimizer to test, as for ``train``; its own learning rate does not matter.
     loss : str or Loss, optional
         As for ``train``.
     batch_size : int or None, default 128
-        Examples per step, as in the training to come. None: all, and each of the ``steps`` costs
-        as much as a whole epoch.
+        Examples per step; use the same number as in training. None takes all, so that each of the
+        ``steps`` costs as much as a whole epoch.
     lowest, highest : float, default 1e-6 and 10.0
-        The range of the rates, and of what is suggested.
+        The range of the rates and of the suggestion.
     steps : int, default 100
-        How many rates are tried.
+        The number of rates to try.
     seed : int or None, default 0
-        Draws the batches, the measured rows and the dropout masks. None is a new draw each time.
+        The seed of the batches, the measured rows and the dropout masks. None draws new ones each
+        time.
     sample_weight : array-like (n_samples,), optional
         As for ``train``.
 
@@ -174,21 +173,21 @@ def find_learning_rate(
     -------
     RateFinder
         With ``rates``, ``losses``, ``smoothed_losses``, a ``suggestion`` and ``plot(path)``. The
-        suggestion is None where the loss did not fall, or a tenth of the rate where it was lowest
-        is below ``lowest``: lower ``lowest`` then.
+        suggestion is None if the loss did not fall, or if a tenth of the best rate is below
+        ``lowest``; in that case, test again with a lower ``lowest``.
 
     Raises
     ------
     InputError
-        If an argument is not as said.
+        If an argument is invalid.
     DivergenceError
         If the loss is NaN or infinite after the very first step.
 
     Notes
     -----
-    The test is from Smith 2017, arXiv:1506.01186; taking a tenth of the rate with the lowest loss
-    is fastai's rule (Howard and Gugger 2020, arXiv:2002.04688). It suits a rate that stays as it
-    is, or the highest of ``nb.schedules.OneCycle``.
+    The test is from Smith 2017, arXiv:1506.01186. Taking a tenth of the rate with the lowest loss
+    is fastai's rule (Howard and Gugger 2020, arXiv:2002.04688). Use the suggestion as a constant
+    rate, or as the highest rate of ``nb.schedules.OneCycle``.
 
     Examples
     --------
@@ -217,7 +216,7 @@ def find_learning_rate(
     rng = np.random.default_rng(seed)
     rows = _Rows(net, X, y, sample_weight, chosen, loss, batch_size)
     measured = rows.take(rng.permutation(rows.all)[:MEASURED_ROWS])
-    # A copy without standardization, which the rows have had.
+    # Copy the network without its standardization, which the rows have already had.
     probe = Network.from_structure(
         net.structure, net.parameters, dtype=net.dtype, device=net.device
     )
@@ -265,7 +264,7 @@ def _range(lowest: float, highest: float) -> tuple[float, float]:
 
 
 class _Rows:
-    """The training data, checked and standardized once, and rows of it."""
+    """The training data, checked and standardized once, from which rows can be taken."""
 
     def __init__(
         self,
@@ -283,7 +282,7 @@ class _Rows:
         with self._device.activate(), self._memory.explained():
             self._data = self._memory.prepare(X, y, objective.loss, sample_weight)
         weight = self._data.sample_weight
-        # A batch of nothing but weights of zero would have no loss.
+        # Leave out examples with weight 0, since a batch of only these would have no loss.
         self.all = (
             np.arange(self._data.n_samples)
             if weight is None
@@ -292,7 +291,7 @@ class _Rows:
         self._batch_size = batch_size or len(self.all)
 
     def batches(self, rng: np.random.Generator) -> Iterator[Any]:
-        """Yield the rows of one batch after the other, in a new order for each epoch."""
+        """Yield the row numbers of one batch after another, in a new order for each epoch."""
         while True:
             order = rng.permutation(self.all)
             for start in range(0, len(order), self._batch_size):

@@ -1,4 +1,4 @@
-"""Resume a training from a checkpoint, the same one in every process."""
+"""Resume a training: find its checkpoint, compare what was asked for, and set the state."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 from nnbackend._version import __version__
 from nnbackend.core.optimizers import OptimizerState
 from nnbackend.device import Device, get_device
-from nnbackend.engines.base import Engine, Problem
+from nnbackend.engines import Engine, Problem
 from nnbackend.io.format import to_bytes
 from nnbackend.model.network import Network
-from nnbackend.parallel.team import Team
+from nnbackend.parallel import Team
 from nnbackend.training.arguments import placed_optimizer_state
 from nnbackend.training.checkpoint import Checkpoint, parse_checkpoint
 from nnbackend.training.checkpoint_folder import CheckpointFolder, Keeper
@@ -35,7 +35,7 @@ _LOGGER = logging.getLogger("nnbackend")
 
 
 def checkpoint_folder(options: TrainingOptions, team: Team | None) -> CheckpointFolder | None:
-    """Return the folder of the checkpoints, in the one process that writes them."""
+    """Return the folder of the checkpoints in the process that writes them; None in others."""
     if options.checkpoint is None or (team is not None and team.rank > 0):
         return None
     folder = CheckpointFolder(options.checkpoint, options.checkpoints_kept)
@@ -43,7 +43,7 @@ def checkpoint_folder(options: TrainingOptions, team: Team | None) -> Checkpoint
         folder.close()
         raise CheckpointError(
             f"checkpoint: expected a folder without checkpoints, got {folder.path!r}, which holds "
-            "some; pass resume=True to go on from them, or choose another folder"
+            "some; pass resume=True to continue from them, or choose another folder"
         )
     return folder
 
@@ -51,7 +51,7 @@ def checkpoint_folder(options: TrainingOptions, team: Team | None) -> Checkpoint
 def set_optimizer_state(
     engine: Engine, given: OptimizerState | None, problem: Problem, device: Device
 ) -> None:
-    """Let an engine go on with an optimizer's state."""
+    """Give an engine the state of an optimizer, if there is one."""
     if given is not None:
         state = placed_optimizer_state(given, problem, device)
         engine.set_state(engine.state._replace(optimizer=state))
@@ -60,7 +60,7 @@ def set_optimizer_state(
 def find_checkpoint(
     folder: CheckpointFolder | None, net: Network, options: TrainingOptions, team: Team | None
 ) -> Checkpoint | None:
-    """Return the checkpoint to go on from, the same in all processes."""
+    """Return the checkpoint to resume from, the same in all processes; None without any."""
     found = folder.newest(net) if folder is not None and options.resume else None
     if team is None:
         return found
@@ -79,7 +79,7 @@ def keep_and_share(
     identity: dict[str, Any],
     found: Checkpoint | None,
 ) -> None:
-    """Have a loop write checkpoints, go on from one, and share its steps with other processes."""
+    """Make a loop write checkpoints, resume from one, and share its steps with other processes."""
     net, team = loop.net, loop.team
     if found is not None:
         require_same(found.identity, identity, is_text=found.is_text)
@@ -91,7 +91,7 @@ def keep_and_share(
         team.agree({**asked, "initial parameters": digest, "versions": versions})
         team.allocate(device, net.n_parameters, net.dtype)
     if folder is not None:
-        # A network that cannot be stored is found out before it is trained.
+        # Fail before training if the network cannot be stored.
         to_bytes(net)
         loop.keep(Keeper(folder, every, as_json(identity), loop.steps))
     if found is not None:

@@ -1,4 +1,4 @@
-"""Signals that end a training: noted, and acted on between two steps."""
+"""Note the signals that end a training, so that it can end between two steps."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from typing import Any, Self
 
 __all__ = ["Interruption"]
 
-
 _LOGGER = logging.getLogger("nnbackend")
 
 
 class Interruption:
-    """Notes SIGINT (Ctrl-C) and SIGTERM while it is entered.
+    """Notes SIGINT (Ctrl-C) and SIGTERM within its context.
 
-    A second signal of the kind acts at once, as it would have. Handlers belong to the main thread:
-    in another, nothing is noted. A signal that was ignored stays ignored.
+    A second signal of the same kind acts at once, as it would without the context. Only the main
+    thread can have handlers, so in other threads nothing is noted. An ignored signal stays ignored.
 
     Attributes
     ----------
     number : int or None
-        The signal that came; SIGTERM, if both did.
+        The signal that came; SIGTERM if both did.
     """
 
     def __init__(self) -> None:
@@ -32,11 +31,11 @@ class Interruption:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        """Begin to note signals."""
+        """Install the handlers."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 handler = signal.getsignal(number)
-                # None: a handler that was not installed from Python.
+                # None stands for a handler that was not installed from Python.
                 if handler not in (None, signal.SIG_IGN):
                     self._previous[number] = signal.signal(number, self._note)
         return self
@@ -47,7 +46,7 @@ class Interruption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -62,7 +61,8 @@ class Interruption:
         if callable(handler):
             handler(number, frame)
         else:
-            # As a shell reports it; ``finally`` blocks run, which the default would not let them.
+            # Use the exit code that shells report. Unlike the default action, this runs ``finally``
+            # blocks.
             raise SystemExit(128 + number)
 
     def forward(
@@ -71,9 +71,10 @@ class Interruption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Pass a signal on that came: to the handler there was, or as the end of the process.
+        """Pass a noted signal on to its previous handler, or end the process.
 
-        To be called as ``__exit__`` is, when all is done: of an error the log tells then.
+        Call this like ``__exit__``, after everything else is done. If there is an error, log it,
+        since the process ends before the error is shown.
         """
         del kind, trace
         if self.number is None or not (error is None or isinstance(error, Exception)):

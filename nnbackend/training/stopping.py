@@ -1,40 +1,40 @@
-"""Who decides whether a training ends, and which parameters it ends with."""
+"""Stopping: decide after every epoch whether a training ends, and which parameters it keeps."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
 
-from nnbackend.engines.base import Engine
+from nnbackend.engines import Engine
 from nnbackend.floating_point import callers_errors
 from nnbackend.training.history import History, TrainingState
 from nnbackend.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from nnbackend.model.network import Network
-    from nnbackend.parallel.team import Team
+    from nnbackend.parallel import Team
 
 __all__ = ["Stopping"]
 
 
 class Stopping:
-    """The rule of early stopping, and the callbacks.
+    """Applies early stopping and runs callbacks.
 
     Parameters
     ----------
     net : Network
-        What callbacks look at.
+        The network that callbacks receive.
     engine : Engine
-        Has the parameters.
+        The engine that has the parameters.
     options : TrainingOptions
-        The number of epochs, the rule, and the callbacks.
+        The options, with the number of epochs, the rule of early stopping, and the callbacks.
     team : Team, optional
-        The processes of the training: those of one decide for all.
+        The processes of the training, of which rank 0 decides for all.
 
     Attributes
     ----------
     best : snapshot or None
-        The parameters of the best epoch, where they are to come back.
+        The parameters of the best epoch, if they are to be restored.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Stopping:
     ) -> None:
         self._net, self._engine, self._epochs = net, engine, options.epochs
         self._rule, self._team = options.early_stopping, team
-        # Those of one process speak for all.
+        # Run callbacks only in the process of rank 0.
         self._callbacks = options.callbacks if team is None or team.rank == 0 else ()
         self._state = TrainingState(net, History(), 0, options.epochs)
         self._best_loss = math.inf
@@ -58,18 +58,18 @@ class Stopping:
         return self._rule is not None or bool(self._callbacks)
 
     def resume(self, history: History, best: Any) -> None:
-        """Go on after the epochs of a history."""
+        """Continue after the epochs of a history."""
         self.best = best
         if history.best_epoch is not None and self._rule is not None:
             self._best_loss = getattr(history, self._rule.monitor)[history.best_epoch - 1]
 
     def has_run_out_of_patience(self, history: History) -> bool:
-        """Whether the watched loss has not improved for too long."""
+        """Whether the watched loss has not improved within the patience."""
         rule = self._rule
         return rule is not None and history.n_epochs - (history.best_epoch or 0) >= rule.patience
 
     def decide(self, history: History) -> str | None:
-        """Look at a finished epoch; return why the training ends, None if it goes on."""
+        """Return why the training ends after the last epoch; None if it continues."""
         self._note_the_best(history)
         if self._callbacks:
             self._net.take_parameters(self._engine.parameters)
@@ -94,7 +94,7 @@ class Stopping:
                 self.best = self._engine.snapshot()
 
     def _is_asked_to_stop(self) -> bool:
-        """Whether a callback has asked to end; those of one process speak for all."""
+        """Whether a callback has asked to stop, in the process of rank 0 for all of a team."""
         if self._team is None:
             return self._state.stop_requested
         self._team.check_equal(self._engine.parameters)

@@ -1,4 +1,4 @@
-"""Training: what is asked for is checked, and made into a loop over epochs."""
+"""Train a network: check the arguments, choose the engine, and run the loop over epochs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ from nnbackend.data.examples import Examples, Resident
 from nnbackend.data.placement import Memory
 from nnbackend.data.stream import Stream
 from nnbackend.device import Device, get_device
-from nnbackend.engines.base import Problem, Start
-from nnbackend.engines.choice import default_engine, get_engine, reference_seconds
+from nnbackend.engines import Problem, Start, default_engine, get_engine, reference_seconds
 from nnbackend.errors import InputError
 from nnbackend.floating_point import own_errors
 from nnbackend.model.network import Network
-from nnbackend.parallel.launch import together
-from nnbackend.parallel.team import Team
+from nnbackend.parallel import Team, together
 from nnbackend.training.arguments import (
     check_early_stopping,
     examples_of,
@@ -44,7 +42,6 @@ from nnbackend.training.resuming import (
 from nnbackend.training.signals import Interruption
 
 __all__ = ["train"]
-
 
 _LOGGER = logging.getLogger("nnbackend")
 
@@ -82,57 +79,57 @@ def train(
 ) -> History:
     """Train a network in place: forward propagation, loss, backward propagation, update.
 
-    Data is checked and placed on the network's device once; features that a GPU has no room for
-    stay on the host, and the rows of each batch are copied. The loss leaves the device once per
-    epoch. Ctrl-C ends the training and returns what was learnt so far, with ``"interrupted"`` in
-    ``history.stopped``: look at it in a loop over trainings.
+    Data is checked once and copied to the network's device once. If a GPU has no room for the
+    features, they stay on the host, and the rows of each batch are copied. The loss leaves the
+    device once per epoch. Ctrl-C ends the training and keeps what was learnt so far. If you train
+    in a loop, check ``history.stopped``, which is ``"interrupted"`` then.
 
     Parameters
     ----------
     net : Network
-        Trained in place, on its own device.
+        The network, which is trained in place, on its own device.
     X : array-like (n_samples, n_features)
         One example per row. A data frame of pandas, polars or Arrow is read column by column, and
         its column names are kept as ``net.feature_names``. A ``numpy.memmap`` or Zarr array too
-        large for memory is read in blocks; see ``nb.sources``. Without ``y``: a source from there,
-        or an iterable of batches (X, y) or (X, y, sample_weight), such as torch's DataLoader, each
-        pass over which is an epoch; ``batch_size`` and ``shuffle`` are its own matter then, and the
-        reference engine trains. Features of very different scales
-        train badly: call ``net.standardize(X)`` first, and ``net.standardize(X, y)`` for a
-        regression.
+        large for memory is read in blocks; see ``nb.sources``. Without ``y``, pass a source from
+        there, or an iterable of batches (X, y) or (X, y, sample_weight), such as torch's
+        DataLoader. Each pass over an iterable is an epoch; ``batch_size`` and ``shuffle`` have no
+        effect on it, and it needs the reference engine. If features have very different scales,
+        call ``net.standardize(X)`` first, and ``net.standardize(X, y)`` for a regression.
     y : array-like
         Sigmoid: labels 0 and 1, (n_samples,) or (n_samples, n_outputs). Softmax: integer labels
-        (n_samples,), or rows (n_samples, n_classes) that sum to one (those that do to within 1e-3
-        are divided by their sums). Identity, exp: numbers, (n_samples,) or (n_samples, n_outputs).
+        (n_samples,), or rows (n_samples, n_classes) that sum to one within 1e-3, which are then
+        divided by their sums. Identity, exp: numbers, (n_samples,) or (n_samples, n_outputs).
     optimizer : str or Optimizer, optional
         ``nb.SGD``, ``nb.RMSprop``, ``nb.Adagrad``, ``nb.Adam`` or ``nb.AdamW``, with a learning
-        rate or a schedule of ``nb.schedules``; or a name, for its defaults. By default
+        rate or a schedule of ``nb.schedules``; or the name of one, with its defaults. By default
         ``nb.Adam(1e-3)``.
     loss : str or Loss, optional
         ``binary_cross_entropy``, ``softmax_cross_entropy``, ``squared_error``, ``absolute_error``,
-        ``huber``, ``poisson``, or an instance from ``nb.losses``. By default what the output
-        implies: sigmoid the first, softmax the second, identity the third, exp the last.
+        ``huber``, ``poisson``, or an instance from ``nb.losses``. By default, sigmoid implies the
+        first, softmax the second, identity the third, and exp the last.
     epochs : int, default 50
         Passes over the data.
     batch_size : int or None, default 128
-        Examples per step; the last batch of an epoch may be shorter. None, or as many as there are:
-        full-batch gradient descent.
+        Examples per step; the last batch of an epoch may be shorter. None, or the number of
+        examples, gives full-batch gradient descent.
     shuffle : bool or callable, default True
-        Draw a new order of the examples for every epoch; a callable is called for each, and returns
-        the order: an array (n_samples,) of row numbers.
+        Draw a new order of the examples for every epoch. A callable is called once per epoch and
+        returns the order, an array (n_samples,) of row numbers.
     seed : int or None, default 0
-        Draws the orders and the dropout masks, on the host. None is a new draw each time.
+        The seed of the orders and the dropout masks, which are drawn on the host. None draws new
+        ones each time.
     sample_weight : array-like (n_samples,), optional
-        Weights >= 0, not all 0; the loss of a batch is the weighted mean over its examples. One of
-        weight 0 is as if it were not there, and a batch of nothing but such is left out: no step
-        is taken, and momentum and penalties do nothing. ``engine="cuda"`` cannot leave a batch
-        out, and refuses as many of them as make one.
+        Weights >= 0, not all 0; the loss of a batch is the weighted mean over its examples.
+        Examples with weight 0 have no effect. A batch of only such examples is skipped: it takes no
+        step, so momentum and penalties change nothing. ``engine="cuda"`` cannot skip a batch, and
+        refuses data with enough examples of weight 0 to fill one.
     validation_data : tuple (X, y) or (X, y, sample_weight), optional
-        Its loss is taken after every epoch.
+        Data whose loss is computed after every epoch.
     early_stopping : EarlyStopping, optional
-        When to stop, and whether the best parameters come back.
+        The rule for when to stop, and whether to restore the best parameters.
     callbacks : callable or iterable of callables
-        Each is called as ``callback(state)`` after every epoch, with a ``TrainingState``;
+        Functions to call as ``callback(state)`` after every epoch, with a ``TrainingState``;
         ``state.stop()`` ends the training.
     l1, l2 : float, default 0.0
         Penalties l1 sum(abs(W)) + l2 / 2 sum(W^2) on the weights.
@@ -146,45 +143,46 @@ def train(
         Clip each element of the gradient to [-clip_value, clip_value]; scale the whole gradient
         down to the norm clip_norm.
     engine : {"auto", "reference", "cpu", "cuda"}, default "auto"
-        How the steps run; every engine gives the same numbers, to rounding. ``"cpu"`` is the faster
-        one there. It compiles its kernels with Numba when a kind of network is first trained, which
-        takes seconds, and keeps them in ``~/.cache/nnbackend``. ``"cuda"`` plans a network's steps
-        on the GPU, fuses their kernels and replays them as CUDA graphs; it has not run on a GPU
-        yet. Its kernels take float32 numbers below 1.2e-38 as 0. ``"auto"`` is ``"cpu"`` for a
-        network on the CPU and a training of more than some seconds, else ``"reference"``.
+        The engine that runs the steps; all engines give the same numbers up to rounding. ``"cpu"``
+        is the fastest one on the CPU. It compiles its kernels with Numba when a kind of network is
+        first trained, which takes seconds, and keeps them in ``~/.cache/nnbackend``. ``"cuda"``
+        plans a network's steps on the GPU, fuses their kernels and replays them as CUDA graphs; it
+        has not run on a GPU yet. Its kernels treat float32 numbers below 1.2e-38 as 0. ``"auto"``
+        is ``"cpu"`` for a network on the CPU and a training of more than some seconds, else
+        ``"reference"``.
     precision : {"float32", "tf32", "bfloat16"}, default "float32"
-        Of the matrix products in a float32 network; sums and parameters are float32 in any case.
-        ``"tf32"`` and ``"bfloat16"`` round their operands to 10 and 7 bits behind the point, which
-        tensor cores multiply several times faster; they need ``engine="cuda"``. With ``"float32"``
-        nothing is ever computed in less.
+        The precision of the matrix products in a float32 network; sums and parameters are always
+        float32. ``"tf32"`` and ``"bfloat16"`` round the operands to 10 and 7 bits behind the point,
+        which tensor cores multiply several times faster; they need ``engine="cuda"``. With
+        ``"float32"``, nothing is computed in lower precision.
     optimizer_state : OptimizerState, optional
-        ``history.optimizer_state`` of the training that this one continues, with the same optimizer
-        and network: step number, moments and velocity go on from there.
+        ``history.optimizer_state`` of an earlier training of this network with the same optimizer:
+        continue with its step number, moments and velocity.
     checkpoint : path-like, optional
-        A folder, of this training alone, to write checkpoints into: parameters, optimizer, random
-        numbers, position in the epoch and history, in files that ``load`` reads as models, too,
-        with the parameters of that moment. One is written whenever it is due, at the end, and when
-        Ctrl-C or SIGTERM comes in the main thread, which end the training between two steps:
-        SIGTERM then ends the process with exit code 143, or goes to the handler that there was.
-        None is written where a callback raises.
+        A folder for the checkpoints of this training only. A checkpoint holds parameters,
+        optimizer, random numbers, position in the epoch and history; ``load`` can read the file as
+        a model with the parameters of that moment. Checkpoints are written when they are due and at
+        the end, but not if a callback raises. Ctrl-C and SIGTERM in the main thread end the
+        training between two steps and write one, too; SIGTERM then goes to its previous handler,
+        or ends the process with exit code 143.
     checkpoint_every : float or timedelta, default one minute
-        Epochs, fractions of them included, or time.
+        The interval, in epochs (fractions are allowed) or as a time.
     checkpoints_kept : int, default 3
-        How many stay, the newest; older ones are deleted.
+        The number of checkpoints to keep; older ones are deleted.
     resume : bool, default False
-        Go on from the newest whole checkpoint in the folder; where there is none, begin. Pass what
-        the training began with; only ``epochs`` may grow, and ``engine`` change (``"auto"`` is the
-        one that the training began with). On the same machine, with the same versions and engine,
-        the result is that of a training that was never broken off, bit for bit; unless a schedule's
-        length is that of the training, which more epochs stretch, or batches that are brought
-        differ. Data larger than memory are compared by a sample of rows, callables by their names.
-        Callbacks hear of the epochs to come.
+        Continue from the newest undamaged checkpoint in the folder, or begin if there is none. Pass
+        the same arguments as at the beginning; only ``epochs`` may grow and ``engine`` change
+        (``"auto"`` means the engine of the beginning). On the same machine, with the same versions
+        and engine, the result equals that of an uninterrupted training bit for bit, unless more
+        epochs stretch a schedule, or an iterable yields other batches. Data larger than memory is
+        compared by a sample of rows, callables by their names. Callbacks run only for the remaining
+        epochs.
     communicator : mpi4py.MPI.Intracomm, optional
         The processes of a data-parallel training, started with ``mpiexec``. Each calls ``train``
-        with the same network and data, and works on its part of the rows of every batch; gradients
-        are summed over all before the update, so that the result is that of one process up to
-        rounding. Callbacks run, and checkpoints are written, in the process of rank 0 alone. If one
-        fails, each raises an error.
+        with the same network and data, and works on its part of the rows of every batch. Gradients
+        are summed over all processes before the update, so the result equals that of one process
+        up to rounding. Only the process of rank 0 runs callbacks and writes checkpoints. If one
+        process fails, all raise an error.
 
     Returns
     -------
@@ -193,19 +191,18 @@ def train(
     Raises
     ------
     InputError
-        If an argument is not as said; the network is unchanged then. Of batches that are brought, a
-        later one may be wrong: the steps before it are kept. Also if another thread is training the
-        network.
+        If an argument is invalid, or another thread is training the network; the network is
+        unchanged then. If a later batch of an iterable is invalid, the steps before it are kept.
     CheckpointError
-        If a checkpoint cannot be written, or training cannot go on from those that there are.
+        If a checkpoint cannot be written, or training cannot resume from the existing ones.
     DistributedError
-        If another process failed, or was given other data or options.
+        If another process failed, or has other data or options.
     DeviceMemoryError
-        If the memory of a GPU does not suffice; the message says what was needed.
+        If the memory of a GPU does not suffice; the message says how much was needed.
     DivergenceError
-        If the loss, the validation loss or a parameter becomes NaN or infinite; the network keeps
-        the parameters that the last finite epoch ended with, or those of the best epoch where
-        ``early_stopping`` restores it.
+        If the loss, the validation loss or a parameter becomes NaN or infinite. The network keeps
+        the parameters after the last finite epoch, or after the best epoch if ``early_stopping``
+        restores it.
 
     Examples
     --------
@@ -230,7 +227,7 @@ def train(
     }  # fmt: skip
     interruption = Interruption()
     with ExitStack() as stack:
-        # When all else is closed, SIGTERM is passed on, after an error, too.
+        # Pass SIGTERM on after everything else is closed, even after an error.
         stack.push(interruption.forward)
         team = stack.enter_context(together(communicator))
         # Within the team: what one process refuses ends all.
@@ -250,7 +247,7 @@ def _prepared(
     interruption: Interruption,
     team: Team | None,
 ) -> Loop:
-    """Return the loop that runs a training; the stack closes what it needs."""
+    """Return the loop that runs a training; the stack closes its resources."""
     if not isinstance(net, Network):
         raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
     if team is not None:
@@ -281,7 +278,7 @@ def _prepared(
     set_optimizer_state(engine, options.optimizer_state, problem, device)
     loop = Loop(net, engine, problem, examples, validation, options, shuffle, interruption, team)
     if options.checkpoint is not None or team is not None:
-        # Before signals are noted alone: of a source it reads rows, which may take long.
+        # Compute this while signals still act at once: it may read rows of a source for long.
         identity = identity_of(net, options, problem, examples, validation, name)
         stack.enter_context(interruption)
         keep_and_share(loop, folder, options.checkpoint_every, identity, found)
@@ -295,10 +292,10 @@ def _engine_name(
     device: Device,
     found: Checkpoint | None,
 ) -> str:
-    """Return the name of the engine that is to run; what it is named by is checked later."""
+    """Return the name of the engine to use; ``get_engine`` checks the name later."""
     engine = options.engine
     if found is not None and engine == "auto":
-        # What that stands for depends on the number of epochs, which may have grown.
+        # Keep the engine: the meaning of "auto" depends on the number of epochs, which may grow.
         engine = found.engine_name
     if isinstance(examples, Feed):
         if engine not in ("auto", "reference"):

@@ -1,26 +1,26 @@
-"""The loss on validation data, of which each process of a team takes a part."""
+"""Validation: compute the loss on validation data, each process of a team on a part of it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from nnbackend.data.examples import Data
-from nnbackend.engines.base import Engine
-from nnbackend.parallel.team import Share
+from nnbackend.engines import Engine
+from nnbackend.parallel import Share
 
 if TYPE_CHECKING:
-    from nnbackend.parallel.team import Team
+    from nnbackend.parallel import Team
 
 __all__ = ["Validation"]
 
 
 class Validation:
-    """Validation data of a training.
+    """The validation data of a training, and its loss.
 
     Parameters
     ----------
     engine : Engine
-        Computes the loss.
+        The engine that computes the loss.
     data : Data
         All of the validation data.
     team : Team, optional
@@ -31,18 +31,18 @@ class Validation:
         self._engine, self._team, self._data, self._weight = engine, team, data, 0.0
         if team is not None:
             share = Share.of(team, data.n_samples)
-            # At least one row, which an idle process does not count.
+            # Every process has at least one row; an idle process gives it no weight.
             self._data = own = data.rows(share.rows.start, share.rows.stop)
             if not share.is_idle:
                 weight = own.sample_weight
                 self._weight = float(own.n_samples if weight is None else weight.sum())
 
     def own_loss(self) -> Any:
-        """Return the loss of the current parameters on this process's part, 0-d, on the device."""
+        """Return the loss on this process's part as a 0-d array on the device."""
         return self._engine.data_loss(self._data)
 
     def loss_of_all(self, own_loss: float) -> float:
-        """Return the loss on all of the data, given what every process found on its part."""
+        """Return the loss on all data, given the loss of this process's part; collective."""
         if self._team is None:
             return own_loss
         weighted = self._weight * own_loss if self._weight else 0.0

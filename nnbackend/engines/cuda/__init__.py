@@ -1,1 +1,1 @@
-"""The engine of the GPU."""
+"""The CUDA engine: planned steps, generated kernels, cuBLASLt. Begin with ``engine.py``."""

@@ -1,12 +1,12 @@
-"""Products on a GPU through cuBLASLt, with bias, activation and bias gradient in the same kernel.
+"""Run products on a GPU through cuBLASLt, with bias, activation and bias gradient in one kernel.
 
-A thin layer of ``ctypes`` over the library that CuPy comes with: CuPy's own wrappers offer few of
-these epilogues, and none within the capture of a CUDA graph.
+This is a thin layer of ``ctypes`` over the library that comes with CuPy. CuPy's own wrappers offer
+few of these epilogues, and none within the capture of a CUDA graph.
 
-cuBLAS counts columns where a plan counts rows. A row-major matrix read in columns is its
-transpose, and out^T = op(B)^T op(A)^T: so cuBLAS's A is the plan's B and the reverse, each with the
-transposition that the plan asks for; what a plan says of rows, cuBLAS says of columns. ``layout``
-is that translation, and needs no library.
+Plans are row-major, cuBLAS is column-major. A row-major matrix read by columns is its transpose,
+and out^T = op(B)^T op(A)^T. So cuBLAS's A is the plan's B and the reverse, each with the
+transposition of the plan, and the plan's rows are cuBLAS's columns. ``layout`` translates a product
+accordingly, and needs no library.
 """
 
 from __future__ import annotations
@@ -49,114 +49,47 @@ __all__ = [
     "load_library",
 ]
 
-
-# By the names of cublas_api.h, library_types.h and cublasLt.h, which the tests compare them with.
+# Constants of cublas_api.h, library_types.h and cublasLt.h, with which the tests compare them.
 CUBLAS_STATUS_SUCCESS = 0
-
-
 CUBLAS_STATUS_NOT_SUPPORTED = 15
-
-
 CUBLAS_OP_N = 0
-
-
 CUBLAS_OP_T = 1
-
-
 CUBLAS_COMPUTE_32F = 68
-
-
 CUBLAS_COMPUTE_32F_FAST_TF32 = 77
-
-
 CUBLAS_COMPUTE_64F = 70
-
-
 CUDA_R_32F = 0
-
-
 CUDA_R_64F = 1
-
-
 CUDA_R_16BF = 14
-
-
 CUBLASLT_MATMUL_DESC_TRANSA = 3
-
-
 CUBLASLT_MATMUL_DESC_TRANSB = 4
-
-
 CUBLASLT_MATMUL_DESC_EPILOGUE = 7
-
-
 CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8
-
-
 CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER = 11
-
-
 CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD = 12
-
-
 CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1
-
-
 CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK = 3
-
-
 CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5
-
-
 CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES = 6
-
-
 CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES = 7
-
-
 CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES = 8
-
-
 CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2
-
-
 CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE = 4
-
-
 CUBLASLT_EPILOGUE_DEFAULT = 1
-
-
 CUBLASLT_EPILOGUE_BIAS = 4
-
-
 CUBLASLT_EPILOGUE_RELU_BIAS = 6
-
-
 CUBLASLT_EPILOGUE_RELU_AUX_BIAS = 134
-
-
 CUBLASLT_EPILOGUE_DRELU_BGRAD = 152
-
-
 CUBLASLT_EPILOGUE_GELU_AUX_BIAS = 164
-
-
 CUBLASLT_EPILOGUE_DGELU_BGRAD = 208
-
-
 CUBLASLT_EPILOGUE_BGRADA = 256
 
-
-# Where a sum is split over blocks, its parts are to meet in the workspace, where a step of its own
-# adds them, always in the same order. The scheme left out, INPLACE, adds them up in the output: it
-# is documented that blocks take turns at this, but not in which order.
+# If a sum is split over blocks, collect its parts in the workspace, where a separate kernel adds
+# them, always in the same order. This excludes the scheme INPLACE, in which blocks take turns to
+# add to the output in an undocumented order.
 _REDUCTION_SCHEMES = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE
 
-
-# What the library takes for granted where it is not told less, and what it asks of a workspace.
+# The alignment that the library assumes by default, and requires of a workspace.
 _ALIGNMENT = 256
-
-
 _MAX_ALGORITHMS = 8
 
 
@@ -176,8 +109,7 @@ class _HeuristicResult(ctypes.Structure):
 
 _SET_ATTRIBUTE = (c_void_p, c_int, c_void_p, c_size_t)
 
-
-# name: what it takes; but for the name of a status, all return a status.
+# The argument types of each function. All return a status, except cublasLtGetStatusName.
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cublasLtGetStatusName": (c_int,),
     "cublasLtCreate": (POINTER(c_void_p),),
@@ -200,12 +132,12 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
 
 
 class CublasLtError(NNBackendError, RuntimeError):
-    """cuBLASLt is not there, or one of its functions failed; the message names the status."""
+    """cuBLASLt is not installed, or one of its functions failed; the message names the status."""
 
 
 @cache
 def load_library() -> ctypes.CDLL:
-    """Return cuBLASLt as CuPy's packages bring it; its functions check their arguments' types.
+    """Return cuBLASLt from CuPy's packages, with functions that check their arguments' types.
 
     Raises
     ------
@@ -239,13 +171,13 @@ def _call(library: ctypes.CDLL, name: str, *arguments: Any) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where data begin: bytes from the start of a buffer."""
+    """The place where data begin: a number of bytes from the start of a buffer."""
 
     buffer: str
     offset: int
 
     def address(self, pointers: Mapping[str, int]) -> int:
-        """Return the address, given those of all buffers."""
+        """Return the address of this place, given the addresses of all buffers."""
         return pointers[self.buffer] + self.offset
 
 
@@ -269,18 +201,18 @@ class Layout:
     m, n, k : int
         D is m x n, and k products are summed for each of its elements.
     A, B, D : Operand
-        As they lie in memory; A is what the plan calls B, B what it calls A.
+        The matrices in memory; A is the plan's B, and B is the plan's A.
     transa, transb : int
-        What op is: ``CUBLAS_OP_N`` or ``CUBLAS_OP_T``.
+        The operation op, ``CUBLAS_OP_N`` or ``CUBLAS_OP_T``.
     compute_type, scale_type, epilogue : int
-        Codes of the library. alpha and beta are of the scale type.
+        Codes of the library. alpha and beta have the scale type.
     bias : Place or None
-        m elements of D's type: read, or written as sums over the columns.
+        m elements of D's type, which the epilogue reads, or writes as sums over the columns.
     aux : Place or None
-        What the epilogue writes or reads besides: m x n elements of D's type, or bits, of which the
-        first is the lowest of its byte.
+        Further data that the epilogue reads or writes: m x n elements of D's type, or bits, the
+        first of which is the lowest of its byte.
     aux_ld : int
-        Elements, or bits, from one column of ``aux`` to the next; 0 without.
+        Elements, or bits, from one column of ``aux`` to the next; 0 without ``aux``.
     """
 
     m: int
@@ -306,25 +238,18 @@ class _Precision(NamedTuple):
 
 
 class _Form(NamedTuple):
-    """An epilogue's code, and what it needs; ``aux_multiple`` is 0 where there is no ``aux``."""
+    """An epilogue's code and its operands; ``aux_multiple`` is 0 if it has no ``aux``."""
 
     code: int
     has_vector: bool = True
     aux_multiple: int = 0
 
 
-# What the ld of an aux has to be a multiple of.
+# The ld of an aux has to be a multiple of one of these.
 _BITS = 128
-
-
 _ELEMENTS = 8
-
-
 _TYPES = {"float32": CUDA_R_32F, "float64": CUDA_R_64F, "bfloat16": CUDA_R_16BF}
-
-
 _TYPE_BITS = {"float32": 32, "float64": 64, "bfloat16": 16, "bit": 1}
-
 
 _PRECISIONS = {
     "float32": _Precision("float32", "float32", CUBLAS_COMPUTE_32F),
@@ -332,7 +257,6 @@ _PRECISIONS = {
     "bfloat16": _Precision("bfloat16", "float32", CUBLAS_COMPUTE_32F),
     "float64": _Precision("float64", "float64", CUBLAS_COMPUTE_64F),
 }
-
 
 _FORMS = {
     Epilogue.NONE: _Form(CUBLASLT_EPILOGUE_DEFAULT, has_vector=False),
@@ -347,12 +271,12 @@ _FORMS = {
 
 
 def layout(product: Product) -> Layout:
-    """Return what a product is in cuBLAS's terms.
+    """Return a product in cuBLAS's terms.
 
     Raises
     ------
     InputError
-        If its parts do not fit each other, its precision, its epilogue or the library's rules.
+        If its parts do not fit each other, the precision, the epilogue or the library's rules.
     """
     A, B, out, vector, aux = product.A, product.B, product.out, product.vector, product.aux
     precision = lookup("precision", product.precision, _PRECISIONS)
@@ -419,32 +343,34 @@ def _operand(matrix: Matrix) -> Operand:
 
 
 class _Object:
-    """Something that the library made for us, destroyed with the last reference to it."""
+    """An object of the library, which is destroyed with the last reference to it."""
 
     def __init__(self, library: ctypes.CDLL, kind: str, *arguments: int) -> None:
         self._library = library
         self._kind = kind
-        self._as_parameter_ = c_void_p()  # what ctypes passes for this object
+        self._as_parameter_ = c_void_p()  # ctypes passes this in place of the object
         _call(library, f"cublasLt{kind}Create", byref(self._as_parameter_), *arguments)
         destroy = getattr(library, f"cublasLt{kind}Destroy")
-        # The end of the process frees everything, by then perhaps without a driver to ask.
+        # Do not destroy at exit: the process frees everything, and the driver may be gone by then.
         weakref.finalize(self, destroy, self._as_parameter_).atexit = False
 
     def set(self, attribute: int, value: Any) -> None:
-        """Set an attribute to a value of ctypes, whose size has to be the attribute's."""
+        """Set an attribute to a ctypes value, which needs the same size as the attribute."""
         name = f"cublasLt{self._kind}SetAttribute"
         _call(self._library, name, self, attribute, byref(value), sizeof(value))
 
 
 class Descriptors:
-    """What the library is told of a product and of the algorithms wanted; made without a GPU.
+    """The library's descriptors of a product and of the acceptable algorithms.
+
+    Making them needs no GPU.
 
     Attributes
     ----------
     operation, A, B, D, preference
         The library's objects.
     addresses : tuple of int
-        Of A, B and D.
+        The addresses of A, B and D.
     """
 
     def __init__(
@@ -487,17 +413,17 @@ class Descriptors:
 
 
 class CublasLt:
-    """A handle of cuBLASLt on the device that is current, and its workspace.
+    """A handle of cuBLASLt on the current device, and its workspace.
 
-    One thread at a time may use it and what it prepared, with that device current, and on one
-    stream at a time: all its products share the workspace.
+    Since all products share the workspace, use the handle and its products in one thread and on one
+    stream at a time, with the same device current.
 
     Parameters
     ----------
     workspace_pointer : int
         The workspace's address, a multiple of 256. The caller keeps the memory.
     workspace_bytes : int
-        Its size. NVIDIA recommends 32 MiB from Hopper on, 4 MiB before.
+        The workspace's size. NVIDIA recommends 32 MiB from Hopper on, 4 MiB before.
 
     Raises
     ------
@@ -515,21 +441,21 @@ class CublasLt:
         self.workspace = (workspace_pointer, workspace_bytes)
 
     def prepare(self, product: Product, pointers: Mapping[str, int]) -> Prepared | None:
-        """Return the product ready to run, or None where cuBLASLt has no algorithm for it.
+        """Return a product that is ready to run; None if cuBLASLt has no algorithm for it.
 
-        This asks the library's heuristic, which fails during a capture.
+        This calls the library's heuristic, which fails during a capture.
 
         Parameters
         ----------
         product : Product
-            What to compute.
+            The product to compute.
         pointers : mapping of str to int
-            The address at which each of its buffers starts.
+            The start addresses of its buffers.
 
         Raises
         ------
         InputError
-            If the product is not a valid one; see ``layout``.
+            If the product is invalid; see ``layout``.
         CublasLtError
             If the library fails.
         """
@@ -551,16 +477,17 @@ class CublasLt:
 
 
 class Prepared:
-    """A product that can run any number of times, within the capture of a CUDA graph as well.
+    """A product that can run any number of times, also within the capture of a CUDA graph.
 
-    Its buffers and the workspace have to stay where they are; a captured graph needs neither this
-    object nor its ``CublasLt``. Run it once before it is captured: the first run loads the kernel.
+    Its buffers and the workspace must not move. A captured graph needs neither this object nor its
+    ``CublasLt``. Run the product once before capturing it, since the first run loads the kernel.
 
     Attributes
     ----------
     algorithms : int
-        How many algorithms the library proposes, the one that it expects to be fastest first. They
-        may differ in the last bits of the result: who chooses one by its time, chooses these.
+        The number of algorithms that the library proposes, with the one it expects to be fastest
+        first. They may differ in the last bits of the result, so choosing one by its time makes
+        results depend on the measurement.
     """
 
     def __init__(
@@ -579,7 +506,7 @@ class Prepared:
         self.choose(0)
 
     def choose(self, index: int) -> None:
-        """Let ``run`` use the algorithm of this index, which is 0 at first."""
+        """Make ``run`` use the algorithm of an index, which is 0 by default."""
         each = self._descriptors
         A, B, D = each.addresses
         self._arguments = (
@@ -589,5 +516,5 @@ class Prepared:
         )  # fmt: skip
 
     def run(self, stream: int) -> None:
-        """Launch the product on the stream of this address."""
+        """Launch the product on the stream at an address."""
         _call(self._lt.library, "cublasLtMatmul", *self._arguments, stream)

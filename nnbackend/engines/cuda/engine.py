@@ -12,8 +12,9 @@ from nnbackend.core.optimizers import OptimizerState
 from nnbackend.core.types import Array
 from nnbackend.engines.base import EngineState
 from nnbackend.engines.cuda.kernels import CudaKernels
+from nnbackend.engines.cuda.layout import Layout
 from nnbackend.engines.cuda.plan import Buffer, Launch
-from nnbackend.engines.cuda.planner import Layout, Planner
+from nnbackend.engines.cuda.planner import Planner
 from nnbackend.engines.cuda.runtime import CudaExecutor
 from nnbackend.engines.cuda.tiny import TinyPlanner
 from nnbackend.engines.reference import ReferenceEngine, data_loss
@@ -26,34 +27,27 @@ if TYPE_CHECKING:
 
 __all__ = ["CudaEngine", "cuda_engine"]
 
-
 _LOGGER = logging.getLogger("nnbackend")
 
-
-# Launches of a graph: so many that what it costs to start one no longer counts.
+# The launches of a graph: enough that the cost of starting it does not matter.
 _GRAPH_LAUNCHES = 1024
 
-
-# Shared memory that a kernel of one block needs beside its arrays.
+# Shared memory that a kernel of one block needs in addition to its arrays.
 _RESERVED_BYTES = 16 * 1024
 
-
-# What a launch within a graph costs, in cycles. A guess, to be replaced by what is measured.
+# The cycles of a launch within a graph: a guess, to be replaced by a measurement.
 _LAUNCH_CYCLES = 2500
 
-
-# Places in the buffers ``counters`` and ``status``, as the kernels know them.
+# Indices in the buffers ``counters`` and ``status``, as in the kernels.
 _DRAWN = 2
-
-
 _EPOCHS, _IS_BAD = 0, 1
 
 
 def cuda_engine(start: Start) -> Engine:
-    """Return a ``CudaEngine``, or the reference engine where a formula cannot be recorded.
+    """Return a ``CudaEngine``, or the reference engine if a formula cannot be recorded.
 
-    Such a formula is a user's activation, loss or optimizer that branches on data or uses functions
-    that no kernel has.
+    That is the case if a user's activation, loss or optimizer branches on data or uses functions
+    that kernels do not have.
     """
     if start.team is not None:
         raise InputError(
@@ -87,7 +81,7 @@ def cuda_engine(start: Start) -> Engine:
 
 
 class _Program(Protocol):
-    """How epochs run: by launches of their steps, or all in one kernel."""
+    """A way to run epochs: by launches of their steps, or all in one kernel."""
 
     layout: Layout
     buffers: dict[str, Buffer]
@@ -97,26 +91,31 @@ class _Program(Protocol):
     hyperparameters: list[float]
 
     def start(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
-        """Do what is done once, before the first step."""
+        """Prepare the first step."""
 
     def take_generator(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
-        """Draw dropout masks from where a generator stands; before the first step."""
+        """Draw dropout masks with a generator's state; call this before the first step."""
 
     def refresh(self, executor: CudaExecutor) -> None:
-        """Follow a change of the parameters by others than the steps."""
+        """Follow a change of the parameters that no step made."""
 
     def run(self, executor: CudaExecutor, n_epochs: int, orders: Sequence[Any] | None) -> None:
-        """Run epochs from the beginning of the coefficients and of the order, which are placed."""
+        """Run epochs with the coefficients and orders in the buffers, from their beginning."""
 
 
 class CudaEngine:
-    """Steps planned once and replayed; the numbers of the reference engine.
+    """Plans steps once and replays them; the numbers equal the reference engine's up to rounding.
 
-    A tiny network's epochs are one kernel (``cuda_tiny``). Of others, the steps are captured as
-    graphs, many of them in one where they are short; where products cannot be captured, for want of
-    cuBLASLt, they are launched one by one. Validation runs on the reference's formulas.
+    A tiny network's epochs are one kernel (``tiny.py``). The steps of other networks are captured
+    as graphs, many short ones in one graph. Without cuBLASLt, products cannot be captured, so
+    launches go out one by one. Validation uses the formulas of the reference engine.
 
-    The arguments are that of ``ReferenceEngine``, and the problem's kernels.
+    Parameters
+    ----------
+    start : Start
+        The problem, its data, and the initial parameters.
+    kernels : CudaKernels
+        The kernels of the problem.
     """
 
     runs_parts = False
@@ -151,18 +150,18 @@ class CudaEngine:
 
     @property
     def max_epochs_per_call(self) -> int:
-        """How many epochs ``run`` may be asked for at once."""
+        """The largest number of epochs of one call of ``run``."""
         return self._program.max_epochs
 
     @property
     def parameters(self) -> Array:
-        """The current flat parameter vector, a copy."""
+        """A copy of the current flat parameter vector."""
         with self._executor.ordered():
             return self._program.layout.pack(self._xp, self._executor.buffers["parameters"])
 
     @property
     def state(self) -> EngineState:
-        """Where training stands, a copy; the host's generator of dropout masks gets there, too."""
+        """A copy of the state; this also advances the host's generator of dropout masks."""
         buffers, pack = self._executor.buffers, self._program.layout.pack
         names = [f"state{i}" for i in range(len(self._problem.optimizer.state_names))]
         with self._executor.ordered():
@@ -178,7 +177,7 @@ class CudaEngine:
         return EngineState(parameters, finite, optimizer, None, dropout)
 
     def set_state(self, state: EngineState) -> None:
-        """Let training go on from there; before the first step."""
+        """Continue from a state; call this before the first step."""
         self._step = state.optimizer.step
         with self._executor.ordered():
             self._write("parameters", state.parameters)
@@ -217,7 +216,7 @@ class CudaEngine:
         return losses, status[_IS_BAD] == 0
 
     def _set_order(self, orders: Sequence[Any] | None) -> None:
-        """Place the rows of each epoch, one epoch after the other."""
+        """Copy the orders of all epochs to the device, one after another."""
         if not self._program.gathers:
             return
         if orders is not None:
@@ -228,7 +227,7 @@ class CudaEngine:
         self._has_rows_in_order = orders is None
 
     def restore_finite(self) -> None:
-        """Go back to the parameters that the last epoch without NaN and infinity ended with."""
+        """Restore the parameters after the last epoch without a NaN or infinity."""
         with self._executor.ordered():
             buffers = self._executor.buffers
             buffers["parameters"][...] = buffers["finite"]
@@ -239,13 +238,13 @@ class CudaEngine:
         return self.parameters
 
     def restore(self, snapshot: Any) -> None:
-        """Go back to the parameters of a snapshot."""
+        """Restore the parameters of a snapshot."""
         with self._executor.ordered():
             self._write("parameters", snapshot)
             self._program.refresh(self._executor)
 
     def data_loss(self, data: Data) -> Array:
-        """Return the loss of the current parameters on ``data`` without penalties, 0-d."""
+        """Return the loss of the current parameters on ``data`` without penalties, as 0-d array."""
         return data_loss(self._problem, self._device, self.parameters, data)
 
     def _write(self, name: str, packed: Array) -> None:
@@ -253,10 +252,10 @@ class CudaEngine:
 
 
 def _choose(problem: Problem, kernels: CudaKernels, data: Data, executor: CudaExecutor) -> _Program:
-    """Return the quicker program, by a rough count of cycles."""
+    """Return the faster program, by a rough count of cycles."""
     structure = problem.objective.structure
     itemsize = 8 if kernels.dtype == "float64" else 4
-    # Parameters and gradient at least have to fit.
+    # At least parameters and gradient have to fit.
     is_small = 2 * structure.n_parameters * itemsize < executor.shared_bytes
     if (
         is_small
@@ -271,7 +270,7 @@ def _choose(problem: Problem, kernels: CudaKernels, data: Data, executor: CudaEx
             labels=kernels.labels,
             weighted=data.sample_weight is not None,
         )
-        # The fewest launches of a step.
+        # The smallest number of launches of a step.
         launches = 3 * len(structure.weight_shapes) + 1
         if (
             tiny.shared_bytes + _RESERVED_BYTES <= executor.shared_bytes
@@ -283,7 +282,7 @@ def _choose(problem: Problem, kernels: CudaKernels, data: Data, executor: CudaEx
 
 
 class _Tiny:
-    """All epochs in one kernel; attributes as those of ``_Program``."""
+    """Runs all epochs in one kernel; see ``_Program``."""
 
     def __init__(self, planner: TinyPlanner) -> None:
         self._planner = planner
@@ -292,15 +291,15 @@ class _Tiny:
         self.source, self.hyperparameters = planner.source, planner.hyperparameters
 
     def start(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
-        """Let the kernel have its shared memory."""
+        """Give the kernel its shared memory."""
         del dropout_rng
         executor.allow_shared("run_epochs", self._planner.shared_bytes)
 
     def take_generator(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
-        """Nothing is drawn."""
+        """Do nothing, since there is no dropout."""
 
     def refresh(self, executor: CudaExecutor) -> None:
-        """Nothing follows a change of the parameters."""
+        """Do nothing, since the kernel reads only the parameters themselves."""
 
     def run(self, executor: CudaExecutor, n_epochs: int, orders: Sequence[Any] | None) -> None:
         """Run epochs from the beginning of the coefficients and of the order."""
@@ -308,7 +307,7 @@ class _Tiny:
 
 
 class _Steps:
-    """Epochs as launches, captured as graphs; attributes as those of ``_Program``."""
+    """Runs epochs as launches, captured as graphs; see ``_Program``."""
 
     def __init__(
         self,
@@ -350,14 +349,14 @@ class _Steps:
         self._graphs: dict[tuple[str, int], Callable[[], None]] = {}
 
     def start(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
-        """Place what the kernels read, and the data in the form that they take."""
+        """Copy the kernels' inputs to the device, with the data in the form that they take."""
         segments = [(bias.offset, bias.offset + bias.size) for bias in self.layout.biases]
         executor.upload("biases", np.asarray(segments).reshape(-1))
         self.take_generator(executor, dropout_rng)
         executor.run(self._planner.preparation())
 
     def take_generator(self, executor: CudaExecutor, dropout_rng: np.random.Generator) -> None:
-        """Draw dropout masks from where a generator stands; before the first step."""
+        """Draw dropout masks with a generator's state; call this before the first step."""
         if self._has_dropout:
             executor.upload("generator", _generator_words(dropout_rng))
 
@@ -367,7 +366,7 @@ class _Steps:
 
     def run(self, executor: CudaExecutor, n_epochs: int, orders: Sequence[Any] | None) -> None:
         """Run epochs from the beginning of the coefficients and of the order."""
-        # The random numbers that were drawn so far stay counted.
+        # Keep the count of random numbers drawn so far.
         executor.buffers["counters"][:_DRAWN] = 0
         executor.buffers["sums"][...] = 0
         if self._X is not None:
@@ -380,7 +379,7 @@ class _Steps:
                 self._repeat(executor, "end", 1)
 
     def _stream(self, executor: CudaExecutor, order: Any) -> None:
-        """Run an epoch whose batches come from the host, one being copied while another is used."""
+        """Run an epoch with batches from the host, copying one while another is used."""
         for number in range(self._planner.steps_per_epoch):
             rows = slice(number * self._size, (number + 1) * self._size)
             stage = number % 2
@@ -390,9 +389,9 @@ class _Steps:
         self._repeat(executor, "end", 1)
 
     def _repeat(self, executor: CudaExecutor, name: str, count: int) -> None:
-        """Carry a list of launches out many times: by graphs of one, two, four, ... of it."""
+        """Run a list of launches many times, by graphs of one, two, four, ... repetitions."""
         launches = self._launches[name]
-        # Without graphs a longer list is no faster.
+        # Without graphs, a longer list is not faster.
         most = max(1, _GRAPH_LAUNCHES // len(launches)) if executor.captures else 1
         while count > 0:
             times = 1 << (min(count, most).bit_length() - 1)
@@ -403,9 +402,9 @@ class _Steps:
 
 
 def _advance(rng: np.random.Generator, start: Any, drawn: int, dtype: str) -> None:
-    """Set a generator to where it is when that many numbers have been drawn from the start on."""
+    """Set a generator to its state after drawing numbers from the state ``start``."""
     rng.bit_generator.state = start
-    # Two numbers of float32 are made of 64 random bits.
+    # Two float32 numbers use 64 random bits.
     per_draw = 1 if dtype == "float64" else 2
     rng.bit_generator.advance(drawn // per_draw)  # type: ignore[attr-defined]
     if drawn % per_draw:
@@ -413,7 +412,7 @@ def _advance(rng: np.random.Generator, start: Any, drawn: int, dtype: str) -> No
 
 
 def _generator_words(rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Return state and increment of NumPy's default generator, PCG64, as words of 64 bits."""
+    """Return state and increment of NumPy's default generator, PCG64, as 64-bit words."""
     state = rng.bit_generator.state["state"]
     words = [part for name in ("state", "inc") for part in divmod(state[name], 2**64)]
     return np.asarray(words, np.uint64)

@@ -1,8 +1,7 @@
-"""A training step on the GPU as plain data: buffers, and the launches that fill them, in order.
+"""Describe a training step on the GPU as plain data: buffers, and launches in their order.
 
-A plan names what is computed where; it holds no array and no pointer. An executor allocates the
-buffers and carries the launches out: on a GPU (``cuda_runtime``), or anywhere else where the same
-list can be run and looked at.
+A plan names the result and the place of each computation, and holds no array and no pointer. An
+executor allocates the buffers and runs the launches, on a GPU (``runtime.py``) or in a test.
 
 All matrices are row-major: element (i, j) of a matrix lies at ``offset + i * ld + j``.
 """
@@ -15,8 +14,7 @@ from typing import TypeAlias
 
 __all__ = ["ITEM_BYTES", "Buffer", "Epilogue", "Kernel", "Launch", "Matrix", "Product", "Vector"]
 
-
-# Bytes of an element, by NumPy's name of its type; bfloat16 is kept as uint16.
+# Bytes of an element, by NumPy's name of its type; bfloat16 is stored as uint16.
 ITEM_BYTES = {
     "float32": 4, "float64": 8, "uint16": 2, "uint32": 4, "int32": 4, "int64": 8, "uint64": 8,
     "uint8": 1,
@@ -24,7 +22,7 @@ ITEM_BYTES = {
 
 
 class Epilogue(Enum):
-    """What a product does to its result before it writes it, in the terms of row-major matrices.
+    """The operation of a product on its result before writing it, for row-major matrices.
 
     With T = op(A) op(B):
 
@@ -63,7 +61,7 @@ class Matrix:
     offset : int
         Elements from the buffer's start to the first.
     dtype : {"float32", "float64", "bfloat16"}
-        Of the elements.
+        The type of the elements.
     """
 
     buffer: str
@@ -76,7 +74,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Vector:
-    """Contiguous elements within a buffer; attributes as those of ``Matrix``."""
+    """Contiguous elements within a buffer, with attributes as in ``Matrix``."""
 
     buffer: str
     size: int
@@ -91,21 +89,21 @@ class Product:
     Attributes
     ----------
     A, B, out : Matrix
-        As they lie in memory, before any transposition.
+        The matrices in memory, before any transposition.
     transpose_A, transpose_B : bool
         Whether op is the transposition.
     precision : {"float32", "tf32", "bfloat16", "float64"}
-        How it is computed: "float32" with float32 operands in float32 alone, "tf32" with float32
-        operands on tensor cores, "bfloat16" with such operands; sums are kept in float32 in all of
-        these.
+        The precision of the computation: "float32" uses only float32, "tf32" multiplies float32
+        operands on tensor cores, "bfloat16" multiplies operands stored in bfloat16. Sums are
+        float32 in all of these.
     epilogue : Epilogue
-        What is done to the result.
+        The operation on the result.
     vector : Vector or None
         The bias that the epilogue reads, or the sums that it writes.
     aux : Matrix or None
-        What a forward epilogue keeps for the backward one: for ReLU bits, of which ``ld`` counts
-        bits and is a multiple of 128 (dtype ``"bit"``); for GELU elements, of which ``ld`` is a
-        multiple of 8. It has the shape of ``out``.
+        The data that a forward epilogue keeps for the backward one, with the shape of ``out``. For
+        ReLU these are bits (dtype ``"bit"``, with ``ld`` in bits and a multiple of 128), for GELU
+        elements (with ``ld`` a multiple of 8).
     """
 
     A: Matrix
@@ -121,17 +119,17 @@ class Product:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A launch of a kernel of ours.
+    """A launch of one of our own kernels.
 
     Attributes
     ----------
     name : str
-        The kernel's.
+        The name of the kernel.
     grid, block : tuple of int
         Blocks, and threads of a block, along x and y.
     arguments : tuple
-        In the kernel's order: matrices and vectors (passed as the address of their first element),
-        and numbers.
+        The arguments in the kernel's order: numbers, and matrices and vectors, which are passed as
+        the address of their first element.
     shared_bytes : int
         Dynamic shared memory of a block.
     """
@@ -153,7 +151,7 @@ class Buffer:
     Attributes
     ----------
     size : int
-        Elements.
+        The number of elements.
     dtype : str
         NumPy's name of their type; ``"uint16"`` for bfloat16.
     """

@@ -1,4 +1,4 @@
-"""Plans the training steps of a problem on a GPU: buffers, epilogues and the list of launches."""
+"""Plan the training steps of a problem on a GPU: buffers, epilogues and the list of launches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nnbackend.core.activations import ACTIVATIONS
-from nnbackend.engines.cuda.kernels import DRAWS_PER_THREAD, THREADS
+from nnbackend.engines.cuda.grids import (
+    MAX_BLOCKS,
+    MAX_ROW_BLOCKS,
+    block_shape,
+    column_grid,
+    element_grid,
+    flat_grid,
+)
+from nnbackend.engines.cuda.layout import Layout, round_up
 from nnbackend.engines.cuda.plan import (
     ITEM_BYTES,
     Buffer,
@@ -19,25 +27,20 @@ from nnbackend.engines.cuda.plan import (
     Product,
     Vector,
 )
+from nnbackend.engines.cuda.source import DRAWS_PER_THREAD, THREADS
 from nnbackend.engines.tracing.formulas import hidden_kinds, is_in_place
 
 if TYPE_CHECKING:
-    from nnbackend.core.types import Array, Namespace
     from nnbackend.engines.base import Problem
 
-__all__ = ["Layout", "Planner"]
-
+__all__ = ["Planner"]
 
 _LOGGER = logging.getLogger("nnbackend")
 
-
-# The epilogues of the products before and behind a hidden layer, by its activation; the first that
-# there are. ``RELU_BIAS`` leaves the way back to a kernel of ours.
+# The epilogues of a hidden layer's forward and backward product, by its activation. The planner
+# takes the first pair that is available. ``RELU_BIAS`` leaves the backward pass to our own kernel.
 _Fusion = tuple[Epilogue, Epilogue]
-
-
 _UNFUSED: _Fusion = (Epilogue.NONE, Epilogue.NONE)
-
 
 _FUSIONS: dict[str, list[_Fusion]] = {
     "relu": [
@@ -47,128 +50,55 @@ _FUSIONS: dict[str, list[_Fusion]] = {
     "gelu": [(Epilogue.GELU_AUX_BIAS, Epilogue.DGELU_BGRAD)],
 }
 
-
-# What a forward epilogue keeps: its leading dimension is a multiple of that many; bits, or elements
-# of the data's own type.
+# For each forward epilogue that keeps an aux: the divisor of its leading dimension, and its type
+# (bits, or the type of the data).
 _AUX = {Epilogue.RELU_AUX_BIAS: (128, "bit"), Epilogue.GELU_AUX_BIAS: (8, "")}
 
-
-# Where a layer's weights and biases begin within the flat vector: at multiples of 256 bytes.
+# Weights and biases of each layer begin at multiples of 256 bytes within the flat vector.
 _ALIGNMENT_BYTES = 256
-
-
-# Blocks of a kernel that goes over many elements: some for each multiprocessor of a large GPU.
-_MAX_BLOCKS = 1024
-
-
-_MAX_ROW_BLOCKS = 512
-
-
-class Layout:
-    """Where the parameters lie in the engine's own flat vector; what lies between stays zero.
-
-    Parameters
-    ----------
-    weight_shapes : sequence of (int, int)
-        (n_in, n_out) of each layer.
-    dtype : {"float32", "float64"}
-        Of the parameters.
-    row : callable
-        ``row(n_out)`` is how many elements a row of that many weights takes.
-    step : int
-        Elements that layers' weights and biases begin at a multiple of.
-
-    Attributes
-    ----------
-    weights : list of Matrix
-    biases : list of Vector
-    size : int
-        Elements in all.
-    """
-
-    def __init__(
-        self,
-        weight_shapes: Sequence[tuple[int, int]],
-        dtype: str,
-        row: Callable[[int], int],
-        step: int,
-    ) -> None:
-        self.weights: list[Matrix] = []
-        self.biases: list[Vector] = []
-        start = 0
-        for n_in, n_out in weight_shapes:
-            ld = row(n_out)
-            self.weights.append(Matrix("parameters", n_in, n_out, ld, start, dtype))
-            start = _round_up(start + n_in * ld, step)
-            self.biases.append(Vector("parameters", n_out, start, dtype))
-            start = _round_up(start + n_out, step)
-        self.size = start
-
-    def _parts(self, flat: Array) -> list[Array]:
-        """Return views of each layer's weights and biases, in the order of the packed vector."""
-        parts = []
-        for W, b in zip(self.weights, self.biases, strict=True):
-            rows = flat[W.offset : W.offset + W.rows * W.ld].reshape(W.rows, W.ld)
-            parts += [rows[:, : W.columns], flat[b.offset : b.offset + b.size]]
-        return parts
-
-    def pack(self, xp: Namespace, flat: Array) -> Array:
-        """Return the parameters without the padding: a new array in the network's order."""
-        return xp.concat([xp.reshape(part, (-1,)) for part in self._parts(flat)])
-
-    def unpack(self, packed: Array, flat: Array) -> None:
-        """Write parameters in the network's order to their places; the padding stays."""
-        start = 0
-        for part in self._parts(flat):
-            part[...] = packed[start : start + part.size].reshape(part.shape)
-            start += part.size
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 class Planner:
     """Plans the buffers and the launches of a problem's steps.
 
-    A step of L layers is at best 3 L + 1 launches and the gather of its batch: L products with bias
-    and activation in their epilogue; the loss; L - 1 products back, with the derivative and the
-    bias gradient in their epilogue; L products for the weight gradients, the last layer's with its
-    bias gradient; the update. Where ``offers`` says that a product is not to be had with an
-    epilogue, a kernel of ours does the rest.
+    A step of L layers takes at least 3 L + 1 launches and the gather of its batch: L products with
+    bias and activation in their epilogue; the loss; L - 1 backward products, with the derivative
+    and the bias gradient in their epilogue; L products for the weight gradients, the last layer's
+    with its bias gradient; the update. If ``offers`` says that a product is not available with an
+    epilogue, a separate kernel does that work.
 
     Parameters
     ----------
     problem : Problem
-        What is to be trained, and how.
+        The training problem.
     dtype : {"float32", "float64"}
-        Of the parameters.
+        The dtype of the parameters.
     precision : {"float32", "tf32", "bfloat16", "float64"}
-        Of the products.
+        The precision of the products.
     n_samples : int
         Rows of the data.
     labels, weighted : bool
         Whether the targets are integer labels, and whether there are sample weights.
     streams : bool
-        Whether X is not on the device: the rows of a batch are then copied to one of the buffers
+        Whether X stays on the host; the rows of each batch are then copied to one of the buffers
         ``stage0`` and ``stage1`` before its step.
     reductions : sequence of str
-        Kernels that the update needs the results of.
+        The kernels whose results the update needs.
     n_hyper : int
-        How many numbers the kernels take as ``hyper``.
+        The number of elements of the kernels' argument ``hyper``.
     offers : callable
-        ``offers(product) -> bool``.
+        ``offers(product) -> bool`` says whether a product is available with its epilogue.
 
     Attributes
     ----------
     layout : Layout
-        Of the parameters.
+        The layout of the parameters.
     n_samples : int
         Rows of the data.
     max_epochs : int
-        Epochs that the buffers hold the orders and the losses of.
+        The number of epochs for whose orders and losses the buffers have room.
     buffers : dict of str to Buffer
-        All that is needed beside the data ``X``, ``y`` and ``weight``.
+        All buffers except the data ``X``, ``y`` and ``weight``.
     """
 
     def __init__(
@@ -197,7 +127,7 @@ class Planner:
         self._kinds = hidden_kinds(problem)
         step = _ALIGNMENT_BYTES // ITEM_BYTES[dtype]
         self.layout = Layout(structure.weight_shapes, dtype, self._ld, step)
-        # One call runs so many epochs that their orders take few megabytes.
+        # Limit the epochs of a call so that their orders take few megabytes.
         self.max_epochs = max(1, min(1024, 2**20 // n_samples)) if self.gathers else 1024
         if streams:
             self.max_epochs = 1
@@ -209,17 +139,17 @@ class Planner:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch, a shorter last one included."""
+        """Steps of an epoch, including a shorter last one."""
         return -(-self.n_samples // self._size)
 
     @property
     def gathers(self) -> bool:
-        """Whether a batch is a part of the data, whose rows are taken out for it."""
+        """Whether a batch is a part of the data, so that its rows have to be gathered."""
         return self._streams or self.n_samples > self._size
 
     @property
     def converts(self) -> bool:
-        """Whether the whole data is one batch, but not in the form that the products take."""
+        """Whether the data is one batch that has to be converted for the products."""
         n_features = self._structure.layer_sizes[0]
         is_aligned = n_features % self._multiple == 0
         return not self.gathers and (self._is_bfloat16 or not is_aligned)
@@ -230,7 +160,7 @@ class Planner:
         return self.n_samples - (self.steps_per_epoch - 1) * self._size
 
     def _plan_vectors(self, n_hyper: int) -> dict[str, Buffer]:
-        """Return the buffers of the parameters and of the books."""
+        """Return the buffers of the parameters, the optimizer, and the epochs' results."""
         optimizer, real = self._problem.optimizer, self._dtype
         n_layers = len(self.layout.biases)
         n_steps = self.max_epochs * self.steps_per_epoch
@@ -250,7 +180,7 @@ class Planner:
             "sums": Buffer(2, "float64"),
             "losses": Buffer(self.max_epochs, "float64"),
             "status": Buffer(4, "uint32"),
-            "partial": Buffer(_MAX_BLOCKS, "float64"),
+            "partial": Buffer(MAX_BLOCKS, "float64"),
         }
         if self._is_bfloat16:
             plan["operands"] = Buffer(self.layout.size, "uint16")
@@ -276,7 +206,7 @@ class Planner:
         return plan
 
     def _plan_layers(self) -> dict[str, Buffer]:
-        """Return the buffers of what is computed for a batch."""
+        """Return the buffers of all that is computed for a batch."""
         structure, rows, real = self._structure, self._size, self._dtype
         sizes = structure.layer_sizes[1:]
         plan = {}
@@ -301,7 +231,7 @@ class Planner:
                 plan[aux.buffer] = (
                     Buffer(n_bytes, "uint8") if aux.dtype == "bit" else Buffer(rows * aux.ld, real)
                 )
-        grids = [_column_grid(rows, width)[0] for width in sizes]
+        grids = [column_grid(rows, width)[0] for width in sizes]
         n_partials = max(grid[1] * width for grid, width in zip(grids, sizes, strict=True))
         plan["column_partial"] = Buffer(n_partials, real)
         plan["arrived"] = Buffer(max(grid[0] for grid in grids), "uint32")
@@ -312,13 +242,13 @@ class Planner:
         return 1 if self._labels else self._structure.layer_sizes[-1]
 
     def _ld(self, width: int) -> int:
-        return _round_up(width, self._multiple)
+        return round_up(width, self._multiple)
 
     def _matrix(self, name: str, rows: int, width: int, dtype: str = "") -> Matrix:
         return Matrix(name, rows, width, self._ld(width), 0, dtype or self._dtype)
 
     def _input(self, layer: int, rows: int) -> Matrix:
-        """Return what a layer multiplies with its weights."""
+        """Return the matrix that a layer multiplies with its weights."""
         width = self._structure.layer_sizes[layer]
         if layer == 0:
             if self.gathers or self.converts:
@@ -330,17 +260,17 @@ class Planner:
         return self._matrix(f"{'Z' if self._is_in_place(below) else 'A'}{below}", rows, width)
 
     def _is_in_place(self, layer: int) -> bool:
-        """Whether a hidden layer's activations are where its products were."""
+        """Whether a hidden layer's activations overwrite its pre-activations."""
         return self._fusions[layer] != _UNFUSED or is_in_place(
             self._structure.hidden[layer], self._dtype
         )
 
     def _has_operands(self, layer: int) -> bool:
-        """Whether the next layer's operands are others than the activations."""
+        """Whether the next layer's operands differ from the activations."""
         return self._is_bfloat16 or self._structure.dropout[layer] > 0.0
 
     def _gradient_of(self, layer: int, rows: int) -> Matrix:
-        """Return dZ of a layer, as products take it."""
+        """Return dZ of a layer in the form that products take."""
         width = self._structure.layer_sizes[layer + 1]
         if self._is_bfloat16:
             return self._matrix(f"E{layer}", rows, width, self._operand)
@@ -403,7 +333,7 @@ class Planner:
     def _choose_fusion(self, layer: int, offers: Callable[[Product], bool]) -> _Fusion:
         """Return the epilogues of a hidden layer's products, forward and back."""
         activation = self._structure.hidden[layer]
-        # Kernels of ours write operands in bfloat16, and multiply with a mask.
+        # Our own kernels have to write operands in bfloat16, and to multiply with a mask.
         choices = [] if self._has_operands(layer) else _FUSIONS.get(activation.name, [])
         if activation is not ACTIVATIONS.get(activation.name):
             choices = []
@@ -427,17 +357,17 @@ class Planner:
         return _UNFUSED
 
     def _aux(self, layer: int, rows: int) -> Matrix | None:
-        """Return what a hidden layer's forward epilogue keeps for the backward one."""
+        """Return the matrix that a hidden layer's forward epilogue keeps for the backward one."""
         epilogue = self._fusions[layer][0]
         if epilogue not in _AUX:
             return None
         multiple, dtype = _AUX[epilogue]
         width = self._structure.layer_sizes[layer + 1]
-        ld = _round_up(width, multiple)
+        ld = round_up(width, multiple)
         return Matrix(f"aux{layer}", rows, width, ld, 0, dtype or self._dtype)
 
     def _choose_last_sums(self, offers: Callable[[Product], bool]) -> bool:
-        """Return whether the last layer's weight gradient comes with the bias gradient."""
+        """Return whether one product gives the last layer's weight and bias gradients."""
         layer = len(self._structure.hidden)
         return not self._is_bfloat16 and all(
             offers(self._with_sums(layer, rows)) for rows in {self._size, self.last_rows}
@@ -448,28 +378,28 @@ class Planner:
         return replace(product, epilogue=Epilogue.BGRAD_B, vector=self._bias_gradient(layer))
 
     def preparation(self) -> list[Launch]:
-        """Return what is done once, before the first step."""
+        """Return the launches before the first step."""
         if not self.converts:
             return []
         n_features = self._structure.layer_sizes[0]
         X = Matrix("X", self.n_samples, n_features, n_features, 0, self._dtype)
         X0 = self._input(0, self.n_samples)
-        grid, block = _element_grid(X.rows, n_features)
+        grid, block = element_grid(X.rows, n_features)
         return [Kernel("convert", grid, block, (X, X.rows, n_features, X.ld, X0.ld, X0))]
 
     def refresh(self) -> list[Launch]:
-        """Return what follows a change of the parameters by others than the steps."""
+        """Return the launches after a change of the parameters that no step made."""
         if not self._is_bfloat16:
             return []
         n = self.layout.size
-        grid, block = _element_grid(1, n)
+        grid, block = element_grid(1, n)
         arguments = (self._flat("parameters"), 1, n, n, n, self._one("operands"))
         return [Kernel("convert", grid, block, arguments)]
 
     def step(self, rows: int, stage: int = 0) -> list[Launch]:
-        """Return the launches of a step on a batch of that many rows.
+        """Return the launches of a step on a batch of ``rows`` rows.
 
-        With streaming, its rows of X are in the buffer of number ``stage``.
+        With streaming, the rows of X are in the buffer with the number ``stage``.
         """
         structure = self._structure
         last = len(structure.hidden)
@@ -501,8 +431,8 @@ class Planner:
         return [*launches, *self._update(rows)]
 
     def end_of_epoch(self) -> list[Launch]:
-        """Return the launches that close an epoch."""
-        grid, n = _flat_grid(self.layout.size), self.layout.size
+        """Return the launches at the end of an epoch."""
+        grid, n = flat_grid(self.layout.size), self.layout.size
         parameters, status = self._flat("parameters"), self._one("status")
         return [
             Kernel("find_nonfinite", grid, (THREADS, 1), (parameters, n, status)),
@@ -518,7 +448,7 @@ class Planner:
         ]  # fmt: skip
 
     def _one(self, name: str) -> Vector:
-        """Return a buffer from its start."""
+        """Return a whole buffer as a vector."""
         buffer = self.buffers[name]
         dtype = "bfloat16" if buffer.dtype == "uint16" else buffer.dtype
         return Vector(name, buffer.size, 0, dtype)
@@ -529,14 +459,14 @@ class Planner:
     def _gather(self, rows: int, stage: int) -> Kernel:
         n_features = self._structure.layer_sizes[0]
         n, real = self.n_samples, self._dtype
-        # What is not used may be any address.
+        # Unused arguments may be any address.
         nothing = self._flat("parameters")
         X0 = self._input(0, rows)
         X = Matrix("X", n, n_features, n_features, 0, real)
         if self._streams:
             X = replace(X, buffer=f"stage{stage}", rows=rows)
         y_dtype = "int64" if self._labels else real
-        grid, block = _element_grid(rows, max(n_features, self._y_columns))
+        grid, block = element_grid(rows, max(n_features, self._y_columns))
         return Kernel(
             "gather",
             grid,
@@ -569,7 +499,7 @@ class Planner:
         return launches
 
     def _hidden(self, layer: int, rows: int) -> tuple[Matrix, Matrix, Matrix, Matrix]:
-        """Return Z, A, M and H of a hidden layer; what there is not may be any address."""
+        """Return Z, A, M and H of a hidden layer; those that do not exist may be any address."""
         width = self._structure.layer_sizes[layer + 1]
         Z = self._matrix(f"Z{layer}", rows, width)
         A = Z if self._is_in_place(layer) else replace(Z, buffer=f"A{layer}")
@@ -582,7 +512,7 @@ class Planner:
 
     def _activate(self, layer: int, rows: int) -> Kernel:
         Z, A, M, H = self._hidden(layer, rows)
-        grid, block = _element_grid(rows, Z.columns)
+        grid, block = element_grid(rows, Z.columns)
         bias = self.layout.biases[layer]
         arguments = (Z, bias, A, M, H, rows, Z.columns, Z.ld)
         return Kernel(f"activate_{self._kind(layer)}", grid, block, arguments)
@@ -590,7 +520,7 @@ class Planner:
     def _pull_back(self, layer: int, rows: int) -> Kernel:
         Z, A, M, _ = self._hidden(layer, rows)
         D = replace(Z, buffer=f"D{layer}")
-        grid, block = _column_grid(rows, Z.columns)
+        grid, block = column_grid(rows, Z.columns)
         arguments = (
             D, Z, A, M, self._gradient_of(layer, rows), rows, Z.columns, Z.ld,
             self._bias_gradient(layer), self._one("column_partial"), self._one("arrived"),
@@ -599,7 +529,7 @@ class Planner:
 
     def _column_sums(self, layer: int, rows: int) -> Kernel:
         Z = self._matrix(f"Z{layer}", rows, self._structure.layer_sizes[layer + 1])
-        grid, block = _column_grid(rows, Z.columns)
+        grid, block = column_grid(rows, Z.columns)
         arguments = (
             Z, rows, Z.columns, Z.ld, self._bias_gradient(layer), self._one("column_partial"),
             self._one("arrived"),
@@ -614,8 +544,8 @@ class Planner:
         y_dtype = "int64" if self._labels else self._dtype
         y = Matrix(f"y{suffix}", rows, self._y_columns, self._y_columns, 0, y_dtype)
         weight = Vector("w0" if self.gathers else "weight", rows, 0, self._dtype)
-        width, height = _block(Z.columns, THREADS)
-        grid = (min(-(-rows // height), _MAX_ROW_BLOCKS), 1)
+        width, height = block_shape(Z.columns, THREADS)
+        grid = (min(-(-rows // height), MAX_ROW_BLOCKS), 1)
         draws = sum(
             rows * size
             for rate, size in zip(structure.dropout, structure.layer_sizes[1:], strict=False)
@@ -631,7 +561,7 @@ class Planner:
 
     def _update(self, rows: int) -> list[Launch]:
         n, n_layers = self.layout.size, len(self.layout.biases)
-        grid, block = _flat_grid(n), (THREADS, 1)
+        grid, block = flat_grid(n), (THREADS, 1)
         vectors = (self._flat("parameters"), self._flat("gradient"))
         hyper, scalars = self._one("hyper"), self._one("scalars")
         biases, partial, arrived = map(self._one, ("biases", "partial", "arrived"))
@@ -649,31 +579,3 @@ class Planner:
             self._one("sums"), partial, arrived,
         )  # fmt: skip
         return [*launches, Kernel("update", grid, block, arguments)]
-
-
-def _block(columns: int, most: int) -> tuple[int, int]:
-    """Return a block's width, a power of two that covers the columns if it can, and height."""
-    width = 1
-    while width < min(columns, most):
-        width *= 2
-    return width, THREADS // width
-
-
-def _element_grid(rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return grid and block of a kernel over all elements of a matrix."""
-    block = _block(columns, 32)
-    across = -(-columns // block[0])
-    return (across, max(1, min(-(-rows // block[1]), _MAX_BLOCKS // across))), block
-
-
-def _column_grid(rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return grid and block of a kernel that sums columns; a thread adds up some eight rows."""
-    block = _block(columns, 32)
-    across = -(-columns // block[0])
-    down = max(1, min(-(-rows // (8 * block[1])), _MAX_ROW_BLOCKS // across))
-    return (across, down), block
-
-
-def _flat_grid(n: int) -> tuple[int, int]:
-    """Return the grid of a kernel over a flat vector."""
-    return min(-(-n // THREADS), _MAX_BLOCKS), 1

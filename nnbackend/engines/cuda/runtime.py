@@ -1,4 +1,4 @@
-"""Carries a plan out on a CUDA GPU: CuPy's memory, kernels and graphs, cuBLASLt's products."""
+"""Run a plan on a CUDA GPU with CuPy's memory, kernels and graphs, and cuBLASLt's products."""
 
 from __future__ import annotations
 
@@ -23,23 +23,15 @@ if TYPE_CHECKING:
 
 __all__ = ["CudaExecutor", "signatures"]
 
-
 _LOGGER = logging.getLogger("nnbackend")
 
-
-# What cuBLAS asks for on Hopper; smaller GPUs take less of it.
+# The size that cuBLAS recommends on Hopper; smaller GPUs use less of it.
 _WORKSPACE_BYTES = 32 * 2**20
 
-
-# Bytes, of every buffer; CuPy's own are aligned to 512.
+# Every buffer is aligned to this many bytes; CuPy aligns its own to 512.
 _ALIGNMENT = 256
-
-
 _RELU = (Epilogue.RELU_BIAS, Epilogue.RELU_AUX_BIAS, Epilogue.DRELU_BGRAD)
-
-
 _GELU = (Epilogue.GELU_AUX_BIAS, Epilogue.DGELU_BGRAD)
-
 
 _SCALARS: dict[str, Callable[[Any], Any]] = {
     "int": np.int32,
@@ -50,7 +42,7 @@ _SCALARS: dict[str, Callable[[Any], Any]] = {
 
 
 def signatures(source: str) -> dict[str, list[str]]:
-    """Return the types of the parameters of every kernel in a source, ``real`` resolved."""
+    """Return the parameter types of every kernel in a source, with ``real`` resolved."""
     real = re.search(r"typedef (\w+) real;", source)
     found = {}
     for name, text in re.findall(r'extern "C" __global__ void .*?(\w+)\(\s*([^)]*)\)\s*{', source):
@@ -60,24 +52,24 @@ def signatures(source: str) -> dict[str, list[str]]:
 
 
 class CudaExecutor:
-    """Buffers, kernels and products on one GPU, in a stream of their own.
+    """Buffers, kernels and products on one GPU, in a separate stream.
 
-    Where cuBLASLt cannot be loaded, products run in CuPy's ``matmul``, which no graph can capture:
-    then launches go out one by one.
+    If cuBLASLt cannot be loaded, CuPy's ``matmul`` computes products. No graph can capture it, so
+    launches go out one by one then.
 
     Parameters
     ----------
     device : Device
         The GPU.
     precision : str
-        Of the products to come; without cuBLASLt there is no other than that of the data.
+        The precision of products; without cuBLASLt, only that of the data is possible.
 
     Attributes
     ----------
     buffers : dict of str to array
-        What launches name.
+        The buffers by the names that launches use.
     shared_bytes : int
-        Shared memory that a block can have.
+        The largest shared memory of a block.
     """
 
     def __init__(self, device: Device, precision: str) -> None:
@@ -95,7 +87,7 @@ class CudaExecutor:
 
     @cached_property
     def _lt(self) -> CublasLt | None:
-        """cuBLASLt, when a product is first asked for; None where it cannot be loaded."""
+        """cuBLASLt, loaded at the first product; None if it cannot be loaded."""
         try:
             self._workspace = self._cupy.empty(_WORKSPACE_BYTES, self._cupy.uint8)
             return CublasLt(self._workspace.data.ptr, _WORKSPACE_BYTES)
@@ -113,20 +105,20 @@ class CudaExecutor:
 
     @property
     def captures(self) -> bool:
-        """Whether a list of launches becomes one graph."""
+        """Whether a graph can capture a list of launches."""
         return self._lt is not None
 
     def allocate(self, buffers: Mapping[str, Buffer]) -> None:
         """Allocate buffers, filled with zeros."""
-        # In the caller's stream: CuPy's pool gives the memory of one stream to no other, and this
-        # executor's ends with the training.
+        # Allocate in the caller's stream: CuPy's pool never gives the memory of one stream to
+        # another, and this executor's stream ends with the training.
         for name, buffer in buffers.items():
             self.buffers[name] = self._cupy.zeros(buffer.size, buffer.dtype)
 
     def adopt(self, name: str, array: Array) -> None:
-        """Take an array of the device as a buffer: as it is, or a copy with its rows in order."""
+        """Use an array of the device as a buffer; copy it if it is not contiguous or aligned."""
         array = self._cupy.ascontiguousarray(array)
-        # A view may begin anywhere; products are planned for aligned operands.
+        # Products are planned for aligned operands, but a view may begin anywhere.
         is_aligned = array.data.ptr % _ALIGNMENT == 0
         self.buffers[name] = array if is_aligned else array.copy()
 
@@ -138,18 +130,18 @@ class CudaExecutor:
 
     @contextlib.contextmanager
     def staged(self, stage: int, X: Any, rows: Any) -> Iterator[None]:
-        """Copy rows of a host matrix to a staging buffer; the block's launches are what uses it.
+        """Copy rows of a host matrix to a staging buffer for the launches within the context.
 
-        The copy runs beside the launches that use the other buffer.
+        The copy overlaps with the launches that use the other buffer.
         """
         buffer = self.buffers[f"stage{stage}"]
         if stage not in self._pinned:
-            # Memory that a copy needs no staging for, and does not wait.
+            # Copies from pinned memory need no further staging, and do not block the host.
             memory = self._cupy.cuda.alloc_pinned_memory(buffer.nbytes)
             self._pinned[stage] = np.frombuffer(memory, buffer.dtype, buffer.size)
-            # What was launched so far, such as filling it with zeros, comes before the copy.
+            # Copy after all earlier launches, such as filling the buffer with zeros.
             self._used[stage].record(self._stream)
-        # The last copy out of this host memory has to be done.
+        # Wait for the last copy from this host memory.
         self._copied[stage].synchronize()
         n_rows = len(X[rows]) if isinstance(rows, slice) else len(rows)
         host = self._pinned[stage][: n_rows * X.shape[1]]
@@ -157,7 +149,7 @@ class CudaExecutor:
         if isinstance(rows, slice):
             out[...] = X[rows]
         else:
-            # With mode="raise" NumPy would write into a buffer first.
+            # With mode="raise", NumPy would write to a buffer first.
             np.take(X, rows, axis=0, out=out, mode="clip")
         self._copies.wait_event(self._used[stage])
         buffer[: host.size].set(host, stream=self._copies)
@@ -172,16 +164,16 @@ class CudaExecutor:
         module = self._cupy.RawModule(code=source, options=("-std=c++17",))
         self._functions = {name: module.get_function(name) for name in self._signatures}
         for function in self._functions.values():
-            # Asking for an attribute loads the kernel, which must not happen in a capture.
+            # Reading an attribute loads the kernel now, since loading must not happen in a capture.
             function.num_regs  # noqa: B018
 
     def allow_shared(self, kernel: str, n_bytes: int) -> None:
-        """Let a kernel have that much dynamic shared memory."""
+        """Allow a kernel to use ``n_bytes`` of dynamic shared memory."""
         self._functions[kernel].max_dynamic_shared_size_bytes = n_bytes
 
     @contextlib.contextmanager
     def ordered(self) -> Iterator[None]:
-        """Run in the executor's stream, behind and before what the caller's stream does."""
+        """Run in the executor's stream, after earlier and before later work of the caller's."""
         caller = self._cupy.cuda.get_current_stream()
         self._stream.wait_event(caller.record())
         with self._stream:
@@ -193,14 +185,14 @@ class CudaExecutor:
     def offers(self, product: Product) -> bool:
         """Whether cuBLASLt has a product with its epilogue, and gives the reference's numbers.
 
-        Its documentation leaves open what becomes of NaN, and of the gradient at 0; the tanh within
-        its GELU is an approximation, too coarse for true float32.
+        Its documentation does not define the result for NaN, nor the gradient at 0. The tanh in its
+        GELU is an approximation that is too coarse for true float32.
         """
         if self._lt is None:
             return product.epilogue is Epilogue.NONE
         if product.epilogue in _GELU and product.precision != "tf32":
             return False
-        # Buffers are aligned to 256 bytes at least, wherever they will lie.
+        # Assume addresses aligned to 256 bytes, as those of all buffers are.
         operands = (product.A, product.B, product.out, product.vector, product.aux)
         addresses = {entry.buffer: 2**20 for entry in operands if entry is not None}
         try:
@@ -218,7 +210,7 @@ class CudaExecutor:
         return self._relu_agrees.get(key, True)
 
     def _tries_relu(self, product: Product) -> bool:
-        """Whether ReLU and its derivative are those of the core on rows of 0, -1, 2 and NaN."""
+        """Whether ReLU and its derivative equal those of the core on rows of 0, -1, 2 and NaN."""
         xp, n, dtype = self._cupy, 32, product.out.dtype
         values = xp.asarray([0.0, -1.0, 2.0, np.nan], dtype)
         trial = {
@@ -251,13 +243,13 @@ class CudaExecutor:
             agrees = (found == expected[:, None]) | xp.isnan(found) & xp.isnan(expected)[:, None]
             if not bool(xp.all(agrees)):
                 return False
-            # Back goes a gradient of ones, of which those of 2 alone are to come through.
+            # Pass a gradient of ones back: only the ones for 2 should come through.
             trial["rows"][...] = 1
             expected = xp.asarray([0.0, 0.0, 1.0, 0.0], dtype)
         return True
 
     def graph(self, launches: Sequence[Launch]) -> Callable[[], None]:
-        """Return what carries the launches out, one after the other; a graph where it can be."""
+        """Return a function that runs the launches in order, as one graph if possible."""
         calls = [self._call(launch) for launch in launches]
 
         def run() -> None:
@@ -266,8 +258,8 @@ class CudaExecutor:
 
         if not self.captures:
             return run
-        # What is returned must not refer to the executor, which holds it: a cycle would keep the
-        # device's memory until the next garbage collection. So below.
+        # The returned function must not refer to the executor, which holds it: such a cycle would
+        # keep the device's memory until the next garbage collection.
         stream = self._stream
         stream.begin_capture()
         try:
@@ -277,7 +269,7 @@ class CudaExecutor:
         return lambda: graph.launch(stream=stream)
 
     def run(self, launches: Sequence[Launch]) -> None:
-        """Carry the launches out once."""
+        """Run the launches once."""
         for launch in launches:
             self._call(launch)()
 
@@ -286,7 +278,7 @@ class CudaExecutor:
             return self._kernel(launch)
         if launch not in self._products:
             call = self._product(launch)
-            # A product chooses its kernels at its first run, which must not happen in a capture.
+            # Run a product once now: it chooses its kernels then, which must not be in a capture.
             call()
             self._products[launch] = call
         return self._products[launch]

@@ -1,13 +1,13 @@
-"""Tiny networks on the GPU: one block runs many epochs in one launch, all in shared memory.
+"""Train tiny networks on the GPU: one block runs many epochs in one launch, in shared memory.
 
-Where a step takes a microsecond of arithmetic, launching its kernels is what costs. Here
-parameters, optimizer state, activations and gradients of a batch stay in the shared memory of one
-multiprocessor, and a barrier is all that lies between two parts of a step.
+If the arithmetic of a step takes a microsecond, launching its kernels takes most of the time. In
+this module, parameters, optimizer state, activations and gradients of a batch stay in the shared
+memory of one multiprocessor, and only a barrier separates two parts of a step.
 
-A layer's weights and the bias below them are one matrix of n_in + 1 rows, and a layer's input has a
-column of ones: so Z = [A 1] [W; b], and the gradient [A 1]^T dZ has the bias gradient in its last
-row. Rows are padded to an odd number of elements, so that threads that walk down a column meet
-different banks of shared memory. Sizes are constants of the source.
+A layer's weights and biases are one matrix of n_in + 1 rows, and a layer's input has a column of
+ones. So Z = [A 1] [W; b], and the gradient [A 1]^T dZ has the bias gradient in its last row. Rows
+are padded to an odd number of elements, so that threads that walk down a column use different banks
+of shared memory. Sizes are constants of the source.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from nnbackend.engines.cuda.kernels import (
-    CudaPrinter,
+from nnbackend.engines.cuda.formulas import (
     activated,
     derivative_of,
-    fill,
     loss_outputs,
-    prelude,
     step_count,
     step_scalars,
     update_outputs,
 )
+from nnbackend.engines.cuda.layout import Layout
 from nnbackend.engines.cuda.plan import ITEM_BYTES, Buffer, Kernel, Launch, Matrix, Vector
-from nnbackend.engines.cuda.planner import Layout
+from nnbackend.engines.cuda.printer import CudaPrinter
+from nnbackend.engines.cuda.source import fill, prelude
 from nnbackend.engines.tracing.expression import Recorder
 from nnbackend.engines.tracing.formulas import is_in_place
 
@@ -36,21 +35,15 @@ if TYPE_CHECKING:
 
 __all__ = ["TinyPlanner"]
 
-
 _THREADS = 512
 
-
-# Epochs of a call: as many as keep their orders in few megabytes.
+# Limits of a call, which keep the orders of its epochs within few megabytes.
 _MAX_EPOCHS, _MAX_ROWS = 2**14, 2**20
-
-
 _TILES = ((1, 1), (2, 1), (1, 2), (2, 2), (4, 2), (2, 4), (4, 4))
 
-
-# Cycles of a barrier, and of a load from shared memory until its value is there. Guesses, to be
-# replaced by what is measured.
+# The cycles of a barrier, and of a load from shared memory: guesses, to be replaced by
+# measurements.
 _BARRIER_CYCLES, _LATENCY_CYCLES = 40, 30
-
 
 _PRODUCTS = r"""
 // out(m, n) = sum over k of a(m, k) b(k, n); a thread computes a tile of it. Its columns lie apart,
@@ -101,7 +94,6 @@ __device__ __forceinline__ void product_in_parts(
     __syncthreads();
 }
 """
-
 
 _KERNEL = r"""
 extern "C" __global__ void __launch_bounds__(THREADS, 1) run_epochs(
@@ -193,14 +185,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) run_epochs(
 
 
 class TinyPlanner:
-    """A problem's epochs as one launch of one block.
+    """Plans a problem's epochs as one launch of one block.
 
     Parameters
     ----------
     problem : Problem
-        What is to be trained, and how; without dropout.
+        The training problem, without dropout.
     dtype : {"float32", "float64"}
-        Of all arrays.
+        The dtype of all arrays.
     n_samples : int
         Rows of the data.
     labels, weighted : bool
@@ -209,21 +201,21 @@ class TinyPlanner:
     Attributes
     ----------
     layout : Layout
-        Of the parameters.
+        The layout of the parameters.
     buffers : dict of str to Buffer
-        All that is needed beside the data ``X``, ``y`` and ``weight``.
+        All buffers except the data ``X``, ``y`` and ``weight``.
     gathers : bool
-        Whether a batch is a part of the data, whose order is to be uploaded.
+        Whether a batch is a part of the data, so that the order has to be uploaded.
     max_epochs : int
-        Epochs that the buffers hold the orders and the losses of.
+        The number of epochs for whose orders and losses the buffers have room.
     source : str
         The module's text.
     hyperparameters : list of float
-        What the kernel takes as ``hyper``.
+        The kernel's argument ``hyper``.
     shared_bytes : int
         Shared memory of the block.
     step_cycles : float
-        What a step takes, roughly, in cycles of the processor.
+        An estimate of the processor cycles of a step.
 
     Raises
     ------
@@ -267,7 +259,7 @@ class TinyPlanner:
         }
 
     def _plan_shared(self) -> int:
-        """Place the arrays one after the other in shared memory; return its size in bytes."""
+        """Place the arrays one after another in shared memory; return its size in bytes."""
         structure, rows = self._structure, self._size
         n_states = len(self._problem.optimizer.state_names)
         sizes = dict.fromkeys(["p", "g", *(f"s{i}" for i in range(n_states))], self.layout.size)
@@ -288,7 +280,7 @@ class TinyPlanner:
         return self._target_bytes + start * ITEM_BYTES[self._dtype]
 
     def epochs(self, n_epochs: int, *, shuffled: bool) -> Launch:
-        """Return the launch that runs epochs until one of them is not finite."""
+        """Return the launch that runs epochs, and stops after one that is not finite."""
         n, structure = self._n_samples, self._structure
         n_features, real = structure.layer_sizes[0], self._dtype
         target = "int64" if self._labels else real
@@ -365,13 +357,13 @@ class TinyPlanner:
         self, rows: str, most_rows: int, columns: int, inner: str, most_inner: int, a: str, b: str,
         store: list[str],
     ) -> str:  # fmt: skip
-        """Print a product; tile, or parts of each sum, are those that take the fewest cycles."""
+        """Print a product, with the tile, or the parts of each sum, that take the fewest cycles."""
         body = "\n".join(f"                    {line}" for line in store)
         a = f"[=](int m, int k) {{ return {a}; }}"
         b = f"[=](int k, int n) {{ return {b}; }}"
         result = f"[=](int m, int n, real value) {{\n{body}\n                }}"
         call = f"({rows}, {columns}, {inner}, {a}, {b}, {result}"
-        # The parts are summed one by one, so some root of the length is best.
+        # The parts are summed one by one, so about the root of the length is best.
         most_parts = _THREADS // (most_rows * columns)
         parts = max(1, min(most_parts, math.isqrt(most_inner)))
         in_parts = (most_inner / parts + parts) * _LATENCY_CYCLES + 2 * _BARRIER_CYCLES
@@ -404,7 +396,7 @@ class TinyPlanner:
         return f"{text}\n            __syncthreads();"
 
     def _backward(self, layer: int) -> str:
-        """Print the gradients of a layer's weights and, with the activation below, of its input."""
+        """Print the gradients of a layer's weights and of its input, through the activation."""
         structure = self._structure
         n_in, n_out = structure.weight_shapes[layer]
         W, ld = self.layout.weights[layer], _odd(n_out)
@@ -432,7 +424,7 @@ class TinyPlanner:
         return "\n".join([*lines, "            __syncthreads();"])
 
     def _loss(self) -> tuple[str, str]:
-        """Print the target of a row, and the loss and its gradient; a thread does a whole row."""
+        """Print the target of a row, and its loss and gradient, by one thread per row."""
         outputs, needs_row = loss_outputs(self._xp, self._problem, labels=self._labels)
         if self._labels:
             head = "                const int64 label = y0[row];"
@@ -446,7 +438,7 @@ class TinyPlanner:
         return head, "\n".join(lines)
 
     def _update(self) -> tuple[str, str]:
-        """Print the numbers of penalties, clipping and optimizer, and their work."""
+        """Print the numbers of penalties, clipping and optimizer, and the update."""
         outputs = update_outputs(self._xp, self._problem, "k", "is_weight(k)")
         numbers: dict[str, float] = {}
         printer = CudaPrinter(numbers, first="threadIdx.x", step="THREADS", reduce="block_reduce")
@@ -479,9 +471,9 @@ def _odd(n: int) -> int:
 
 
 def _tile_cycles(tile: tuple[int, int], rows: int, columns: int, inner: int) -> float:
-    """Return what a product takes in tiles of a size: the larger of its latency and its issue.
+    """Estimate the cycles of a product with a tile size, from its latency and instruction count.
 
-    A multiprocessor loads for one warp in a cycle, and multiplies for four.
+    In a cycle, a multiprocessor loads for one warp, or multiplies for four.
     """
     tiles = -(-rows // tile[0]) * -(-columns // tile[1])
     rounds = -(-tiles // _THREADS)

@@ -1,1 +1,1 @@
-"""The engine of the CPU."""
+"""The CPU engine: NumPy's products, and kernels compiled by Numba. Begin with ``engine.py``."""

@@ -1,18 +1,17 @@
-"""The order of a training step on the CPU: products, and the kernels between them.
+"""Run a training step on the CPU: products, and the kernels between them, in their order.
 
-For a large network these functions run as they stand, in Python: each product and kernel takes far
-longer than its call. For a small one the same text is compiled, together with the kernels, into one
-function that runs many epochs (``program.compiled_source``): so everything here is plain enough for
-Numba. ``k`` is where the kernels come from; the compiled text calls them by name alone.
+For a large network these functions run in Python, since each product and kernel takes far longer
+than its call. For a small one the same text is compiled, together with the kernels, into one
+function that runs many epochs (``Kernels.compiled_source``), so everything here is plain enough for
+Numba. ``k`` provides the kernels; the compiled text calls them by name alone.
 
-Arrays are planned by the engine, one tuple entry per layer: weights ``W`` and biases ``b`` (views
-of ``parameters``), their gradients ``gW`` and ``gb`` (views of ``gradient``), pre-activations ``Z``
-(after the loss, those of the last layer are dZ), activations ``A``, dropped activations ``H``,
-dropout masks ``M`` and gradients ``D``. ``A`` is ``Z`` where the activation works in place, and
-``H`` is ``A`` where there is no dropout. ``kinds`` numbers the hidden layers' kernels. ``X0``,
+The engine allocates the arrays, with one tuple entry per layer: weights ``W`` and biases ``b``
+(views of ``parameters``), their gradients ``gW`` and ``gb`` (views of ``gradient``),
+pre-activations ``Z`` (after the loss, the last layer's ``Z`` holds dZ), activations ``A``, dropped
+activations ``H``, dropout masks ``M`` and gradients ``D``. ``A`` is ``Z`` if the activation works
+in place, and ``H`` is ``A`` without dropout. ``kinds`` numbers the hidden layers' kernels. ``X0``,
 ``y0`` and ``w0`` take the rows of a batch; without sample weights ``w0`` stays one throughout.
-Labels and weights are columns.
-``hyper`` holds the numbers of optimizer, penalties and clipping.
+Labels and weights are columns. ``hyper`` holds the numbers of optimizer, penalties and clipping.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def propagate(
         k.product(below, W[layer + 1], Z[layer + 1][top:bottom])
 
 
-def run(  # noqa: C901, PLR0912, PLR0915 - one text, which is compiled as it stands
+def run(  # noqa: C901, PLR0912, PLR0915 - Numba compiles this as one function
     k: Any, trains: Any, X: Any, y: Any, weight: Any, order: Any, X0: Any, y0: Any, w0: Any,
     by_rows: Any, coefficients: Any, losses: Any, totals: Any, ends: Any, parameters: Any,
     gradient: Any, state: Any, finite: Any, W: Any, b: Any, gW: Any, gb: Any, Z: Any, A: Any,
@@ -45,14 +44,14 @@ def run(  # noqa: C901, PLR0912, PLR0915 - one text, which is compiled as it sta
 ) -> Any:  # fmt: skip
     """Run epochs until one of them ends in a loss or parameter that is not finite.
 
-    ``order`` (n_epochs, n_samples) holds each epoch's rows, or is empty for the rows as they are;
-    ``coefficients`` one row per step; ``losses`` takes the mean objective of each epoch, and
-    ``finite`` the parameters that the last good one ended with. A batch is propagated forward and
-    back in blocks of rows. Returns how many epochs were run, and whether all of them were good.
-    Unless it ``trains``, an epoch is the mean loss alone. In that mean a step counts with the sum
-    of its weights, or ``by_rows`` with their number, if any is positive. What is run is a part of
-    an epoch unless it ``ends``; ``totals`` are the sums of loss and counts over its parts, this one
-    included.
+    Return how many epochs were run, and whether all of them were finite. ``order`` (n_epochs,
+    n_samples) holds each epoch's rows, or is empty to take the rows in their order;
+    ``coefficients`` has one row per step. Write the mean objective of each epoch to ``losses``, and
+    the parameters after the last finite epoch to ``finite``. Propagate a batch forward and back in
+    blocks of rows. Unless ``trains``, only compute the mean loss. In that mean, a step counts by
+    the sum of its weights, or with ``by_rows`` by its rows if any weight is positive. Unless
+    ``ends``, run a part of an epoch; ``totals`` are the sums of losses and counts over its parts,
+    including this one.
     """
     n_samples = order.shape[1] if order.shape[0] > 0 else X.shape[0]
     size = Z[0].shape[0]

@@ -1,10 +1,10 @@
-"""exp, expm1, log, log1p and tanh in arithmetic alone, so that LLVM makes vector code of a loop.
+"""Compute exp, expm1, log, log1p and tanh by arithmetic alone, so that LLVM can vectorize loops.
 
-``math.exp`` in a compiled loop is a call for each element. Here an argument is reduced by a power
-of two or its fraction, taken from the bits of the number, and a power series does the rest: several
-times faster in float32 and float64 than NumPy's functions, and within 3 units in the last place
-over the whole range, subnormal numbers included. NaN, infinities and the sign of zero are those of
-the C library.
+``math.exp`` in a compiled loop is a call for each element. These functions instead reduce the
+argument by a power of two or its fraction, taken from the bits of the number, and evaluate a power
+series. In float32 and float64 they are several times faster than NumPy's functions, and within 3
+units in the last place over the whole range, including subnormal numbers. They treat NaN,
+infinities and the sign of zero as the C library does.
 
 Importing this module imports Numba.
 """
@@ -24,23 +24,20 @@ from numba.extending import intrinsic
 
 __all__ = ["float32", "float64"]
 
-
 # (bits, bits of the fraction)
 _LAYOUT = {types.float32: (32, 23), types.float64: (64, 52)}
-
 
 _SQRT_HALF = {
     types.float32: int(np.float32(math.sqrt(0.5)).view(np.int32)),
     types.float64: int(np.float64(math.sqrt(0.5)).view(np.int64)),
 }
 
-
 _Generated = tuple[Any, Callable[..., Any]]
 
 
 @intrinsic
 def _power_of_two(_context: Any, x: Any) -> _Generated:
-    """Return 2^(e - bias) for x = 1.5 * 2^mantissa + e, whose last bits are those of e."""
+    """Return 2^(e - bias) for x = 1.5 * 2^mantissa + e, taking e from the last bits of x."""
     bits, fraction = _LAYOUT[x]
 
     def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -87,34 +84,34 @@ def _exponent(_context: Any, x: Any, origin: Any) -> _Generated:
 def _functions(  # noqa: PLR0915 - one scope for the constants of a dtype
     F: Any, exp_terms: int, log_terms: int
 ) -> SimpleNamespace:
-    """Return the functions of one dtype; the series end where the next term is below rounding."""
+    """Return the functions of one dtype; the series end when the next term is below rounding."""
     info = np.finfo(F)
     bias = 1 - int(info.minexp)
     zero, half, one, two, infinity, nan = map(F, (0.0, 0.5, 1.0, 2.0, math.inf, math.nan))
-    # Adding it to a small number leaves that, rounded to an integer, in the last bits.
+    # Adding this to a small number leaves the number, rounded to an integer, in the last bits.
     origin = 1.5 * 2.0 ** int(info.nmant)
     ORIGIN, EXP_ORIGIN, LOG_ORIGIN = F(origin), F(origin + bias - 1), F(origin + bias)
     LOG2_E = F(1.0 / math.log(2.0))
-    # log(2) in two parts, of which the first has so few bits that its product with e is exact.
+    # Split log(2) in two parts; the first has so few bits that its product with e is exact.
     LOG_2_HIGH = F(round(math.log(2.0) * 2**9) / 2**9 if F is np.float32 else 0x162E42FEFA * 2**-37)
     LOG_2_LOW = F(Decimal(2).ln() - Decimal(float(LOG_2_HIGH)))
     EXP_SERIES = tuple(F(1 / math.factorial(k)) for k in range(exp_terms, 0, -1))
     ATANH_SERIES = tuple(F(2 / (2 * k + 1)) for k in range(log_terms - 1, -1, -1))
-    # Beyond the largest finite result, and where r > 0: so 2^(n - 1) is finite.
+    # The largest argument: the result overflows, but r > 0, so 2^(n - 1) is finite.
     LARGEST = F((int(info.maxexp) + 0.25) * math.log(2.0))
-    # Below half the smallest subnormal result.
+    # The smallest argument: the result is below half the smallest subnormal number.
     SMALLEST = F((int(info.minexp) - int(info.nmant) - 2) * math.log(2.0))
-    # Small powers of two are made larger by a shift of n, so that they are normal numbers.
+    # Shift n for small powers of two, so that they are normal numbers.
     SMALL, SHIFT = F(int(info.minexp) + 2), F(2 * int(info.nmant))
     UNSHIFT = F(2.0 ** (1 - 2 * int(info.nmant)))
-    # Below it expm1(x) is -1.
+    # Below this, expm1(x) is -1.
     MINUS_ONE = F(-(int(info.nmant) + 3) * math.log(2.0))
-    # Nearer to zero expm1, log1p and tanh of x are x, to rounding: the sign of zero included.
+    # Nearer to zero, expm1, log1p and tanh of x equal x up to rounding, including the sign of zero.
     IDENTICAL = F(2.0 ** (-int(info.nmant) - 2))
     TANH_IS_ONE = F((int(info.nmant) + 3) * math.log(2.0))
     TINY = F(info.tiny)
     MULTIPLE, LOG_MULTIPLE = F(2.0 ** int(info.nmant)), F(int(info.nmant) * math.log(2.0))
-    # An intrinsic's first parameter, the typing context, is no argument of its calls.
+    # Calls of an intrinsic omit its first parameter, the typing context.
     power_of_two: Any = _power_of_two
     fraction: Any = _fraction
     exponent: Any = _exponent
@@ -122,9 +119,9 @@ def _functions(  # noqa: PLR0915 - one scope for the constants of a dtype
 
     @jit
     def exp_parts(x: Any) -> Any:
-        """Return e^r - 1, n, and n where 2^(n - 1) is made of it, with x = r + n log(2).
+        """Return e^r - 1, n, and n in the form from which 2^(n - 1) is made, with x = r + n log(2).
 
-        Halved, for n may be one too many.
+        Use half of 2^n, since n may be one too large.
         """
         x = LARGEST if x > LARGEST else x  # noqa: FURB136 - min() would lose NaN
         x = SMALLEST if x < SMALLEST else x  # noqa: FURB136
@@ -141,7 +138,7 @@ def _functions(  # noqa: PLR0915 - one scope for the constants of a dtype
         growth, n, shifted = exp_parts(x)
         is_small = n < SMALL
         power = power_of_two(shifted + SHIFT if is_small else shifted)
-        # Rounded once more where the result is subnormal.
+        # The last factor rounds a second time if the result is subnormal.
         return (power * growth + power) * (UNSHIFT if is_small else two)
 
     @jit
@@ -163,7 +160,7 @@ def _functions(  # noqa: PLR0915 - one scope for the constants of a dtype
 
     @jit
     def log_of(x: Any, correction: Any) -> Any:
-        """Return log(x) + correction: log(m) = 2 atanh((m - 1) / (m + 1)) is a quick series."""
+        """Return log(x) + correction by the fast series log(m) = 2 atanh((m - 1) / (m + 1))."""
         m = fraction(x)
         e = exponent(x, ORIGIN) - LOG_ORIGIN
         s = (m - one) / (m + one)
@@ -175,7 +172,7 @@ def _functions(  # noqa: PLR0915 - one scope for the constants of a dtype
 
     @jit
     def log(x: Any) -> Any:
-        # A subnormal number has another layout of bits: take the logarithm of a multiple of it.
+        # The bits of a subnormal number mean something else, so use the logarithm of a multiple.
         is_subnormal = x < TINY
         result = log_of(x * MULTIPLE if is_subnormal else x, zero)
         result = result - LOG_MULTIPLE if is_subnormal else result
@@ -186,7 +183,7 @@ def _functions(  # noqa: PLR0915 - one scope for the constants of a dtype
     @jit
     def log1p(x: Any) -> Any:
         moved = one + x
-        # What the sum lost to rounding, divided by it, is what its logarithm lacks.
+        # Correct the logarithm by the rounding error of the sum, divided by the sum.
         result = log_of(moved, (x - (moved - one)) / moved)
         result = x if moved == infinity else result
         result = -infinity if moved == zero else result
@@ -197,6 +194,4 @@ def _functions(  # noqa: PLR0915 - one scope for the constants of a dtype
 
 
 float32 = _functions(np.float32, exp_terms=7, log_terms=5)
-
-
 float64 = _functions(np.float64, exp_terms=13, log_terms=11)

@@ -1,4 +1,4 @@
-"""The CPU engine: products into planned buffers, and all else in compiled kernels."""
+"""The CPU engine: products into allocated buffers, and everything else in compiled kernels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nnbackend.engines.tracing.formulas import (
     is_in_place,
     is_label_target,
 )
-from nnbackend.parallel.team import Share
+from nnbackend.parallel import Share
 
 if TYPE_CHECKING:
     from nnbackend.data.examples import Data
@@ -29,24 +29,26 @@ if TYPE_CHECKING:
 
 __all__ = ["CpuEngine"]
 
-
 _Array = np.ndarray[Any, Any]
 
-
-# Operations per step. Below, Python's calls would cost more than a tenth of a step. Above, products
-# run on several threads, and those of SciPy's BLAS, which compiled code calls, spin for a while
-# after each, as do NumPy's, which a callback may well call: a step would take four times as long.
+# Steps with fewer operations than this are compiled, since Python's calls would cost more than a
+# tenth of such a step. Larger products run on several threads. The threads of SciPy's BLAS, which
+# compiled code calls, and those of NumPy's, which a callback may call, spin for a while after each
+# product: if both are used, a step takes four times as long.
 _COMPILED_FLOPS = 5e6
 
 
 class CpuEngine:
-    """Products into planned buffers, all else fused by Numba; the numbers of the reference engine.
+    """Computes products into allocated buffers, and everything else in kernels fused by Numba.
 
-    A small network's epochs are one compiled call. A large one's steps are run from Python, with
-    the products in NumPy's BLAS. A formula that cannot be recorded, such as a user's activation
-    that branches on data, runs as it stands, on NumPy.
+    The numbers equal those of the reference engine up to rounding. A small network's epochs are one
+    compiled call. A large network's steps run in Python, with products in NumPy's BLAS. A formula
+    that cannot be recorded, such as a user's activation that branches on data, runs on NumPy.
 
-    The argument is that of ``ReferenceEngine``.
+    Parameters
+    ----------
+    start : Start
+        The problem, its data, and the initial parameters.
     """
 
     max_epochs_per_call = 2**20
@@ -84,7 +86,7 @@ class CpuEngine:
             np.empty(structure.n_parameters, dtype) for _ in range(3)
         )
         self._parameters[:] = self._finite[:] = parameters
-        # Numba cannot give an empty tuple a type.
+        # Numba cannot infer a type for an empty tuple.
         nothing = np.empty((0, 0), dtype)
         initial = problem.optimizer.init(device.xp, self._parameters)
         self._state = tuple(map(np.array, initial)) or (np.empty(0, dtype),)
@@ -113,7 +115,7 @@ class CpuEngine:
     def _columns(self, data: Data) -> tuple[_Array, _Array, _Array]:
         """Return the data in the form that the kernels take."""
         weight = np.empty(0, self._dtype) if data.sample_weight is None else data.sample_weight
-        # Run from Python, X goes to NumPy alone, which takes any array.
+        # Steps in Python pass X only to NumPy, which takes any array.
         X = data.X if self._steps is not None else _plain(data.X)
         return X, _plain(_column(data.y)), _plain(_column(weight))
 
@@ -124,7 +126,7 @@ class CpuEngine:
 
     @property
     def state(self) -> EngineState:
-        """Where training stands, a copy."""
+        """A copy of the state between two steps."""
         names = self._problem.optimizer.state_names
         arrays = tuple(array.copy() for array in self._state[: len(names)])
         loss, weight = self._totals.tolist()
@@ -137,7 +139,7 @@ class CpuEngine:
         )
 
     def set_state(self, state: EngineState) -> None:
-        """Let training go on from there; before the first step."""
+        """Continue from a state; call this before the first step."""
         self._parameters[:], self._finite[:] = state.parameters, state.finite
         self._step = state.optimizer.step
         for own, given in zip(self._state, state.optimizer.arrays, strict=False):
@@ -163,7 +165,7 @@ class CpuEngine:
             losses = np.empty(len(rates))
             done, is_finite = self._train(columns, rows, rates, losses, ends=ends)
         else:
-            # A process of a team looks after each step: one epoch, or a part of one.
+            # In a team, a call is one epoch or a part of one, so that processes stop together.
             losses, (epoch_rates,) = np.empty(1), rates
             every = np.arange(data.n_samples) if rows is None else rows[0]
             size = len(every) if len(epoch_rates) == 1 else self._problem.batch_size
@@ -185,7 +187,7 @@ class CpuEngine:
         *,
         ends: bool,
     ) -> tuple[int, bool]:
-        """Run ``driver.run``, and count the steps."""
+        """Run ``driver.run`` and count the steps."""
         if self._steps is not None:
             self._steps.n_updates = 0
         table = coefficient_table(self._problem.optimizer, rates, self._step)
@@ -210,7 +212,7 @@ class CpuEngine:
         self, trains: bool, columns: tuple[_Array, _Array, _Array], order: _Array, w0: _Array,
         coefficients: _Array, losses: _Array, totals: _Array, ends: bool,
     ) -> tuple[int, bool]:  # fmt: skip
-        # A diverging loss is reported by whoever reads it, not warned of here.
+        # Do not warn here: the training reports a loss that diverges.
         by_rows = trains and self._problem.loss_by_rows
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             return self._program(
@@ -221,7 +223,7 @@ class CpuEngine:
             )  # fmt: skip
 
     def restore_finite(self) -> None:
-        """Go back to the parameters that the last epoch without NaN and infinity ended with."""
+        """Restore the parameters after the last epoch without a NaN or infinity."""
         self._parameters[...] = self._finite
 
     def snapshot(self) -> Any:
@@ -229,18 +231,18 @@ class CpuEngine:
         return self._parameters.copy()
 
     def restore(self, snapshot: Any) -> None:
-        """Go back to the parameters of a snapshot."""
+        """Restore the parameters of a snapshot."""
         self._parameters[...] = snapshot
 
     def data_loss(self, data: Data) -> Array:
-        """Return the loss of the current parameters on ``data`` without penalties, 0-d.
+        """Return the loss of the current parameters on ``data`` without penalties, as 0-d array.
 
-        It runs in the engine's own kernels and BLAS: two BLAS libraries' threads, which spin for a
-        while after each product, would hold up each other's.
+        Use the engine's own kernels and BLAS: the threads of two BLAS libraries, which spin for a
+        while after each product, would slow each other down.
         """
         objective = self._problem.objective
         if is_label_target(objective, data.y.ndim) != self._labels:
-            # Trained on labels and validated on rows, or the other way: the kernels take one form.
+            # The kernels take only the form of the training targets, either labels or rows.
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 return objective.data_loss(
                     self._xp, self._parameters, data.X, data.y, data.sample_weight
@@ -259,15 +261,15 @@ class CpuEngine:
 def _is_small(problem: Problem) -> bool:
     structure = problem.objective.structure
     flops = sum(6 * problem.batch_size * n_in * n_out for n_in, n_out in structure.weight_shapes)
-    # Dropout masks are drawn by NumPy, between the steps.
+    # NumPy draws dropout masks between the steps, which compiled code cannot.
     return flops < _COMPILED_FLOPS and not structure.has_dropout
 
 
 def _rows_per_block(layer_sizes: Sequence[int], batch_size: int) -> int:
-    """Return how many rows are propagated at once.
+    """Return how many rows to propagate at once.
 
-    A layer's activations are to stay in the second-level cache from product to kernel to product.
-    Weights larger than that are better read once, for all rows.
+    A layer's activations should stay in the second-level cache from product to kernel to product.
+    If the weights exceed that cache, read them once for all rows instead.
     """
     width = max(layer_sizes)
     rows = _BLOCK_ELEMENTS // width
@@ -275,12 +277,12 @@ def _rows_per_block(layer_sizes: Sequence[int], batch_size: int) -> int:
 
 
 def _column(x: Any) -> _Array:
-    """Return a vector as a column; other arrays as they are."""
+    """Return a vector as a column, and other arrays unchanged."""
     array = np.asarray(x)
     return array[:, None] if array.ndim == 1 else array
 
 
 def _plain(x: Any) -> _Array:
-    """Return a writeable, C-contiguous array: what the compiled code is compiled for."""
+    """Return a writeable, C-contiguous array, for which the code is compiled."""
     array = np.ascontiguousarray(x)
     return array if array.flags.writeable else array.copy()

@@ -1,4 +1,4 @@
-"""Generated kernels on disk: one module per source, whose machine code Numba keeps beside it."""
+"""Keep generated kernels on disk, one module per source, with Numba's machine code beside it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,12 @@ from typing import Any
 
 __all__ = ["cache_folder", "load_kernels"]
 
-
 _LOGGER = logging.getLogger("nnbackend")
-
-
 _LOCK = threading.Lock()
 
 
 def cache_folder() -> str:
-    """Return where kernels are kept: in the user's cache folder."""
+    """Return the folder of the kernels, which is in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(base, "nnbackend", "kernels")
 
@@ -31,13 +28,12 @@ def cache_folder() -> str:
 def load_kernels(source: str) -> Any:
     """Return a generated module, whose functions are compiled when they are first called.
 
-    Numba caches machine code beside the file a function comes from, so the source is written to a
-    file named by its hash: in ``cache_folder()``, or, where that cannot be written, in a temporary
-    one that ends with the process. Where there is no machine code yet, a line is logged, since
-    compiling takes seconds.
+    Numba caches machine code beside the file of a function. So write the source to a file named by
+    its hash, in ``cache_folder()``, or in a temporary folder until the process ends if that cannot
+    be written. If there is no machine code yet, log a line, since compiling takes seconds.
     """
     name = f"nnbackend_kernels_{_hash(source)}"
-    # One of several threads imports it; the others wait.
+    # One of several threads imports the module; the others wait.
     with _LOCK:
         if name not in sys.modules:
             _import(name, source)
@@ -62,7 +58,7 @@ def _import(name: str, source: str) -> None:
     if spec is None:
         raise ImportError(f"cannot import the generated {path}")
     module = importlib.util.module_from_spec(spec)
-    # Numba finds the cached code of a function by the name of its module.
+    # Numba finds cached code by the name of the function's module.
     sys.modules[name] = module
     try:
         loader.exec_module(module)
@@ -72,7 +68,7 @@ def _import(name: str, source: str) -> None:
 
 
 def _hash(source: str) -> str:
-    """Return a name for a source and for the functions it calls, which Numba does not watch."""
+    """Return a hash of a source and of the functions that it calls, which Numba does not check."""
     from nnbackend.engines.native import elementary
 
     with open(elementary.__file__, encoding="utf-8") as file:
@@ -81,7 +77,7 @@ def _hash(source: str) -> str:
 
 
 def _written(path: str, source: str) -> str:
-    """Return the path of a file that holds ``source``, written whole if it does not yet."""
+    """Return the path of a file with the content ``source``; write it if it differs."""
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     try:
         with open(path, encoding="utf-8") as file:

@@ -1,12 +1,12 @@
-"""The kernels of a training step as Numba source, generated from the core's recorded formulas.
+"""Generate the kernels of a training step as Numba source, from the core's recorded formulas.
 
-A kernel does everything element-wise between two products: bias and activation; bias, loss and its
+A kernel does all element-wise work between two products: bias and activation; bias, loss and its
 gradient; gradient through an activation, and its column sums; penalties; clipping; the update. Its
-loops run along flat blocks that the first-level cache holds, or along rows, of which those of a
-narrow layer are taken several at a time, so that LLVM makes vector code of them.
+loops run along flat blocks that fit the first-level cache, or along rows; several rows of a narrow
+layer form one loop, so that LLVM can vectorize it.
 
-One module is generated for each kind of problem (activations, loss, optimizer, options, dtype);
-sizes are arguments.
+Each kind of problem (activations, loss, optimizer, options, dtype) has one module; sizes are
+arguments.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from nnbackend.core.activations import Activation
 from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, penalty_elements
 from nnbackend.engines.native import driver
-from nnbackend.engines.tracing.expression import Printer, Recorder, Symbol
+from nnbackend.engines.tracing.expression import Recorder, Symbol
 from nnbackend.engines.tracing.formulas import (
     element,
     hidden_kinds,
@@ -30,12 +30,12 @@ from nnbackend.engines.tracing.formulas import (
     loss_elements,
     update_elements,
 )
+from nnbackend.engines.tracing.printer import Printer
 
 if TYPE_CHECKING:
     from nnbackend.engines.base import Problem
 
 __all__ = ["Kernels"]
-
 
 _HEAD = """\
 import math
@@ -45,40 +45,26 @@ from nnbackend.engines.native import elementary
 F = np.{dtype}
 """
 
-
 _OPTIONS = 'nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True'
 
-
-# A function that only others call: quicker to compile, and part of them on disk.
+# For functions that only other kernels call: they compile faster, and are cached with the callers.
 _INNER_OPTIONS = 'error_model="numpy", no_cfunc_wrapper=True, no_cpython_wrapper=True'
-
-
 _INLINE = f'@njit(inline="always", {_INNER_OPTIONS})'
-
-
 _JIT = f'@njit({_OPTIONS}, fastmath={{"contract"}})'
 
-
-# Sums may be taken in any order: several partial ones, in vector registers.
+# Allow sums in any order, so that vector registers can hold several partial sums.
 _JIT_SUMS = f'@njit({_OPTIONS}, fastmath={{"contract", "reassoc"}})'
-
-
 _BLOCK = 2048  # elements, 8 or 16 KiB an array
+_GROUP = 64  # elements of a loop that is worth vectorizing
 
-
-_GROUP = 64  # elements of a loop that is worth vector code
-
-
-# Column sums of long rows, which are then added to those of the columns.
+# The column sums of long rows, which are then added to those of the layer's columns.
 _NO_SUMS = "np.zeros(group * width, gb.dtype)"
-
 
 _FOLD_SUMS = (
     "        if part == 0 and group > 1:",
     "            for k in range(shape[1]):",
     "                gb[k % width] += sums[k]",
 )
-
 
 _FIXED = f"""
 {_JIT}
@@ -135,22 +121,22 @@ class Kernels:
     Parameters
     ----------
     problem : Problem
-        What is to be trained, and how.
+        The training problem.
     dtype : {"float32", "float64"}
-        Of all arrays.
+        The dtype of all arrays.
     labels : bool
         Whether ``y`` is a vector of integer labels.
 
     Attributes
     ----------
     labels : bool
-        As given.
+        The argument.
     hyperparameters : list of float
-        Numbers of the optimizer, the penalties and the clipping. They are an argument of the
-        kernels, so that a search over them compiles nothing anew.
+        The numbers of optimizer, penalties and clipping. Kernels take them as an argument, so that
+        a search over them does not compile again.
     unrecorded : dict of str to Exception
-        Kernels that have no source, since a formula cannot be recorded, such as that of a user's
-        activation that branches on data; and why.
+        The kernels without source, whose formula cannot be recorded (such as a user's activation
+        that branches on data), and the reason.
     """
 
     def __init__(self, problem: Problem, dtype: str, *, labels: bool) -> None:
@@ -184,7 +170,7 @@ class Kernels:
         return "\n".join([*head, _FIXED, *self._column_functions(), *self._lines, ""])
 
     def compiled_source(self) -> str:
-        """Return the source of a module that has the driver's functions as well, compiled."""
+        """Return the source of a module that also compiles the driver's functions."""
         lines = [
             "is_finite = np.isfinite",
             "product = np.dot",
@@ -204,11 +190,11 @@ class Kernels:
             text = inspect.getsource(function)
             lines += [decorator, re.sub(r"\bk(\.|: Any, )", "", text), ""]
         kernels = self.source().replace(_OPTIONS, _INNER_OPTIONS)
-        # The driver's annotations are not the generated module's.
+        # The generated module does not import the names in the driver's annotations.
         return "\n".join(["from __future__ import annotations", kernels, *lines])
 
     def _choice(self, name: str, arguments: str) -> list[str]:
-        """Print the function that calls the kernel of a layer's kind."""
+        """Print a function that calls the kernel for a layer's kind."""
         lines = [_INLINE, f"def {name}(kind, {arguments}):"]
         for number in range(self._n_kinds):
             lines += [f"    if kind == {number}:", f"        {name}_{number}({arguments})"]
@@ -230,11 +216,11 @@ class Kernels:
         return self._loop(outputs, length, indent)
 
     def _loop(self, outputs: Sequence[tuple[str, Symbol]], length: str, indent: int) -> list[str]:
-        # A printer's reductions are not another's.
+        # Each loop needs a new printer, since a printer remembers its reductions.
         return Printer(self._constants, self._functions).row(outputs, length, " " * indent)
 
     def _vector(self, outputs: Sequence[tuple[str, Symbol]], length: str) -> list[str]:
-        """Print a loop over a flat vector, with its numbers as arguments."""
+        """Print a loop over a flat vector, with constants as arguments."""
         constants: dict[str, float] = {}
         lines = Printer(constants, self._functions).row(outputs, length, "    ")
         first = len(self.hyperparameters)
@@ -244,9 +230,9 @@ class Kernels:
 
     @staticmethod
     def _long_rows(main: str, names: str, vector: str, short: str, long: str) -> list[str]:
-        """Print a loop over long rows, made of several of a narrow layer, then over the rest.
+        """Print a loop over long rows, each several rows of a narrow layer, then one over the rest.
 
-        ``vector`` belongs to the columns: ``short`` of a row, ``long`` of a long one.
+        ``vector`` has an element per column; it is ``short`` for rows, and ``long`` for long ones.
         """
         return [
             f"    n, width = {main}.shape",
@@ -264,7 +250,7 @@ class Kernels:
         ]
 
     def _column_functions(self) -> list[str]:
-        """Print the functions that add a bias to rows, and the sums of columns to a vector."""
+        """Print the functions that add a bias to rows, and column sums to a vector."""
         return [
             _JIT,
             "def add_bias(Z, b):",
@@ -298,8 +284,8 @@ class Kernels:
     def _activate(self, activation: Activation, drops: bool) -> tuple[str, str, list[str]]:
         """Print bias and activation in one pass.
 
-        A pass of its own for a ReLU in place would store nothing but zeros, and LLVM makes no
-        vector code of a store that depends on the data.
+        In a separate pass, an in-place ReLU would store only where it writes zeros, and LLVM does
+        not vectorize a store that depends on the data.
         """
         xp = self._xp
         Z = xp.symbol("z[k]") + xp.symbol("bias[k]")
@@ -330,7 +316,7 @@ class Kernels:
         return _JIT, "D, Z, A, M, gb", lines
 
     def _output_loss(self) -> tuple[str, str, list[str]]:
-        """Print bias, loss and gradient; by rows, where the formulas reduce over a row."""
+        """Print bias, loss and gradient, by rows if the formulas reduce over a row."""
         objective, xp = self._problem.objective, self._xp
 
         def outputs(z: str, y: str, loss: str) -> list[tuple[str, Symbol]]:

@@ -1,4 +1,4 @@
-"""Training steps run from Python: NumPy's products, and compiled kernels."""
+"""Run training steps in Python, with NumPy's products and compiled kernels."""
 
 from __future__ import annotations
 
@@ -14,49 +14,45 @@ from nnbackend.core.regularization import dropout_mask
 from nnbackend.engines.native import driver
 from nnbackend.engines.native.kernels import Kernels
 from nnbackend.engines.tracing.formulas import hidden_kinds
-from nnbackend.parallel.team import Share
+from nnbackend.parallel import Share
 
 if TYPE_CHECKING:
     from nnbackend.core.types import Namespace
     from nnbackend.engines.base import Problem
-    from nnbackend.parallel.team import Team
+    from nnbackend.parallel import Team
 
 __all__ = ["Steps"]
 
-
 _Array = np.ndarray[Any, Any]
-
-
 _Kernel = Callable[..., Any]
 
 
 class Steps:
-    """Where the driver's functions, run in Python, find their kernels.
+    """The kernels for the driver's functions when these run in Python.
 
     Parameters
     ----------
     problem : Problem
-        What is to be trained, and how.
+        The training problem.
     xp : namespace
-        NumPy's array API namespace, for formulas that could not be recorded: they run as they
-        stand.
+        NumPy's array API namespace, for formulas that could not be recorded.
     kernels : Kernels
-        What was recorded.
+        The recorded formulas.
     module : module
-        Compiled from it.
+        The module compiled from their source.
     dropout_rng : numpy.random.Generator
-        Draws the dropout masks.
+        The generator of the dropout masks.
     team : Team, optional
         The processes that share every step.
 
     Attributes
     ----------
     share : Share or None
-        With a team, this process's part of the batch of the step to come.
+        With a team, this process's part of the next batch.
     n_updates : int
-        Steps that were taken, by whoever sets it to 0.
+        The number of steps since the engine last set it to 0.
     is_updating : bool
-        Whether the parameters are between two steps: some are updated, and some are not.
+        Whether an update is in progress, so that only some parameters are updated.
     """
 
     def __init__(
@@ -111,7 +107,7 @@ class Steps:
 
     @staticmethod
     def product(A: _Array, B: _Array, out: _Array) -> None:
-        """Write the matrix product; one over a single inner index is no work for a BLAS."""
+        """Write a matrix product to ``out``; without the BLAS if the inner size is 1."""
         if A.shape[1] == 1:
             np.multiply(A, B, out=out)
         else:
@@ -119,12 +115,12 @@ class Steps:
 
     @staticmethod
     def take(x: _Array, rows: _Array, out: _Array) -> None:
-        """Write the given rows of an array, all of them within it."""
-        # With mode="raise" NumPy would write into a buffer first.
+        """Write rows of an array to ``out``; the row numbers have to be valid."""
+        # With mode="raise", NumPy would write to a buffer first.
         np.take(x, rows, axis=0, out=out[: rows.shape[0]], mode="clip")
 
     def drop(self, trains: bool, n: int, M: Sequence[_Array]) -> None:
-        """Draw the masks in the order and of the sizes of the reference engine."""
+        """Draw the masks in the same order and sizes as the reference engine."""
         for mask, rate in zip(M, self._problem.objective.structure.dropout, strict=False):
             if rate and not trains:
                 mask[:n] = 1.0
@@ -137,35 +133,35 @@ class Steps:
     def reduce(
         self, gradient: _Array, loss: float, weight: float, n: int
     ) -> tuple[float, float, int]:
-        """Make gradient and loss those of the whole batch, and return its weight and rows."""
+        """Reduce gradient and loss to the whole batch; return its loss, weight and rows."""
         if self._team is None or self.share is None:
             return loss, weight, n
         own = 0.0 if self.share.is_idle else weight
         return *self._team.reduce_step(gradient, loss, own), self.share.n
 
     def update(self, *arrays: Any) -> None:
-        """Update the parameters, and count that."""
+        """Update the parameters, and count the step."""
         self._take(*arrays)
         self.n_updates += 1
 
     def activate(self, kind: int, *arrays: _Array) -> None:
-        """Add the bias, activate, and drop."""
+        """Add the bias, apply the activation, and drop units."""
         self._activations[kind][0](*arrays)
 
     def pull_back(self, kind: int, *arrays: _Array) -> None:
-        """Make dZ of dA, in place, and add its column sums."""
+        """Turn dA into dZ in place, and add its column sums."""
         self._activations[kind][1](*arrays)
 
     def _update(
         self, parameters: _Array, gradient: _Array, state: Any, c: _Array, hyper: _Array
     ) -> None:
-        """Do what the kernel ``update`` would."""
+        """Do the same as the kernel ``update``, on NumPy."""
         del hyper
         optimizer = self._problem.optimizer
         new, new_state = optimizer.update(
             self._xp, parameters, gradient, state[: len(optimizer.state_names)], tuple(c)
         )
-        # They may be views of what is overwritten first.
+        # Copy the state, which may be views of arrays that are overwritten first.
         new_state = tuple(np.array(value) for value in new_state)
         new = np.array(new)
         self.is_updating = True
@@ -177,7 +173,7 @@ class Steps:
     def _loss(
         self, Z: _Array, b: _Array, y: _Array, weight: _Array, divisor: float, L: _Array, gb: _Array
     ) -> float:
-        """Do what the kernel ``output_loss`` would."""
+        """Do the same as the kernel ``output_loss``, on NumPy."""
         objective = self._problem.objective
         Z += b
         target = y[:, 0] if self._labels else y
@@ -191,7 +187,7 @@ class Steps:
 
 
 class _HiddenFormulas:
-    """The two kernels of a hidden layer on NumPy."""
+    """The two kernels of a hidden layer, on NumPy."""
 
     def __init__(self, xp: Namespace, activation: Activation, *, drops: bool) -> None:
         self._xp = xp

@@ -1,1 +1,1 @@
-"""Core's formulas, recorded."""
+"""Record the formulas of ``core`` as expressions and print them. Begin with ``expression.py``."""

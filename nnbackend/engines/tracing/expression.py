@@ -1,14 +1,14 @@
-"""Recording core functions as expressions, to be printed as loops of another language.
+"""Record core functions as expressions, which ``printer.py`` prints as loops of another language.
 
-The element-wise functions of ``core`` use arithmetic, comparisons and few functions of the
-namespace they are given. Called with a ``Recorder`` as namespace and ``Symbol`` arguments they do
-not compute but record; equal sub-expressions become one node. ``Printer`` turns the nodes into
+The element-wise functions of ``core`` use arithmetic, comparisons and few functions of their
+namespace. Called with a ``Recorder`` as namespace and ``Symbol`` arguments, they record expressions
+instead of computing; equal sub-expressions become one node. ``Printer`` turns the nodes into
 statements. A reduction over the last axis (softmax's maximum and sum, a norm) is a node that is
-constant within a row: it is printed as a loop of its own ahead of those that use it.
+constant within a row; it is printed as a separate loop before the loops that use it.
 
-An expression means what the formula means on NumPy arrays, promotion of dtypes and broadcasting
-included. What is not modelled here raises ``NotImplementedError``: the formula then runs as it
-stands.
+An expression means the same as the formula on NumPy arrays, including promotion of dtypes and
+broadcasting. Operations that are not modelled here raise ``NotImplementedError``; the formula then
+runs without being recorded.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-__all__ = ["Printer", "Recorder", "Symbol", "description", "walk"]
-
+__all__ = ["Recorder", "Symbol", "description", "walk"]
 
 _FUNCTIONS = ("exp", "expm1", "log", "log1p", "tanh", "sqrt", "abs")
-
 
 _DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -59,7 +57,7 @@ class _DType:
 
 
 class _Shape:
-    """The shape of an array with full rows, of which the length of a row can be recorded."""
+    """The shape of an array with full rows; only the length of a row can be recorded."""
 
     __slots__ = ("_recorder",)
     __hash__ = None  # type: ignore[assignment]
@@ -84,19 +82,19 @@ class Symbol:
     operation : str
         ``"input"``, ``"constant"``, an operator, or a function's name.
     operands : tuple
-        Symbols; for an input or a constant its name or value.
+        The operands as symbols; for an input its name, for a constant its value.
     kind : {"real", "int64", "bool"}
         The type of its elements; ``"real"`` is the recorder's dtype.
     extent : {"row", "column", "labels", "number"}
-        Arrays of full rows, with one element per row (n_samples, 1), or of one axis (n_samples,);
-        or a Python number that is not known yet.
+        An array of full rows, an array with one element per row (n_samples, 1), an array of one
+        axis (n_samples,), or a Python number that is not known yet.
     key : int
-        Equal for equal nodes of one recorder.
+        A number that is equal for equal nodes of one recorder.
     """
 
     __slots__ = ("_recorder", "extent", "key", "kind", "operands", "operation")
     __hash__ = None  # type: ignore[assignment]
-    # NumPy's scalars leave operations to the methods here; its functions fail.
+    # NumPy's scalars then use the methods of this class, and NumPy's functions fail.
     __array_ufunc__ = None
 
     def __init__(
@@ -114,7 +112,7 @@ class Symbol:
 
     @property
     def is_array(self) -> bool:
-        """Whether it is an array rather than a Python number."""
+        """Whether the value is an array rather than a Python number."""
         return self.extent != "number"
 
     @property
@@ -133,10 +131,10 @@ class Symbol:
 
     @property
     def device(self) -> None:
-        """Where it is: nowhere, as under JAX's tracing."""
+        """None, since a symbol is on no device, as under JAX's tracing."""
 
     def __getattr__(self, name: str) -> NoReturn:
-        # Not an AttributeError, which getattr and hasattr would hide.
+        # Do not raise an AttributeError, which getattr and hasattr would hide.
         raise _refusal(f"an array's {name!r}")
 
     def __array__(self, *_arguments: Any, **_options: Any) -> NoReturn:
@@ -175,7 +173,7 @@ class Symbol:
         return self._recorder.arithmetic("neg", self)
 
     def _in_place(self, _other: Any) -> Any:
-        """Refuse to write into an array; a number's name is given another value."""
+        """Refuse to write into an array; for a number, let the name get another value."""
         if self.is_array:
             raise _refusal("an augmented assignment, which writes into an array")
         return NotImplemented
@@ -210,7 +208,7 @@ class Recorder:
     Parameters
     ----------
     dtype : {"float32", "float64"}
-        Of the real arrays.
+        The dtype of real arrays.
 
     Attributes
     ----------
@@ -231,15 +229,15 @@ class Recorder:
             return lambda first, second: self._function(name, first, second)
         if name in _DTYPES:
             return _DType(name)
-        # Not an AttributeError, which getattr and hasattr would hide.
+        # Do not raise an AttributeError, which getattr and hasattr would hide.
         raise _refusal(f"the namespace's {name!r}")
 
     def symbol(self, name: str, *, kind: str = "real", extent: str = "row") -> Symbol:
-        """Return the input that the printed code knows by ``name``."""
+        """Return the input that the printed code calls ``name``."""
         return self._node("input", (name,), kind, extent)
 
     def _node(self, operation: str, operands: tuple[Any, ...], kind: str, extent: str) -> Symbol:
-        """Return the one node of an operation."""
+        """Return the node of an operation, the same one for equal operations."""
         parts = (part.key if isinstance(part, Symbol) else repr(part) for part in operands)
         key = (operation, kind, extent, *parts)
         if key not in self._nodes:
@@ -250,7 +248,7 @@ class Recorder:
     def _constant(self, value: Any, extent: str = "number") -> Symbol:
         """Return a number in the arrays' dtype, to which a Python number adapts."""
         if isinstance(value, np.generic):
-            # Not weak: a float64 beside float32 arrays makes the result float64.
+            # A NumPy number does not adapt: a float64 beside float32 arrays gives float64.
             if np.result_type(value.dtype, self.name) != np.dtype(self.name):
                 raise _refusal(f"a NumPy {value.dtype} beside {self.name}")
             value = value.item()
@@ -265,7 +263,7 @@ class Recorder:
 
     @staticmethod
     def _has_reals(values: Sequence[Any]) -> bool:
-        """Whether there is an array of real numbers, to whose dtype others adapt."""
+        """Whether any value is an array of real numbers, to whose dtype others adapt."""
         return any(isinstance(x, Symbol) and x.is_array and x.kind == "real" for x in values)
 
     def _real(self, value: Any) -> Symbol:
@@ -280,7 +278,7 @@ class Recorder:
         return value
 
     def _elementwise(self, operation: str, operands: Sequence[Symbol], kind: str) -> Symbol:
-        """Return an operation on operands that are broadcast."""
+        """Return an element-wise operation that broadcasts its operands."""
         extents = {operand.extent for operand in operands} - {"number"}
         if "labels" in extents and len(extents) > 1:
             raise _refusal("arrays of one and two axes together")
@@ -288,14 +286,14 @@ class Recorder:
         return self._node(operation, tuple(operands), kind, extent)
 
     def arithmetic(self, operation: str, *operands: Any) -> Symbol:
-        """Return an operation of real numbers; truth values adapt to arrays beside them."""
+        """Return an operation on real numbers; truth values adapt to arrays beside them."""
         are_numbers = all(not isinstance(entry, Symbol) or not entry.is_array for entry in operands)
         if not (are_numbers or self._has_reals(operands)):
             raise _refusal(f"{operation!r} without an array of real numbers")
         return self._elementwise(operation, [self._real(entry) for entry in operands], "real")
 
     def comparison(self, operation: str, first: Any, second: Any) -> Symbol:
-        """Return the truth values of a comparison, with an array on one side at least."""
+        """Return a comparison, which has an array on at least one side."""
         symbols = [entry for entry in (first, second) if isinstance(entry, Symbol)]
         kinds = {entry.kind for entry in symbols}
         if len(symbols) == 2 and kinds in ({"int64"}, {"bool"}):
@@ -307,7 +305,7 @@ class Recorder:
         return self._elementwise(operation, [self._real(first), self._real(second)], "bool")
 
     def _function(self, name: str, *operands: Any) -> Symbol:
-        """Return a function of arrays; of Python numbers alone, it would not adapt."""
+        """Return a function of arrays; a function of only Python numbers would not adapt."""
         if not self._has_reals(operands):
             raise _refusal(f"{name} without an array of real numbers")
         return self.arithmetic(name, *operands)
@@ -320,7 +318,7 @@ class Recorder:
         return self.where(x > 0.0, 1.0, nonpositive)
 
     def where(self, condition: Any, yes: Any, no: Any) -> Symbol:
-        """Record a choice, of real numbers or of truth values."""
+        """Record a choice of real numbers or of truth values."""
         if not (isinstance(condition, Symbol) and condition.kind == "bool"):
             raise _refusal("a choice by what is no array of truth values")
         if all(isinstance(entry, Symbol) and entry.kind == "bool" for entry in (yes, no)):
@@ -391,7 +389,7 @@ class Recorder:
 
 
 def walk(expressions: Sequence[Symbol], known: Collection[int] = ()) -> Iterator[Symbol]:
-    """Yield each node of expressions once, operands first; nothing of what is ``known`` by key."""
+    """Yield each node of expressions once, operands first, except nodes whose keys are known."""
     seen = set(known)
     stack = [(expression, False) for expression in reversed(expressions)]
     while stack:
@@ -406,7 +404,7 @@ def walk(expressions: Sequence[Symbol], known: Collection[int] = ()) -> Iterator
 
 
 def description(expressions: Sequence[Symbol]) -> tuple[Any, ...]:
-    """Return what is equal for equal expressions, of other recorders too."""
+    """Return a description that is equal for equal expressions, also of other recorders."""
     numbers: dict[int, int] = {}
     nodes = []
     for number, node in enumerate(walk(expressions)):
@@ -414,165 +412,3 @@ def description(expressions: Sequence[Symbol]) -> tuple[Any, ...]:
         operands = (numbers[x.key] if isinstance(x, Symbol) else repr(x) for x in node.operands)
         nodes.append((node.operation, node.kind, node.extent, *operands))
     return (*nodes, *(numbers[expression.key] for expression in expressions))
-
-
-class Printer:
-    """Prints expressions as Python statements that Numba compiles.
-
-    The methods ``loop`` to ``constant`` are what another language says otherwise.
-
-    Parameters
-    ----------
-    constants : dict
-        Collects the constants, by the name that the code uses; the caller defines them in the dtype
-        of the data, since in Numba a Python float would widen float32 arithmetic to float64.
-    functions : set of str
-        Collects the names of the functions that are called, which the caller defines.
-    """
-
-    def __init__(self, constants: dict[str, float], functions: set[str]) -> None:
-        self.constants = constants
-        self.functions = functions
-        self._names: dict[int, str] = {}
-        self._count = 0
-
-    def row(
-        self, outputs: Sequence[tuple[str, Symbol]], length: str, indent: str, extra: str = ""
-    ) -> list[str]:
-        """Return the loops that compute outputs along a row of index ``k``.
-
-        Parameters
-        ----------
-        outputs : sequence of (str, Symbol)
-            Where each expression goes: a target such as ``"dZ[i, k]"``, or ``"total +="``.
-        length : str
-            The row's length in the code.
-        indent : str
-            What every line begins with.
-        extra : str
-            A statement at the end of the last loop's body.
-        """
-        lines = self._reductions([expression for _, expression in outputs], length, indent)
-        body = self.statements(outputs, indent + "    ")
-        if extra:
-            body.append(f"{indent}    {extra}")
-        return [*lines, *self.loop(length, body, indent)]
-
-    def statements(self, outputs: Sequence[tuple[str, Symbol]], indent: str) -> list[str]:
-        """Return statements that compute outputs for one element."""
-        lines: list[str] = []
-        local = dict(self._names)
-        self._define([expression for _, expression in outputs], local, indent, lines)
-        values = []
-        for _, expression in outputs:
-            value = local[expression.key]
-            if expression.operation == "input" and len(outputs) > 1:
-                # Another output may overwrite it first.
-                name = self._new()
-                lines.append(indent + self.definition(name, value, expression.kind))
-                value = name
-            values.append(value)
-        for (target, _), value in zip(outputs, values, strict=True):
-            assign = target if target.endswith("=") else f"{target} ="
-            lines.append(indent + self.statement(f"{assign} {value}"))
-        return lines
-
-    def _reductions(self, expressions: Sequence[Symbol], length: str, indent: str) -> list[str]:
-        """Print the loops of the reductions below expressions, innermost first."""
-        lines: list[str] = []
-        inner = indent + "    "
-        for node in walk(expressions, self._names):
-            if node.operation not in ("max", "sum"):
-                continue
-            name = self._new()
-            start = self.constant(-math.inf if node.operation == "max" else 0.0)
-            lines.append(indent + self.accumulator(name, start))
-            body: list[str] = []
-            local = dict(self._names)
-            self._define(node.operands, local, inner, body)
-            value = local[node.operands[0].key]
-            body.append(inner + self.statement(self.accumulation(node.operation, name, value)))
-            lines += self.loop(length, body, indent)
-            lines += [indent + line for line in self.reduced(node.operation, name)]
-            self._names[node.key] = name
-        return lines
-
-    def _define(
-        self, expressions: Sequence[Symbol], known: dict[int, str], indent: str, lines: list[str]
-    ) -> None:
-        """Print what computes expressions, and add the name of each node's value to ``known``."""
-        for node in walk(expressions, known):
-            if node.operation == "input":
-                known[node.key] = str(node.operands[0])
-            elif node.operation == "constant":
-                known[node.key] = self.constant(node.operands[0])
-            else:
-                code = self._code(node.operation, [known[entry.key] for entry in node.operands])
-                known[node.key] = name = self._new()
-                lines.append(indent + self.definition(name, code, node.kind))
-
-    def _code(self, operation: str, x: list[str]) -> str:
-        if operation in ("+", "-", "*", "/", "<", "<=", ">", ">=", "==", "!="):
-            return f"{x[0]} {operation} {x[1]}"
-        if operation in ("maximum", "minimum"):
-            # NaN is handed on, as by the standard's functions; without a branch.
-            sign = ">" if operation == "maximum" else "<"
-            return self.choice(f"({x[0]} {sign} {x[1]}) | ({x[0]} != {x[0]})", x[0], x[1])
-        if operation == "where":
-            return self.choice(*x)
-        if operation == "neg":
-            return f"-{x[0]}"
-        return self.call(operation, x[0])
-
-    def accumulation(self, operation: str, name: str, value: str) -> str:
-        """Return what adds a value to a reduction."""
-        if operation == "sum":
-            return f"{name} += {value}"
-        larger = self.choice(f"({value} > {name}) | ({value} != {value})", value, name)
-        return f"{name} = {larger}"
-
-    def loop(self, length: str, body: Sequence[str], indent: str) -> list[str]:
-        """Return a loop of the index ``k``."""
-        return [f"{indent}for k in range({length}):", *body]
-
-    def statement(self, code: str) -> str:
-        """Return an assignment as a statement."""
-        return code
-
-    def definition(self, name: str, code: str, kind: str) -> str:
-        """Return the statement that gives a value its name."""
-        del kind
-        return f"{name} = {code}"
-
-    def accumulator(self, name: str, start: str) -> str:
-        """Return the statement that begins a reduction."""
-        return f"{name} = {start}"
-
-    def reduced(self, operation: str, name: str) -> list[str]:
-        """Return what completes a reduction after its loop."""
-        del operation, name
-        return []
-
-    def choice(self, condition: str, yes: str, no: str) -> str:
-        """Return a conditional expression."""
-        return f"{yes} if {condition} else {no}"
-
-    def call(self, function: str, x: str) -> str:
-        """Return a function's call."""
-        if function in ("abs", "sqrt"):
-            return f"{'math.' if function == 'sqrt' else ''}{function}({x})"
-        self.functions.add(function)
-        return f"{function}({x})"
-
-    def constant(self, value: float) -> str:
-        """Return the code of a number."""
-        for name, known in self.constants.items():
-            if repr(known) == repr(value):
-                return name
-        name = f"C{len(self.constants)}"
-        self.constants[name] = value
-        return name
-
-    def _new(self) -> str:
-        self._count += 1
-        return f"t{self._count}"

@@ -1,4 +1,4 @@
-"""What the printed kernels of all engines ask of a problem's formulas."""
+"""Record a problem's formulas, and answer the questions that the kernels of all engines ask."""
 
 from __future__ import annotations
 
@@ -36,20 +36,17 @@ __all__ = [
     "update_elements",
 ]
 
-
-# A hidden layer's kernels: its activation, and whether it drops units.
+# A kind of hidden layer, which has its own kernels: its activation, and whether it drops units.
 HiddenKind = tuple[Activation, bool]
-
-
 Outputs = list[tuple[str, Symbol]]
 
 
 class UnrecordedError(Exception):
-    """A formula cannot be made a kernel; the message says which, and why."""
+    """A formula cannot become a kernel; the message says which one, and why."""
 
 
 def recorded(what: str, call: Callable[[], Any]) -> Any:
-    """Return what recording a formula gives; whatever it raises becomes an ``UnrecordedError``."""
+    """Return the result of recording a formula; turn any error into an ``UnrecordedError``."""
     try:
         return call()
     except Exception as error:
@@ -57,10 +54,10 @@ def recorded(what: str, call: Callable[[], Any]) -> Any:
 
 
 def fingerprint(problem: Problem, dtype: str, *, labels: bool) -> tuple[Any, ...]:
-    """Return what is equal as long as formulas of the user's own record the same expressions.
+    """Return a value that stays equal while the user's formulas record the same expressions.
 
-    It is empty without such formulas: those of the package read nothing but their arguments and
-    constants. One that cannot be recorded is called at every step.
+    It is empty without such formulas, since the package's own read only arguments and constants. A
+    formula that cannot be recorded is called at every step, so its fingerprint need not change.
     """
     xp = Recorder(dtype)
     objective = problem.objective
@@ -84,7 +81,7 @@ def fingerprint(problem: Problem, dtype: str, *, labels: bool) -> tuple[Any, ...
 def _description(call: Callable[[], Sequence[Symbol]]) -> tuple[Any, ...] | None:
     try:
         return description(call())
-    except Exception:  # noqa: BLE001 - a user's function fails in whatever way it likes
+    except Exception:  # noqa: BLE001 - a user's function may raise anything
         return None
 
 
@@ -93,7 +90,7 @@ def loss_elements(
 ) -> list[Symbol]:
     """Return the loss and its derivative with respect to the logits of one output.
 
-    The target is called ``label`` or as said.
+    The code calls the target ``label`` if ``labels``, else ``target``.
     """
     label = xp.symbol("label", kind="int64", extent="labels")
     y = label if labels else xp.symbol(target)
@@ -101,7 +98,7 @@ def loss_elements(
 
 
 def keeps_zero(optimizer: Optimizer) -> bool:
-    """Whether a parameter, gradient and state of 0 stay 0: padding may then take part in steps."""
+    """Whether a step leaves parameters, gradient and state of 0 at 0, as padding requires."""
     zero = np.zeros(1)
     state = tuple(zero for _ in optimizer.state_names)
     with np.errstate(all="ignore"):
@@ -114,7 +111,7 @@ def keeps_zero(optimizer: Optimizer) -> bool:
 def coefficient_table(
     optimizer: Optimizer, rates: Sequence[Sequence[float]], steps_taken: int
 ) -> np.ndarray[Any, Any]:
-    """Return the coefficients (n_steps, n_coefficients) of the steps of epochs to come."""
+    """Return the coefficients (n_steps, n_coefficients) of the steps of the next epochs."""
     flat = np.asarray(rates, np.float64).reshape(-1)
     columns = optimizer.coefficients(flat, np.arange(steps_taken + 1, steps_taken + 1 + flat.size))
     table = np.empty((flat.size, len(columns)))
@@ -124,7 +121,7 @@ def coefficient_table(
 
 
 def hidden_kinds(problem: Problem) -> list[HiddenKind]:
-    """Return the distinct kinds of hidden layers, in the order of their first layer."""
+    """Return the distinct kinds of hidden layers, in the order in which they first occur."""
     structure = problem.objective.structure
     kinds: list[HiddenKind] = []
     for activation, rate in zip(structure.hidden, structure.dropout, strict=True):
@@ -134,14 +131,14 @@ def hidden_kinds(problem: Problem) -> list[HiddenKind]:
 
 
 def is_in_place(activation: Activation, dtype: str) -> bool:
-    """Whether g(Z) may replace Z: g' is written without Z.
+    """Whether g(Z) may overwrite Z, because g' does not use Z.
 
-    A derivative that cannot be recorded may need it.
+    A derivative that cannot be recorded may use Z.
     """
     xp = Recorder(dtype)
     try:
         derivative = activation.derivative(xp, xp.symbol("Z"), xp.symbol("A"))
-    except Exception:  # noqa: BLE001 - a user's function fails in whatever way it likes
+    except Exception:  # noqa: BLE001 - a user's function may raise anything
         return False
     return not depends_on(derivative, "Z")
 
@@ -152,7 +149,7 @@ def element(value: Any) -> Symbol:
     Raises
     ------
     NotImplementedError
-        If it is anything else: a kernel writes one real number for each element.
+        If it is anything else, since a kernel writes one real number for each element.
     """
     if not (isinstance(value, Symbol) and value.kind == "real" and value.extent == "row"):
         raise NotImplementedError("its value is no array of real numbers of its input's shape")
@@ -160,7 +157,7 @@ def element(value: Any) -> Symbol:
 
 
 def depends_on(value: object, name: str) -> bool:
-    """Whether an expression uses the input of that name."""
+    """Whether an expression uses the named input."""
     return isinstance(value, Symbol) and any(
         node.operation == "input" and node.operands[0] == name for node in walk([value])
     )
@@ -183,14 +180,14 @@ def is_rowwise(value: object) -> bool:
 def update_elements(
     xp: Recorder, problem: Problem, parameters: Symbol, gradient: Symbol, index: str
 ) -> Outputs:
-    """Return what the optimizer makes of the parameters ``p`` and its state ``s0``, ``s1``, ...
+    """Return the optimizer's update of the parameters ``p`` and its state ``s0``, ``s1``, ...
 
     Parameters
     ----------
     xp : Recorder
-        Where it is recorded.
+        The recorder.
     problem : Problem
-        Its optimizer is recorded.
+        The problem with the optimizer to record.
     parameters, gradient : Symbol
         An element of each.
     index : str
@@ -199,12 +196,12 @@ def update_elements(
     Returns
     -------
     list of (str, Symbol)
-        Where each result goes, and what it is; coefficients are called ``c0``, ``c1``, ...
+        The target and the expression of each result; coefficients are called ``c0``, ``c1``, ...
 
     Raises
     ------
     NotImplementedError
-        If the state is not of arrays like the parameters.
+        If the state has arrays unlike the parameters.
     """
     optimizer = problem.optimizer
     names = [f"s{i}[{index}]" for i in range(len(optimizer.state_names))]
