@@ -1,76 +1,85 @@
-"""What the estimators do in place of scikit-learn's own code: train, predict, watch and score.
-
-``estimators.py`` has the classes with their parameters. Optimizers and losses here are
-scikit-learn's where those differ from nnbackend's.
-"""
+"""What both estimators share: checking, initializing, training and predicting."""
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from numbers import Number
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import scipy.sparse
+import scipy.optimize
 import sklearn
-from sklearn.base import is_classifier
-from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
-from sklearn.metrics import get_scorer
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_consistent_length
+from sklearn.utils import check_array, check_consistent_length, check_random_state, column_or_1d
+from sklearn.utils.validation import check_is_fitted, validate_data
 
-from nnbackend.core.activations import Activation, activation
+from nnbackend.core import propagation
+from nnbackend.core.activations import Activation, activation, output
+from nnbackend.core.losses import Loss
 from nnbackend.core.optimizers import Optimizer, OptimizerState
+from nnbackend.core.propagation import CACHED_ELEMENTS, DEVICE_ELEMENTS
 from nnbackend.core.schedules import Schedule
+from nnbackend.core.structure import Structure
 from nnbackend.data.sources import Rows, Source, as_source
 from nnbackend.data.validation import no_weight_error
-from nnbackend.device import device_of, get_device
+from nnbackend.device import Device, device_of, get_device
 from nnbackend.errors import InputError
-from nnbackend.estimators.arrays import (
-    Targets,
-    dense,
-    in_library,
-    library_name,
-    native,
-    on_cpu,
-    on_host,
+from nnbackend.estimators.arrays import dense, in_library, library_name, native, on_cpu, on_host
+from nnbackend.estimators.callbacks import (
+    CallbackSupportMixin,
+    Tasks,
+    with_callbacks,
 )
 from nnbackend.estimators.formulas import EpochRate, SklearnAdam, SklearnSGD
 from nnbackend.estimators.lbfgs import packed, unpacked, value_and_gradient
-from nnbackend.estimators.watch import Tasks, Watch
+from nnbackend.estimators.parameters import Rule, check_parameters
+from nnbackend.estimators.scores import ValidationScore
+from nnbackend.estimators.watch import Watch
 from nnbackend.floating_point import own_errors
+from nnbackend.io.sklearn import LayeredEstimator
 from nnbackend.model.network import Network
 from nnbackend.training.errors import DivergenceError
 from nnbackend.training.train import train
 
-__all__ = ["Estimator"]
-
-
-try:
-    from sklearn.callback import CallbackSupportMixin, with_callbacks
-except ModuleNotFoundError:  # scikit-learn before 1.9
-
-    class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Estimators have no callbacks there."""
-
-    def with_callbacks(method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the method as it is."""
-        return method
+__all__ = ["Estimator", "Passed"]
 
 
 _Array = np.ndarray[Any, Any]
+# What is neither becomes the first.
+_FLOATS = (np.dtype("float64"), np.dtype("float32"))
 
 
 @dataclass(frozen=True)
-class _Given:
-    """What the caller passed to ``fit``, or to ``partial_fit``, before it is encoded and split."""
+class Passed:
+    """What the caller passed to ``fit`` or ``partial_fit``, before it is checked and encoded."""
 
     X: Any
     y: Any
-    sample_weight: Any
-    validation: tuple[Any, Any] | None
+    sample_weight: Any = None
+    X_val: Any = None
+    y_val: Any = None
+
+    def __post_init__(self) -> None:
+        if (self.X_val is None) != (self.y_val is None):
+            raise InputError("X_val, y_val: expected both or neither")
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Rows to learn from: features, encoded targets, and weights or None."""
+
+    X: Any
+    y: _Array
+    sample_weight: _Array | None
+
+    @property
+    def n_samples(self) -> int:
+        return int(self.X.shape[0])
 
 
 @dataclass
@@ -81,60 +90,140 @@ class _Standing:
     state: OptimizerState | None = None
 
 
-class Estimator(CallbackSupportMixin):  # type: ignore[misc]
-    """What both estimators do instead of scikit-learn's code; a mixin before its classes."""
+class Estimator(CallbackSupportMixin, LayeredEstimator, BaseEstimator):  # type: ignore[misc]
+    """An estimator with scikit-learn's interface around a network.
 
-    own_constraints: ClassVar[dict[str, list[Any]]] = {
-        "activation": [str, "array-like", Activation],
-        "optimizer": [str, Optimizer, None],
-        "dropout": ["array-like", float, int],
-        "clip_norm": [float, int, None],
-        "scoring": [str, callable, None],
-        "callbacks": ["array-like", callable, None],
-        "device": [str, None],
-        "engine": [str],
-        "precision": [str],
-    }
+    Subclasses have the parameters, and say what targets and outputs mean.
+    """
+
+    _rules: ClassVar[Mapping[str, Sequence[Rule]]]
+
+    # What validate_data is told of targets.
+    _target_options: ClassVar[Mapping[str, Any]] = {}
+
+    coefs_: list[_Array]
+    intercepts_: list[_Array]
+    n_features_in_: int
+    n_outputs_: int
+    out_activation_: str
+    # What scikit-learn calls so; it is kept for warm starts and partial_fit.
+    _optimizer: _Standing
+    _no_improvement_count: int
 
     if TYPE_CHECKING:
-        # The parameters and the fitted attributes are those of scikit-learn's classes.
+        # The parameters, which the subclasses set.
         def __getattr__(self, name: str) -> Any: ...
 
-    # Where the arrays are that a method is working on; empty: not on a GPU.
-    _place = ""
+    def _encoded(self, y: Any, *, is_new: bool) -> tuple[_Array, str]:
+        """Return checked targets as rows of numbers, and the output activation they ask for."""
+        raise NotImplementedError
+
+    def _encoded_validation(self, y: Any) -> _Array:
+        """Return the caller's validation targets as rows of numbers."""
+        raise NotImplementedError
+
+    def _decoded(self, A: Any, place: str) -> Any:
+        """Return the predictions that outputs stand for, where they are."""
+        raise NotImplementedError
+
+    def _targets(self, y: _Array) -> _Array:
+        """Return encoded targets in the form that ``train`` takes."""
+        return y
+
+    def _strata(self, _y: _Array) -> _Array | None:
+        """Return by what the held-out rows are drawn alike; None: by nothing."""
+        return None
+
+    def _weighted(self, _y: _Array, sample_weight: Any, *, incremental: bool) -> Any:
+        """Return the weights of the samples, those of their classes included."""
+        del incremental
+        return sample_weight
+
+    def _loss(self, net: Network) -> Loss:
+        """Return the loss of a fit."""
+        raise NotImplementedError
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "coefs_")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.array_api_support = True
+        return tags
+
+    # Fitting --------------------------------------------------------------------------------------
 
     @own_errors
-    def _call(self, method: Callable[..., Any], name: str, X: Any, *more: Any, **named: Any) -> Any:
-        """Call one of scikit-learn's methods with arrays of any library.
-
-        With ``array_api_dispatch`` X comes as NumPy's, or as CuPy's where it is on a GPU, and what
-        goes with it as NumPy's. Without it scikit-learn makes NumPy arrays of all.
-        """
-        if not sklearn.get_config()["array_api_dispatch"]:
-            return method(X, *more, **named)
-        home, library = device_of(X), library_name(X)
-        if name in ("fit", "partial_fit"):
-            self._fitted_with = library, home
-        elif getattr(self, "_fitted_with", (library, home)) != (library, home):
+    @with_callbacks  # type: ignore[untyped-decorator]
+    def _train(self, passed: Passed, *, incremental: bool) -> None:
+        """Check what was passed, and fit to it."""
+        check_parameters(type(self).__name__, self.get_params(deep=False), self._rules)
+        hidden = self.hidden_layer_sizes
+        hidden = list(hidden) if hasattr(hidden, "__iter__") else [hidden]
+        if np.any(np.asarray(hidden) <= 0):
+            raise ValueError(f"hidden_layer_sizes must be > 0, got {hidden}.")
+        place = self._place_of(passed.X, "partial_fit" if incremental else "fit", is_fit=True)
+        goes_on = self.warm_start or incremental
+        is_first = not (goes_on and hasattr(self, "coefs_"))
+        X, y = validate_data(
+            self,
+            native(passed.X),
+            on_cpu(passed.y),
+            accept_sparse=["csr", "csc"],
+            multi_output=True,
+            dtype=_FLOATS,
+            reset=is_first,
+            **self._target_options,
+        )
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        y, out_activation = self._encoded(y, is_new=not goes_on)
+        weight = _checked_weight(on_cpu(passed.sample_weight), X.shape[0])
+        random = check_random_state(self.random_state)
+        self.n_outputs_ = y.shape[1]
+        if is_first:
+            self.out_activation_ = out_activation
+            self._initialize([X.shape[1], *hidden, y.shape[1]], X.dtype, random)
+        examples = _Examples(X, y, self._weighted(y, weight, incremental=incremental))
+        if self.solver == "lbfgs":
+            self._fit_lbfgs(passed, examples, place)
+        else:
+            self._fit_stochastic(passed, examples, place, random, incremental=incremental)
+        if not all(np.isfinite(x).all() for x in (*self.coefs_, *self.intercepts_)):
             raise ValueError(
-                f"Inputs passed to {type(self).__name__}.{name}() must use the same namespace and "
-                f"the same device as those passed to fit(): expected {self._fitted_with[0]}, got "
-                f"{library}"
+                "Solver produced non-finite parameter weights. The input data may contain large "
+                "values and need to be preprocessed."
             )
-        if home is not None and home.kind == "cuda" and self.device is None:
-            self._place = home.name
-        named = {name: on_cpu(value) for name, value in named.items()}
-        try:
-            return method(native(X), *map(on_cpu, more), **named)
-        finally:
-            self.__dict__.pop("_place", None)
 
-    def _blocks(self, X: Any, y: Any, sample_weight: Any, n_outputs: int) -> Iterator[Targets]:
+    def _initialize(self, sizes: Sequence[int], dtype: Any, random: np.random.RandomState) -> None:
+        """Draw parameters as scikit-learn does, Glorot's, and begin all counts and curves."""
+        self.coefs_, self.intercepts_ = [], []
+        factor = 2.0 if self.activation == "logistic" else 6.0
+        for n_in, n_out in pairwise(sizes):
+            bound = np.sqrt(factor / (n_in + n_out))
+            # The weights first: the order of the draws is scikit-learn's.
+            W, b = (random.uniform(-bound, bound, shape) for shape in ((n_in, n_out), n_out))
+            self.coefs_.append(W.astype(dtype, copy=False))
+            self.intercepts_.append(b.astype(dtype, copy=False))
+        self.n_layers_ = len(sizes)
+        self.n_iter_ = 0
+        self.t_ = 0
+        if self.solver == "lbfgs":
+            return
+        is_scored = self.early_stopping
+        self.loss_curve_: list[float] = []
+        self.best_loss_ = None if is_scored else np.inf
+        self.validation_scores_: list[float] | None = [] if is_scored else None
+        self.best_validation_score_ = -np.inf if is_scored else None
+        self._no_improvement_count = 0
+
+    def _blocks(self, X: Any, y: Any, sample_weight: Any, n_outputs: int) -> Iterator[Any]:
         """Yield the examples of ``partial_fit``: in blocks where they are larger than a buffer."""
         is_source = isinstance(X, Source)
         source = as_source(X, y, sample_weight) if is_source else as_source(X)
         if source is None or (y is None and not is_source):
-            yield X, y, sample_weight
+            yield Rows(X, y, sample_weight)
             return
         if not is_source:
             check_consistent_length(X, y, sample_weight)
@@ -152,31 +241,8 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
         if not has_weight:
             raise no_weight_error("sample_weight", "a largest of 0")
 
-    @with_callbacks  # type: ignore[untyped-decorator]
-    def _train(
-        self,
-        method: Callable[..., Any],
-        X: Any,
-        y: Any,
-        sample_weight: Any,
-        validation: tuple[Any, Any] = (None, None),
-        **more: Any,
-    ) -> None:
-        """Call scikit-learn's ``fit`` or ``partial_fit``; keep what was given until it returns."""
-        X_val, y_val = validation
-        if (X_val is None) != (y_val is None):
-            raise InputError("X_val, y_val: expected both or neither")
-        has_validation = X_val is not None
-        self._given = _Given(
-            X, y, sample_weight, (native(X_val), on_cpu(y_val)) if has_validation else None
-        )
-        try:
-            self._call(method, method.__name__, X, y, sample_weight=sample_weight, **more)
-        finally:
-            del self._given
-
-    def _network(self, dtype: Any = None) -> Network:
-        """Return the network of the coefficients, on the device, by default in their dtype."""
+    def _network(self, place: str) -> Network:
+        """Return a network with a copy of the coefficients, in their dtype."""
         sizes = [len(self.coefs_[0]), *(len(b) for b in self.intercepts_)]
         net = Network(
             sizes,
@@ -184,11 +250,15 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             output=self.out_activation_,
             initializer="zeros",
             dropout=self.dropout if len(sizes) > 2 else 0.0,
-            dtype=str(dtype or self.coefs_[0].dtype),
-            device=self._place or self.device or "cpu",
+            dtype=str(self.coefs_[0].dtype),
+            device=self._home(place),
         )
         net.set_parameters(self.coefs_, self.intercepts_)
         return net
+
+    def _home(self, place: str) -> Device:
+        """Return where to compute with arrays that are at a place."""
+        return get_device(place or self.device or "cpu")
 
     def _hidden(self, n_layers: int) -> list[Activation]:
         """Return the activation of each hidden layer."""
@@ -209,13 +279,13 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
                 "is a training of one epoch, got a schedule"
             )
 
-    def _begin_validation_curve(self) -> None:
-        if self._given.validation is None:
+    def _begin_validation_curve(self, is_given: bool) -> None:
+        if not is_given:
             self.__dict__.pop("validation_loss_curve_", None)
         elif not (self.warm_start and hasattr(self, "validation_loss_curve_")):
             self.validation_loss_curve_: list[float] = []
 
-    def _refuse_for_lbfgs(self) -> None:
+    def _refuse_for_lbfgs(self, passed: Passed) -> None:
         """Raise where a parameter is set that L-BFGS has no use for."""
         unused = {
             "optimizer": self.optimizer is not None,
@@ -223,28 +293,11 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             "clip_norm": self.clip_norm is not None,
             "callbacks": self.callbacks is not None,
             "precision": self.precision != "float32",
-            "X_val": self._given.validation is not None,
+            "X_val": passed.X_val is not None,
         }
         for name, is_set in unused.items():
             if is_set:
                 raise InputError(f"{name}: not for solver='lbfgs', which has no epochs; use 'adam'")
-
-    def _take_parameters(self, net: Network) -> None:
-        self.__dict__.update(self._fitted_so_far(net))
-
-    def _fitted_so_far(self, net: Network) -> dict[str, Any]:
-        """Return what makes this a fitted estimator, with the parameters of a network."""
-        to_numpy = get_device(net.device).to_numpy
-        return {
-            "coefs_": [np.array(to_numpy(W)) for W in net.weights],
-            "intercepts_": [np.array(to_numpy(b)) for b in net.biases],
-        }
-
-    def _tasks(self, net: Network, max_tasks: int) -> Tasks | None:
-        """Return where scikit-learn's callbacks are called; None where there are none."""
-        if not (getattr(self, "_skl_callbacks", None) or hasattr(self, "_parent_callback_ctx")):
-            return None
-        return Tasks(self, net, max_tasks)
 
     def _options(self) -> dict[str, Any]:
         """Return what ``train`` takes as it stands."""
@@ -257,53 +310,50 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             "precision": self.precision,
         }
 
-    def _fit_stochastic(self, X: Any, y: Any, sample_weight: Any, *more: Any) -> None:
-        incremental = more[-1]
-        sample_weight = self._weighted(y, sample_weight, incremental=incremental)
-        training, validation = self._split(X, y, sample_weight, incremental)
+    def _fit_stochastic(
+        self,
+        passed: Passed,
+        examples: _Examples,
+        place: str,
+        random: np.random.RandomState,
+        *,
+        incremental: bool,
+    ) -> None:
+        validation = self._checked_validation(passed)
+        training, score = self._split(passed, examples, validation, place, random, incremental)
         if incremental:
             self._refuse_a_schedule()
         if not incremental or not hasattr(self, "_optimizer"):
             self._optimizer = _Standing(float(self.learning_rate_init))
         rate = EpochRate(self._optimizer.learning_rate)
-        n_samples = training[0].shape[0]
-        rows = np.arange(n_samples)
-
-        def draw() -> _Array:
-            # As there, an epoch's order is that before, shuffled, as by sklearn.utils.shuffle.
-            nonlocal rows
-            order = np.arange(n_samples)
-            self._random_state.shuffle(order)
-            rows = rows[order]
-            return rows
-
-        net = self._network()
+        net = self._network(place)
         epochs = 1 if incremental else self.max_iter
-        watch = Watch(self, rate, n_samples, validation, self._tasks(net, epochs))
+        tasks = Tasks(self, net, passed.X, passed.y, passed.sample_weight, epochs)
+        watch = Watch(self, net, rate, training.n_samples, score, tasks, self._no_improvement_count)
         self.n_iter_ = 0
-        self._begin_validation_curve()
+        self._begin_validation_curve(validation is not None)
         try:
             history = train(
                 net,
-                training[0],
-                self._targets(training[1]),
+                training.X,
+                self._targets(training.y),
                 optimizer=self._optimizer_of(rate),
                 loss=self._loss(net),
                 epochs=epochs,
-                batch_size=self._rows_per_batch(n_samples),
-                shuffle=draw if self.shuffle else False,
-                seed=self._random_state.randint(2**31) if np.any(self.dropout) else 0,
-                sample_weight=training[2],
-                validation_data=self._validation_data(),
+                batch_size=self._rows_per_batch(training.n_samples),
+                shuffle=_Shuffle(training.n_samples, random) if self.shuffle else False,
+                seed=random.randint(2**31) if np.any(self.dropout) else 0,
+                sample_weight=training.sample_weight,
+                validation_data=validation,
                 callbacks=watch,
                 optimizer_state=self._optimizer.state,
                 **self._options(),
             )
         except DivergenceError as error:
-            if not self._has_best():
+            if not watch.has_best:
                 raise ValueError(
-                    "Solver produced non-finite parameter weights or outputs. The input data may "
-                    f"contain large values and need to be preprocessed: {error}"
+                    "Solver produced non-finite parameter weights. The input data may contain "
+                    f"large values and need to be preprocessed. Training diverged: {error}"
                 ) from error
             watch.warn_of_divergence(error)
         else:
@@ -311,10 +361,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             if history.stopped == "interrupted":
                 warnings.warn("Training interrupted by user.", stacklevel=2)
         self._optimizer.learning_rate = rate.value
-        if self._has_best():
-            self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
-        else:
-            self._take_parameters(net)
+        self._no_improvement_count = watch.no_improvement_count
         watch.end()
         if self.n_iter_ == self.max_iter and not watch.is_converged and not incremental:
             warnings.warn(
@@ -324,18 +371,95 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
                 stacklevel=2,
             )
 
-    def _has_best(self) -> bool:
-        """Return whether early stopping has a score of an epoch, and so coefficients to keep."""
-        return self.early_stopping and math.isfinite(self.best_validation_score_)
+    def _checked_validation(self, passed: Passed) -> tuple[Any, Any] | None:
+        """Return the caller's validation data in the form that ``train`` takes."""
+        if passed.X_val is None:
+            return None
+        X = dense(self._features(native(passed.X_val)))
+        return X, self._targets(self._encoded_validation(on_cpu(passed.y_val)))
 
-    def _fit_lbfgs(self, X: Any, y: Any, sample_weight: Any, *_more: Any) -> None:
-        self._refuse_for_lbfgs()
-        sample_weight = self._weighted(y, sample_weight, incremental=False)
-        net = self._network()
+    def _split(
+        self,
+        passed: Passed,
+        examples: _Examples,
+        validation: tuple[Any, Any] | None,
+        place: str,
+        random: np.random.RandomState,
+        incremental: bool,
+    ) -> tuple[_Examples, ValidationScore | None]:
+        """Return what to train on and, for early stopping, the score of what decides."""
+        examples = replace(examples, X=dense(examples.X))
+        if not self.early_stopping:
+            return examples, None
+        if incremental:
+            raise ValueError("partial_fit does not support early_stopping=True")
+
+        def score(checked: Any, X: Any, y: Any, sample_weight: Any) -> ValidationScore:
+            return ValidationScore(
+                self,
+                lambda: self._outputs(checked, place),
+                lambda A: self._decoded(A, place),
+                X,
+                y,
+                sample_weight,
+                is_held_out=validation is None,
+            )
+
+        if validation is not None:
+            given = native(passed.X_val), on_cpu(passed.y_val)
+            return examples, score(validation[0], *given, None)
+        parts = [examples.X, examples.y]
+        if examples.sample_weight is not None:
+            parts.append(examples.sample_weight)
+        halves = train_test_split(
+            *parts,
+            random_state=random,
+            test_size=self.validation_fraction,
+            stratify=self._strata(examples.y),
+        )
+        if examples.sample_weight is None:
+            halves += [None, None]
+        X, y, weight = halves[1::2]
+        if len(X) < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of "
+                "your dataset."
+            )
+        if weight is not None and not weight.any():
+            raise InputError(
+                f"sample_weight: expected weights above 0 among the {len(X)} rows that early "
+                "stopping holds out, got zeros only; raise validation_fraction (it is "
+                f"{self.validation_fraction:g}), or pass X_val and y_val"
+            )
+        labels = self._decoded(y, "")
+        return _Examples(*halves[::2]), score(X, X, labels, weight)
+
+    def _rows_per_batch(self, n_samples: int) -> int:
+        if self.batch_size == "auto":
+            return min(200, n_samples)
+        if self.batch_size > n_samples:
+            warnings.warn(
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be "
+                "clipped",
+                stacklevel=3,
+            )
+        return int(min(self.batch_size, n_samples))
+
+    def _optimizer_of(self, rate: EpochRate) -> str | Optimizer:
+        if self.optimizer is not None:
+            chosen: str | Optimizer = self.optimizer
+            return chosen
+        if self.solver == "sgd":
+            return SklearnSGD(rate, float(self.momentum), bool(self.nesterovs_momentum))
+        return SklearnAdam(rate, float(self.beta_1), float(self.beta_2), float(self.epsilon))
+
+    def _fit_lbfgs(self, passed: Passed, examples: _Examples, place: str) -> None:
+        self._refuse_for_lbfgs(passed)
+        net = self._network(place)
         device = get_device(net.device)
         objective = net.objective(self._loss(net))
         data = net.preparation.examples(
-            dense(X), self._targets(y), objective.loss, sample_weight
+            dense(examples.X), self._targets(examples.y), objective.loss, examples.sample_weight
         ).arrays
 
         def evaluate(x: _Array) -> tuple[float, _Array]:
@@ -345,7 +469,7 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
             )
             return float(value), device.to_numpy(gradient).astype(np.float64)
 
-        tasks = self._tasks(net, 0)
+        tasks = Tasks(self, net, passed.X, passed.y, passed.sample_weight, 0)
         start = device.to_numpy(packed(device.xp, net.weights, net.biases)).astype(np.float64)
         options = {"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol}
         with device.activate():
@@ -368,172 +492,127 @@ class Estimator(CallbackSupportMixin):  # type: ignore[misc]
         # objective is computed in the dtype of X. A GPU, slow in float64, goes on in that of X.
         found = result.x if device.kind == "cpu" else result.x.astype(net.dtype)
         self.coefs_, self.intercepts_ = unpacked(objective.structure, found)
-        if tasks is not None:
-            tasks.end()
+        tasks.end()
 
-    def _forward_pass_fast(self, X: Any, check_input: bool = True) -> Any:
-        if check_input:
-            X = self._check_features(X)
-        # The dtype of X times the coefficients, as there.
-        is_single = np.result_type(X.dtype, self.coefs_[0].dtype) == np.float32
-        return self._network("float32" if is_single else "float64").forward(dense(X))
+    # Predicting -----------------------------------------------------------------------------------
 
-    def _predict(self, X: Any, check_input: bool = True) -> Any:
-        if not self._place:
-            return super()._predict(X, check_input=check_input)
-        return self._decoded(self._forward_pass_fast(X, check_input))
-
+    @own_errors
     def predict(self, X: Any) -> Any:
-        """Return classes or values, arrays of X's library where it is."""
-        return in_library(X, self._call(super().predict, "predict", X))
+        """Return classes or values.
 
-    def _check_features(self, X: Any) -> Any:
-        from sklearn.utils.validation import validate_data
+        Parameters
+        ----------
+        X : array-like or sparse matrix (n_samples, n_features)
+            One example per row.
 
+        Returns
+        -------
+        array (n_samples,) or (n_samples, n_outputs)
+            Of X's library, where X is, with ``array_api_dispatch``; else NumPy's.
+        """
+        A, place = self._propagated(X, "predict")
+        return in_library(X, self._decoded(A, place))
+
+    def _propagated(self, X: Any, method: str) -> tuple[Any, str]:
+        """Return the outputs for the caller's rows, and the GPU that they are on."""
+        if not hasattr(self, "coefs_"):
+            check_is_fitted(self)
+        place = self._place_of(X, method)
+        return self._outputs(dense(self._features(native(X))), place), place
+
+    def _place_of(self, X: Any, method: str, *, is_fit: bool = False) -> str:
+        """Return the name of the GPU to compute on because X is there; "" where it is not.
+
+        With ``array_api_dispatch`` all arrays have to be of the library that ``fit`` was given.
+        Without it scikit-learn makes NumPy arrays of all.
+        """
+        if not sklearn.get_config()["array_api_dispatch"]:
+            return ""
+        home, library = device_of(X), library_name(X)
+        if is_fit:
+            self._fitted_with = library, home
+        elif getattr(self, "_fitted_with", (library, home)) != (library, home):
+            raise ValueError(
+                f"Inputs passed to {type(self).__name__}.{method}() must use the same namespace "
+                f"and the same device as those passed to fit(): expected {self._fitted_with[0]}, "
+                f"got {library}"
+            )
+        if home is None or home.kind != "cuda" or self.device is not None:
+            return ""
+        return home.name
+
+    def _features(self, X: Any) -> Any:
+        """Return features as scikit-learn checks them, in any real dtype."""
+        # Checking takes longer than one row's prediction: what is clearly in order is not checked.
+        if (
+            type(X) is np.ndarray
+            and X.dtype in _FLOATS
+            and X.ndim == 2
+            and X.shape[0] > 0
+            and X.shape[1] == self.n_features_in_
+            and not hasattr(self, "feature_names_in_")
+            and np.isfinite(X.sum())
+        ):
+            return X
         return validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
 
-    def _split(
-        self, X: Any, y: Any, sample_weight: Any, incremental: bool
-    ) -> tuple[Targets, Targets | None]:
-        """Return training and, for early stopping, validation data."""
-        X = dense(X)
-        if not self.early_stopping:
-            return (X, y, sample_weight), None
-        if incremental:
-            raise ValueError("partial_fit does not support early_stopping=True")
-        given = self._given.validation
-        if given is not None:
-            return (X, y, sample_weight), (*given, None)
-        parts = [X, y] if sample_weight is None else [X, y, sample_weight]
-        halves = train_test_split(
-            *parts,
-            random_state=self._random_state,
-            test_size=self.validation_fraction,
-            stratify=self._strata(y),
-        )
-        training, held_out = halves[::2], halves[1::2]
-        if len(held_out[0]) < 2:
-            raise ValueError(
-                "The validation set is too small. Increase 'validation_fraction' or the size of "
-                "your dataset."
-            )
-        weights = (None, None) if sample_weight is None else (training[2], held_out[2])
-        if weights[1] is not None and not weights[1].any():
-            raise InputError(
-                f"sample_weight: expected weights above 0 among the {len(held_out[0])} rows that "
-                "early stopping holds out, got zeros only; raise validation_fraction (it is "
-                f"{self.validation_fraction:g}), or pass X_val and y_val"
-            )
-        return (
-            (training[0], training[1], weights[0]),
-            (held_out[0], self._labels(held_out[1]), weights[1]),
-        )
+    def _outputs(self, X: Any, place: str) -> Any:
+        """Return the output activations of checked rows, where these are.
 
-    def _validation_data(self) -> tuple[Any, Any] | None:
-        """Return the caller's validation data in the form that ``train`` takes."""
-        given = self._given.validation
-        if given is None:
-            return None
-        return dense(self._check_features(given[0])), self._targets(self._encoded(given[1]))
-
-    def _rows_per_batch(self, n_samples: int) -> int:
-        if self.batch_size == "auto":
-            return min(200, n_samples)
-        if self.batch_size > n_samples:
-            warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be "
-                "clipped",
-                stacklevel=3,
-            )
-        return int(min(self.batch_size, n_samples))
-
-    def _optimizer_of(self, rate: EpochRate) -> str | Optimizer:
-        if self.optimizer is not None:
-            chosen: str | Optimizer = self.optimizer
-            return chosen
-        if self.solver == "sgd":
-            return SklearnSGD(rate, float(self.momentum), bool(self.nesterovs_momentum))
-        return SklearnAdam(rate, float(self.beta_1), float(self.beta_2), float(self.epsilon))
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.array_api_support = True
-        return tags
-
-    def _score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return the score that early stopping goes by; NaN where training has diverged.
-
-        Raises
-        ------
-        InputError
-            If the score is not finite and the network's outputs are: no epoch could be selected.
+        The coefficients are read as they are, and not copied in the host's memory.
         """
-        with (
-            warnings.catch_warnings(record=True) as caught,
-            np.errstate(over="ignore", invalid="ignore"),
-        ):
-            warnings.simplefilter("always")
-            # Validation data has lost the names that the training data had.
-            warnings.filterwarnings("ignore", "X does not have valid feature names", UserWarning)
-            try:
-                score = self._score_of(X, y, sample_weight)
-            except ValueError:  # so do scikit-learn's scorers refuse infinite predictions
-                if self._has_diverged(X):
-                    return math.nan
-                raise
-            is_defined = math.isfinite(score)
-            if not is_defined and self._has_diverged(X):
-                return math.nan
-        if not is_defined:
-            raise InputError(self._undefined_score_message(score, y, caught))
-        for warning in caught:
-            warnings.warn(warning.message, stacklevel=2)
-        return score
+        device = self._home(place)
+        xp, weights, biases = device.xp, self.coefs_, self.intercepts_
+        # The dtype of X times the coefficients, as there.
+        is_single = np.result_type(X.dtype, weights[0].dtype) == np.float32
+        dtype = np.float32 if is_single else np.float64
+        n_most = CACHED_ELEMENTS
+        if device.kind != "cpu":
+            weights = [device.place(W, dtype) for W in weights]
+            biases = [device.place(b, dtype) for b in biases]
+            n_most = DEVICE_ELEMENTS
+        sizes = (len(weights[0]), *map(len, biases))
+        hidden = tuple(self._hidden(len(sizes) - 2))
+        chosen = output("out_activation_", self.out_activation_)
+        structure = Structure(sizes, hidden, chosen, (0.0,) * len(hidden))
+        with device.activate():
+            Z = propagation.logits(
+                xp, structure, weights, biases, device.place(X, dtype),
+                max(256, n_most // max(sizes[1:])),
+            )  # fmt: skip
+            A = chosen.function(xp, Z)
+        return A if place else device.to_numpy(A)
 
-    def _score_of(self, X: Any, y: Any, sample_weight: Any) -> float:
-        if self.scoring is None:
-            return float(super()._score(X, y, sample_weight=sample_weight))
-        weight = {} if sample_weight is None else {"sample_weight": sample_weight}
-        # Scorers predict from arrays in the host's memory, whichever library fit was given.
-        place = self.__dict__.pop("_place", None)
-        try:
-            with sklearn.config_context(array_api_dispatch=False):
-                return float(get_scorer(self.scoring)(self, on_cpu(X), y, **weight))
-        finally:
-            if place is not None:
-                self._place = place
 
-    def _has_diverged(self, X: Any) -> bool:
-        """Return whether outputs are NaN, infinite, or too large to be squared, as scores do."""
-        outputs = on_cpu(self._forward_pass_fast(X, check_input=False)).ravel()
-        return not math.isfinite(outputs @ outputs)
+class _Shuffle:
+    """The orders of epochs: each is that before, shuffled, as by ``sklearn.utils.shuffle``."""
 
-    def _undefined_score_message(
-        self, score: float, y: Any, caught: Sequence[warnings.WarningMessage]
-    ) -> str:
-        """Say which score is not finite, and why."""
-        given = self.scoring
-        scorer = given if isinstance(given, str) else getattr(given, "__name__", repr(given))
-        if given is None:
-            scorer = "accuracy" if is_classifier(self) else "R^2"
-        if self._given.validation is None:
-            rows, advice = "the rows held out", "raise validation_fraction, or pass X_val and y_val"
-        else:
-            rows, advice = "y_val", "pass other validation data"
-        y = np.asarray(y)
-        if len(y) == 1:
-            reason = f"{rows} are 1 row" if rows != "y_val" else "y_val has 1 row"
-            advice += " with more rows"
-        elif is_classifier(self) and (constant := (y == y[:1]).all(axis=0)).any():
-            column = "" if y.ndim == 1 else f" in column {int(np.argmax(constant))}"
-            label = y[0] if y.ndim == 1 else y[0, int(np.argmax(constant))]
-            reason = f"all {len(y)} rows of {rows} have the label {label!s}{column}"
-            advice += " with every label"
-        else:
-            texts = {str(w.message) for w in caught if w.category is UndefinedMetricWarning}
-            reason = " ".join(sorted(texts)) or f"the scorer returned it for {len(y)} rows"
-            advice = "choose a scorer that is finite there"
-        return (
-            f"{'early_stopping' if given is None else 'scoring'}: expected a finite score to "
-            f"choose an epoch by, got {score} from {scorer}: {reason}; {advice}"
+    def __init__(self, n_samples: int, random: np.random.RandomState) -> None:
+        self._rows, self._random = np.arange(n_samples), random
+
+    def __call__(self) -> _Array:
+        order = np.arange(len(self._rows))
+        self._random.shuffle(order)
+        self._rows = self._rows[order]
+        return self._rows
+
+
+def _checked_weight(weight: Any, n_samples: int) -> _Array | None:
+    """Return sample weights as scikit-learn's estimators take them, with its messages."""
+    if weight is None:
+        return None
+    if isinstance(weight, Number):
+        weight = np.full(n_samples, weight)
+    checked: _Array = check_array(
+        weight, ensure_2d=False, dtype=_FLOATS, order="C", input_name="sample_weight"
+    )
+    if checked.ndim != 1:
+        raise ValueError(
+            f"Sample weights must be 1D array or scalar, got {checked.ndim}D array. Expected "
+            f"either a scalar value or a 1D array of length {n_samples}."
         )
+    if checked.shape != (n_samples,):
+        raise ValueError(f"sample_weight.shape == {checked.shape}, expected {(n_samples,)}!")
+    if not checked.any():
+        raise ValueError("Sample weights must contain at least one non-zero number.")
+    return checked
