@@ -87,5 +87,3 @@ class Tasks:
     def end(self) -> None:
         """Tell callbacks that the fit has ended, and the estimator is fitted."""
         self._fit.call_on_fit_task_end(**self._passed, reconstruction_attributes={})
-        # The training that these belong to waits for the garbage collector; the data does not.
-        self._passed = {}

@@ -12,18 +12,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
-from sklearn.preprocessing import LabelBinarizer, label_binarize
-from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
+from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import type_of_target, unique_labels
 
-from nnbackend.checks import real
 from nnbackend.core import losses
 from nnbackend.core.losses import Loss
 from nnbackend.device import get_device
 from nnbackend.errors import InputError
+from nnbackend.estimators import labels
 from nnbackend.estimators.arrays import in_library, on_cpu
-from nnbackend.estimators.base import Estimator, Passed
+from nnbackend.estimators.fitting import Estimator, Passed
 from nnbackend.estimators.formulas import (
     BinaryLogLoss,
     MeanSquaredError,
@@ -228,25 +226,10 @@ class MLPClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         """
         n_outputs = len(getattr(self, "classes_", ()) if classes is None else classes)
         for rows in self._blocks(X, y, sample_weight, n_outputs):
-            self._take_classes(classes)
+            known = getattr(self, "classes_", None)
+            self.classes_ = labels.classes_of_first_call(known, on_cpu(classes))
             self._train(Passed(*rows), incremental=True)
         return self
-
-    def _take_classes(self, classes: Any) -> None:
-        """Learn the classes from the first call of ``partial_fit``; compare them in later ones."""
-        known = getattr(self, "classes_", None)
-        if classes is None:
-            if known is None:
-                raise ValueError("classes must be passed on the first call to partial_fit.")
-            return
-        given = unique_labels(on_cpu(classes))
-        if known is None:
-            self.classes_ = given
-        elif not np.array_equal(known, given):
-            raise ValueError(
-                f"`classes={classes!r}` is not the same as on last call to partial_fit, was: "
-                f"{known!r}"
-            )
 
     @own_errors
     def predict_proba(self, X: Any) -> Any:
@@ -302,73 +285,22 @@ class MLPClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         if is_new or not hasattr(self, "classes_"):
             self.classes_ = LabelBinarizer().fit(y).classes_
         else:
-            self._require_known(unique_labels(y))
+            labels.require_known(y, self.classes_, all_of_them=self.warm_start)
         is_multilabel = y.ndim == 2
         is_softmax = len(self.classes_) > 2 and not is_multilabel
-        # Of bool, which leaves float32 what it is.
-        return self._indicators(y), "softmax" if is_softmax else "logistic"
-
-    def _require_known(self, found: _Array) -> None:
-        """Raise a ValueError where targets do not have the classes of the calls before."""
-        if self.warm_start:
-            if set(found) != set(self.classes_):
-                raise ValueError(
-                    "warm_start can only be used where `y` has the same classes as in the previous "
-                    f"call to fit. Previously got {self.classes_}, `y` has {found}"
-                )
-        elif len(np.setdiff1d(found, self.classes_, assume_unique=True)):
-            raise ValueError(
-                f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' "
-                f"has {found}."
-            )
-
-    def _indicators(self, y: Any) -> _Array:
-        """Return labels as rows of False and True: one column for two classes, else one each."""
-        is_multilabel = type_of_target(y).startswith("multilabel")
-        indicators: _Array = label_binarize(
-            y, classes=np.arange(np.shape(y)[1]) if is_multilabel else self.classes_
-        )
-        return indicators.astype(bool)
+        return labels.indicators(y, self.classes_), "softmax" if is_softmax else "logistic"
 
     def _weighted(self, y: _Array, sample_weight: Any, *, incremental: bool) -> Any:
-        """Return sample weights times the weights of their classes."""
         if self.class_weight is None:
             return sample_weight
-        self._check_class_weight()
         if incremental and self.class_weight == "balanced":
             raise InputError(
-                "class_weight: 'balanced' is not for partial_fit, which sees a part of the data; "
-                "pass a dict of weights"
+                "class_weight: 'balanced' is not for partial_fit, which sees a part of "
+                "the data; pass a dict of weights"
             )
-        if self.out_activation_ == "logistic" and self.n_outputs_ > 1:
-            # Several labels at once: the product over them.
-            own = compute_sample_weight(self.class_weight, y.astype(int))
-            return own if sample_weight is None else own * sample_weight
-        index = y.argmax(axis=1) if self.n_outputs_ > 1 else y[:, 0].astype(int)
-        weights = compute_class_weight(
-            self.class_weight,
-            classes=self.classes_,
-            y=self.classes_[index],
-            sample_weight=sample_weight,
-        )
-        # A class of no weight has no frequency either.
-        own = np.where(np.isfinite(weights), weights, 0.0)[index]
-        return own if sample_weight is None else own * sample_weight
-
-    def _check_class_weight(self) -> None:
-        given = self.class_weight
         is_multilabel = self.out_activation_ == "logistic" and self.n_outputs_ > 1
-        tables = given if isinstance(given, list) else [given]
-        if isinstance(given, str) and given == "balanced":
-            return
-        if not all(isinstance(table, dict) for table in tables) or (
-            isinstance(given, list) != is_multilabel
-        ):
-            form = "a list of dicts {0: weight, 1: weight}" if is_multilabel else "a dict"
-            raise InputError(f"class_weight: expected {form}, 'balanced' or None, got {given!r}")
-        for table in tables:
-            for name, weight in table.items():
-                real(f"class_weight[{name!r}]", weight, minimum=0.0)
+        classes = None if is_multilabel else self.classes_
+        return labels.weights(self.class_weight, classes, y, sample_weight)
 
     def _loss(self, net: Network) -> Loss:
         if self.label_smoothing and self.out_activation_ != "softmax":
@@ -392,7 +324,7 @@ class MLPClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
                     f"y_val: expected labels of the training data, {self.classes_.tolist()}, got "
                     f"{unknown.tolist()}, too"
                 )
-        return self._indicators(y)
+        return labels.indicators(y, self.classes_)
 
     def _strata(self, y: _Array) -> _Array | None:
         return y if self.n_outputs_ == 1 else None

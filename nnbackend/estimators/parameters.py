@@ -113,7 +113,7 @@ _SHARED: dict[str, Sequence[Rule]] = {
     "epsilon": (_number(Real, 0, brackets="()"),),
     "n_iter_no_change": (
         _POSITIVE_INT,
-        Rule("a numbers.Real among {inf}", lambda x: _REAL.holds(x) and x == math.inf),
+        Rule("a float among {inf}", lambda x: _REAL.holds(x) and x == math.inf),
     ),
     "max_fun": (_POSITIVE_INT,),
     "optimizer": (_TEXT, _instance(Optimizer), _NONE),
