@@ -1,4 +1,4 @@
-"""Arrays of any library, in and out of scikit-learn's code."""
+"""Arrays of any library, in and out of NumPy's and CuPy's."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from nnbackend.core.optimizers import OptimizerState
 from nnbackend.device import device_of, get_device, in_library_of
 from nnbackend.model.network import Network
 
-__all__ = ["Targets", "dense", "in_library", "library_name", "native", "on_cpu", "on_host"]
-
-
-Targets = tuple[Any, Any, Any]
+__all__ = ["dense", "in_library", "library_name", "native", "on_cpu", "on_host"]
 
 
 def library_name(X: Any) -> str:
@@ -47,8 +44,9 @@ def native(X: Any) -> Any:
 
 def in_library(X: Any, result: Any) -> Any:
     """Return a result as an array of X's library, where X is; names of classes stay NumPy's."""
-    is_dispatched = sklearn.get_config()["array_api_dispatch"] and is_array_api_obj(X)
-    if not is_dispatched or isinstance(X, np.ndarray) or result.dtype.kind not in "biuf":
+    if isinstance(X, np.ndarray) or not is_array_api_obj(X) or result.dtype.kind not in "biuf":
+        return result
+    if not sklearn.get_config()["array_api_dispatch"]:
         return result
     if isinstance(result, np.ndarray):
         return array_namespace(X).asarray(result, device=array_device(X))
@@ -64,4 +62,5 @@ def on_host(state: OptimizerState | None, net: Network) -> OptimizerState | None
 
 
 def dense(X: Any) -> Any:
+    """Return a sparse matrix as an array; anything else as it is."""
     return X.toarray() if scipy.sparse.issparse(X) else X

@@ -34,9 +34,11 @@ class SklearnSGD(Optimizer):
 
     @property
     def state_names(self) -> tuple[str, ...]:
+        """The velocity alone."""
         return ("velocity",)
 
     def coefficients(self, learning_rate: Any, step: Any) -> Coefficients:
+        """Return the rate."""
         del step
         return (learning_rate,)
 
@@ -48,6 +50,7 @@ class SklearnSGD(Optimizer):
         state: State,
         coefficients: Coefficients,
     ) -> tuple[Array, State]:
+        """Return the parameters after a step, and the new velocity."""
         del xp
         descent = coefficients[0] * gradient
         velocity = self.momentum * state[0] - descent
@@ -59,6 +62,7 @@ class SklearnAdam(Adam):
     """scikit-learn's: as in section 2 of the paper, epsilon is added to the uncorrected root."""
 
     def coefficients(self, learning_rate: Any, step: Any) -> Coefficients:
+        """Return the corrected rate, and what multiplies the root and the decay."""
         length = learning_rate * (1.0 - self.beta2**step) ** 0.5 / (1.0 - self.beta1**step)
         return length, 1.0, learning_rate
 
@@ -149,5 +153,6 @@ class EpochRate(Schedule):
         self.value = value
 
     def rate(self, clock: Clock, state: Any = None) -> float:
+        """Return the rate that is set."""
         del clock, state
         return self.value

@@ -1,10 +1,9 @@
-"""``MLPClassifier`` and ``MLPRegressor``: scikit-learn's estimators, trained by nnbackend.
+"""``MLPClassifier`` and ``MLPRegressor``: scikit-learn's interface, computed by nnbackend.
 
-They are subclasses of scikit-learn's own, so parameters, attributes, validation, labels, warnings
-and ``partial_fit`` are its own, too. What is replaced is what computes: training is a call of
-``train`` (or SciPy's L-BFGS on the network's objective), and prediction is the network's. With the
-same ``random_state`` the same initial weights and batches are drawn as there, and the optimizers
-are scikit-learn's, so the fitted coefficients agree to rounding.
+They have the parameters, attributes, methods, messages and warnings of the classes of these names
+in scikit-learn, and are built on its public interface alone. With the same ``random_state`` the
+same initial weights and batches are drawn as there, and the optimizers are scikit-learn's, so the
+fitted coefficients agree to rounding.
 """
 
 from __future__ import annotations
@@ -12,24 +11,25 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.neural_network import MLPClassifier as _Classifier
-from sklearn.neural_network import MLPRegressor as _Regressor
-from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils.metaestimators import available_if
 
-from nnbackend.checks import real
 from nnbackend.core import losses
 from nnbackend.core.losses import Loss
 from nnbackend.device import get_device
 from nnbackend.errors import InputError
-from nnbackend.estimators.arrays import in_library
-from nnbackend.estimators.base import Estimator
+from nnbackend.estimators import labels
+from nnbackend.estimators.arrays import in_library, on_cpu
+from nnbackend.estimators.fitting import Estimator, Passed
 from nnbackend.estimators.formulas import (
     BinaryLogLoss,
     MeanSquaredError,
     PoissonDeviance,
     SoftmaxLogLoss,
 )
+from nnbackend.estimators.parameters import CLASSIFIER, REGRESSOR
+from nnbackend.floating_point import own_errors
 from nnbackend.model.network import Network
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
@@ -38,7 +38,17 @@ __all__ = ["MLPClassifier", "MLPRegressor"]
 _Array = np.ndarray[Any, Any]
 
 
-class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
+def _has_steps(model: Estimator) -> bool:
+    """Return True for a solver that takes steps; raise for another, which has no partial_fit."""
+    if model.solver not in ("sgd", "adam"):
+        raise AttributeError(
+            "partial_fit is only available for stochastic optimizers. "
+            f"{model.solver} is not stochastic."
+        )
+    return True
+
+
+class MLPClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
     """scikit-learn's ``MLPClassifier``, trained by nnbackend, on the CPU or a GPU.
 
     Every parameter, attribute and method of ``sklearn.neural_network.MLPClassifier`` is there, and
@@ -93,12 +103,8 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
     True
     """
 
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **_Classifier._parameter_constraints,  # noqa: SLF001 - as subclasses do there
-        **Estimator.own_constraints,
-        "class_weight": [dict, list, str, None],
-        "label_smoothing": [float, int],
-    }
+    _rules = CLASSIFIER
+    loss: ClassVar[str] = "log_loss"
 
     def __init__(
         self,
@@ -137,31 +143,29 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
         engine: str = "auto",
         precision: str = "float32",
     ) -> None:
-        super().__init__(
-            hidden_layer_sizes=hidden_layer_sizes,
-            activation=activation,
-            solver=solver,
-            alpha=alpha,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            learning_rate_init=learning_rate_init,
-            power_t=power_t,
-            max_iter=max_iter,
-            shuffle=shuffle,
-            random_state=random_state,
-            tol=tol,
-            verbose=verbose,
-            warm_start=warm_start,
-            momentum=momentum,
-            nesterovs_momentum=nesterovs_momentum,
-            early_stopping=early_stopping,
-            validation_fraction=validation_fraction,
-            beta_1=beta_1,
-            beta_2=beta_2,
-            epsilon=epsilon,
-            n_iter_no_change=n_iter_no_change,
-            max_fun=max_fun,
-        )
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.solver = solver
+        self.alpha = alpha
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.learning_rate_init = learning_rate_init
+        self.power_t = power_t
+        self.max_iter = max_iter
+        self.shuffle = shuffle
+        self.random_state = random_state
+        self.tol = tol
+        self.verbose = verbose
+        self.warm_start = warm_start
+        self.momentum = momentum
+        self.nesterovs_momentum = nesterovs_momentum
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+        self.n_iter_no_change = n_iter_no_change
+        self.max_fun = max_fun
         self.optimizer = optimizer
         self.label_smoothing = label_smoothing
         self.class_weight = class_weight
@@ -196,10 +200,10 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
         -------
         MLPClassifier
         """
-        self._train(super().fit, X, y, sample_weight, (X_val, y_val))
+        self._train(Passed(X, y, sample_weight, X_val, y_val), incremental=False)
         return self
 
-    @available_if(lambda model: model._check_solver())  # type: ignore[untyped-decorator]  # noqa: SLF001
+    @available_if(_has_steps)  # type: ignore[untyped-decorator]
     def partial_fit(
         self, X: Any, y: Any = None, sample_weight: Any = None, classes: Any = None
     ) -> MLPClassifier:
@@ -221,73 +225,82 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
         MLPClassifier
         """
         n_outputs = len(getattr(self, "classes_", ()) if classes is None else classes)
-        for rows, labels, weight in self._blocks(X, y, sample_weight, n_outputs):
-            self._train(super().partial_fit, rows, labels, weight, classes=classes)
+        for rows in self._blocks(X, y, sample_weight, n_outputs):
+            known = getattr(self, "classes_", None)
+            self.classes_ = labels.classes_of_first_call(known, on_cpu(classes))
+            self._train(Passed(*rows), incremental=True)
         return self
 
+    @own_errors
     def predict_proba(self, X: Any) -> Any:
-        """Return the probabilities of the classes, arrays of X's library where it is."""
-        return in_library(X, self._call(super().predict_proba, "predict_proba", X))
+        """Return the probabilities of the classes, or of every label.
 
+        Parameters
+        ----------
+        X : array-like or sparse matrix (n_samples, n_features)
+            One example per row.
+
+        Returns
+        -------
+        array (n_samples, n_classes)
+            Of X's library, where X is, with ``array_api_dispatch``; else NumPy's.
+        """
+        return in_library(X, self._probabilities(X, "predict_proba"))
+
+    @own_errors
     def predict_log_proba(self, X: Any) -> Any:
-        """Return the logarithms of the probabilities of the classes."""
-        result = self._call(lambda x: np.log(super(MLPClassifier, self).predict_proba(x)),
-                            "predict_log_proba", X)  # fmt: skip
-        return in_library(X, result)
+        """Return the logarithms of what ``predict_proba`` returns."""
+        return in_library(X, np.log(self._probabilities(X, "predict_log_proba")))
 
-    def _decoded(self, A: Any) -> Any:
-        """Return the classes that outputs on a GPU stand for, without leaving it for numbers."""
-        xp = get_device(self._place).xp
+    def _probabilities(self, X: Any, method: str) -> Any:
+        A, place = self._propagated(X, method)
+        if A.shape[1] > 1:
+            return A
+        return get_device(place or "cpu").xp.concat([1.0 - A, A], axis=1)
+
+    def _decoded(self, A: Any, place: str) -> Any:
+        device = get_device(place or "cpu")
+        xp = device.xp
         if self.out_activation_ == "softmax":
             index = xp.argmax(A, axis=1)
         else:
             index = xp.astype(A > 0.5, xp.int64)
-            if self.n_outputs_ > 1:
+            if A.shape[1] > 1:
                 return index
-            index = index[:, 0]
-        if self.classes_.dtype.kind in "biuf":
+            # With a single class there is no second one to be.
+            index = index[:, 0] if len(self.classes_) > 1 else 0 * index[:, 0]
+        if place and self.classes_.dtype.kind in "biuf":
             return xp.take(xp.asarray(self.classes_), index)
-        return self.classes_[get_device(self._place).to_numpy(index)]
+        return self.classes_[device.to_numpy(index)]
+
+    @property
+    def _label_binarizer(self) -> LabelBinarizer:
+        """The encoding of the classes, as converters of fitted models (skl2onnx) read it."""
+        if self.out_activation_ == "logistic" and self.n_outputs_ > 1:
+            return LabelBinarizer().fit(np.eye(self.n_outputs_, dtype=np.int64))
+        # Twice each: of many classes with a single example scikit-learn warns.
+        return LabelBinarizer().fit(np.repeat(self.classes_, 2))
+
+    def _encoded(self, y: Any, *, is_new: bool) -> tuple[_Array, str]:
+        if is_new or not hasattr(self, "classes_"):
+            self.classes_ = LabelBinarizer().fit(y).classes_
+        else:
+            labels.require_known(y, self.classes_, all_of_them=self.warm_start)
+        is_multilabel = y.ndim == 2
+        is_softmax = len(self.classes_) > 2 and not is_multilabel
+        return labels.indicators(y, self.classes_), "softmax" if is_softmax else "logistic"
 
     def _weighted(self, y: _Array, sample_weight: Any, *, incremental: bool) -> Any:
-        """Return sample weights times the weights of their classes."""
         if self.class_weight is None:
             return sample_weight
-        self._check_class_weight()
         if incremental and self.class_weight == "balanced":
             raise InputError(
-                "class_weight: 'balanced' is not for partial_fit, which sees a part of the data; "
-                "pass a dict of weights"
+                "class_weight: 'balanced' is not for partial_fit, which sees a part of "
+                "the data; pass a dict of weights"
             )
-        if self.out_activation_ == "logistic" and self.n_outputs_ > 1:
-            # Several labels at once: the product over them.
-            own = compute_sample_weight(self.class_weight, y.astype(int))
-            return own if sample_weight is None else own * sample_weight
-        index = y.argmax(axis=1) if self.n_outputs_ > 1 else y[:, 0].astype(int)
-        weights = compute_class_weight(
-            self.class_weight,
-            classes=self.classes_,
-            y=self.classes_[index],
-            sample_weight=sample_weight,
-        )
-        # A class of no weight has no frequency either.
-        own = np.where(np.isfinite(weights), weights, 0.0)[index]
-        return own if sample_weight is None else own * sample_weight
-
-    def _check_class_weight(self) -> None:
-        given = self.class_weight
         is_multilabel = self.out_activation_ == "logistic" and self.n_outputs_ > 1
-        tables = given if isinstance(given, list) else [given]
-        if isinstance(given, str) and given == "balanced":
-            return
-        if not all(isinstance(table, dict) for table in tables) or (
-            isinstance(given, list) != is_multilabel
-        ):
-            form = "a list of dicts {0: weight, 1: weight}" if is_multilabel else "a dict"
-            raise InputError(f"class_weight: expected {form}, 'balanced' or None, got {given!r}")
-        for table in tables:
-            for name, weight in table.items():
-                real(f"class_weight[{name!r}]", weight, minimum=0.0)
+        classes = None if is_multilabel else self.classes_
+        return labels.weights(self.class_weight, classes, y, sample_weight)
 
     def _loss(self, net: Network) -> Loss:
         if self.label_smoothing and self.out_activation_ != "softmax":
@@ -303,26 +316,26 @@ class MLPClassifier(Estimator, _Classifier):  # type: ignore[misc]
     def _targets(self, y: _Array) -> _Array:
         return y.argmax(axis=1) if self.out_activation_ == "softmax" else y
 
-    def _encoded(self, y: Any) -> _Array:
-        if self._label_binarizer.y_type_ != "multilabel-indicator":
+    def _encoded_validation(self, y: Any) -> _Array:
+        if self.out_activation_ == "softmax" or self.n_outputs_ == 1:
             unknown = np.setdiff1d(np.unique(np.asarray(y)), self.classes_)
             if len(unknown):
                 raise InputError(
                     f"y_val: expected labels of the training data, {self.classes_.tolist()}, got "
                     f"{unknown.tolist()}, too"
                 )
-        encoded: _Array = self._label_binarizer.transform(y)
-        return encoded
-
-    def _labels(self, y: _Array) -> _Array:
-        labels: _Array = self._label_binarizer.inverse_transform(y)
-        return labels
+        return labels.indicators(y, self.classes_)
 
     def _strata(self, y: _Array) -> _Array | None:
         return y if self.n_outputs_ == 1 else None
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
 
-class MLPRegressor(Estimator, _Regressor):  # type: ignore[misc]
+
+class MLPRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
     """scikit-learn's ``MLPRegressor``, trained by nnbackend, on the CPU or a GPU.
 
     Every parameter, attribute and method of ``sklearn.neural_network.MLPRegressor`` is there, and
@@ -339,11 +352,8 @@ class MLPRegressor(Estimator, _Regressor):  # type: ignore[misc]
     array([1.5])
     """
 
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **_Regressor._parameter_constraints,  # noqa: SLF001 - as subclasses do there
-        **Estimator.own_constraints,
-        "loss": [str, Loss],
-    }
+    _rules = REGRESSOR
+    _target_options: ClassVar[dict[str, Any]] = {"y_numeric": True}
 
     def __init__(
         self,
@@ -381,32 +391,30 @@ class MLPRegressor(Estimator, _Regressor):  # type: ignore[misc]
         engine: str = "auto",
         precision: str = "float32",
     ) -> None:
-        super().__init__(
-            loss=loss,
-            hidden_layer_sizes=hidden_layer_sizes,
-            activation=activation,
-            solver=solver,
-            alpha=alpha,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            learning_rate_init=learning_rate_init,
-            power_t=power_t,
-            max_iter=max_iter,
-            shuffle=shuffle,
-            random_state=random_state,
-            tol=tol,
-            verbose=verbose,
-            warm_start=warm_start,
-            momentum=momentum,
-            nesterovs_momentum=nesterovs_momentum,
-            early_stopping=early_stopping,
-            validation_fraction=validation_fraction,
-            beta_1=beta_1,
-            beta_2=beta_2,
-            epsilon=epsilon,
-            n_iter_no_change=n_iter_no_change,
-            max_fun=max_fun,
-        )
+        self.loss = loss
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.solver = solver
+        self.alpha = alpha
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.learning_rate_init = learning_rate_init
+        self.power_t = power_t
+        self.max_iter = max_iter
+        self.shuffle = shuffle
+        self.random_state = random_state
+        self.tol = tol
+        self.verbose = verbose
+        self.warm_start = warm_start
+        self.momentum = momentum
+        self.nesterovs_momentum = nesterovs_momentum
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+        self.n_iter_no_change = n_iter_no_change
+        self.max_fun = max_fun
         self.optimizer = optimizer
         self.dropout = dropout
         self.clip_norm = clip_norm
@@ -425,10 +433,10 @@ class MLPRegressor(Estimator, _Regressor):  # type: ignore[misc]
         -------
         MLPRegressor
         """
-        self._train(super().fit, X, y, sample_weight, (X_val, y_val))
+        self._train(Passed(X, y, sample_weight, X_val, y_val), incremental=False)
         return self
 
-    @available_if(lambda model: model._check_solver())  # type: ignore[untyped-decorator]  # noqa: SLF001
+    @available_if(_has_steps)  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> MLPRegressor:
         """Take one epoch of steps on some examples; see ``MLPClassifier.partial_fit``.
 
@@ -436,18 +444,13 @@ class MLPRegressor(Estimator, _Regressor):  # type: ignore[misc]
         -------
         MLPRegressor
         """
-        for rows, targets, weight in self._blocks(X, y, sample_weight, 1):
-            self._train(super().partial_fit, rows, targets, weight)
+        for rows in self._blocks(X, y, sample_weight, 1):
+            self._train(Passed(*rows), incremental=True)
         return self
 
-    @staticmethod
-    def _decoded(A: Any) -> Any:
+    def _decoded(self, A: Any, place: str) -> Any:
+        del place
         return A[:, 0] if A.shape[1] == 1 else A
-
-    @staticmethod
-    def _weighted(_y: _Array, sample_weight: Any, *, incremental: bool) -> Any:
-        del incremental
-        return sample_weight
 
     def _loss(self, net: Network) -> Loss:
         if self.loss == "squared_error":
@@ -456,20 +459,11 @@ class MLPRegressor(Estimator, _Regressor):  # type: ignore[misc]
             return PoissonDeviance()
         return losses.loss_function(self.loss, net.structure.output)
 
-    @staticmethod
-    def _targets(y: _Array) -> _Array:
-        return y
+    def _encoded(self, y: Any, *, is_new: bool) -> tuple[_Array, str]:
+        del is_new
+        return self._encoded_validation(y), "exp" if self.loss == "poisson" else "identity"
 
-    @staticmethod
-    def _encoded(y: Any) -> _Array:
+    def _encoded_validation(self, y: Any) -> _Array:
         y = np.asarray(y)
         column: _Array = y.reshape(-1, 1) if y.ndim == 1 else y
         return column
-
-    @staticmethod
-    def _labels(y: _Array) -> _Array:
-        return y[:, 0] if y.shape[1] == 1 else y
-
-    @staticmethod
-    def _strata(_y: _Array) -> None:
-        return None

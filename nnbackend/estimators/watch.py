@@ -10,53 +10,14 @@ from typing import Any
 from sklearn.exceptions import ConvergenceWarning
 
 from nnbackend.errors import InputError
-from nnbackend.estimators.arrays import Targets
+from nnbackend.estimators.callbacks import Tasks, fitted_attributes
 from nnbackend.estimators.formulas import EpochRate
 from nnbackend.floating_point import callers_errors, own_errors
 from nnbackend.model.network import Network
 from nnbackend.training.errors import DivergenceError
 from nnbackend.training.history import TrainingState
 
-__all__ = ["Tasks", "Watch"]
-
-
-class Tasks:
-    """scikit-learn's callbacks (``set_callbacks``): of the fit, and of every epoch in it.
-
-    They are handed what the caller passed, as scikit-learn's own estimators do: a score of the
-    estimator takes labels, not their codes.
-    """
-
-    def __init__(self, model: Any, net: Network, max_tasks: int) -> None:
-        self._model, self._net = model, net
-        given = model._given  # noqa: SLF001 - the other half of it
-        weight = given.sample_weight
-        self._passed = {
-            "estimator": model,
-            "X": given.X,
-            "y": given.y,
-            "metadata": None if weight is None else {"sample_weight": weight},
-        }
-        self._fit = model._init_callback_context(max_subtasks=max_tasks)  # noqa: SLF001 - its mixin
-        self._fit.call_on_fit_task_begin(**self._passed)
-
-    def _fitted(self) -> dict[str, Any]:
-        fitted: dict[str, Any] = self._model._fitted_so_far(self._net)  # noqa: SLF001
-        return fitted
-
-    def begin_epoch(self) -> None:
-        self._epoch = self._fit.subcontext(task_name="epoch")
-        self._epoch.call_on_fit_task_begin(**self._passed, reconstruction_attributes=self._fitted)
-
-    def end_epoch(self) -> bool:
-        """Return whether a callback asks to stop."""
-        passed = self._passed
-        return bool(
-            self._epoch.call_on_fit_task_end(**passed, reconstruction_attributes=self._fitted)
-        )
-
-    def end(self) -> None:
-        self._fit.call_on_fit_task_end(**self._passed, reconstruction_attributes={})
+__all__ = ["Watch"]
 
 
 class Watch:
@@ -65,22 +26,30 @@ class Watch:
     def __init__(
         self,
         model: Any,
+        net: Network,
         rate: EpochRate,
         n_samples: int,
-        validation: Targets | None,
-        tasks: Tasks | None,
+        score: Callable[[], float] | None,
+        tasks: Tasks,
+        no_improvement_count: int,
     ) -> None:
-        self._model, self._rate, self._n_samples = model, rate, n_samples
-        self._validation = validation or (None, None, None)
-        self._tasks = tasks
-        if tasks is not None:
-            tasks.begin_epoch()
+        self._model, self._net, self._rate, self._n_samples = model, net, rate, n_samples
+        self._score, self._tasks = score, tasks
+        self.no_improvement_count = no_improvement_count
         self._hooks = _callbacks(model.callbacks)
         self._best_epoch: int | None = None
+        self._best = net.copy() if self.has_best else None
         self.is_converged = False
+        tasks.begin_epoch()
+
+    @property
+    def has_best(self) -> bool:
+        """Whether early stopping has a score, of an epoch or an earlier fit, and so a best one."""
+        return self._score is not None and math.isfinite(self._model.best_validation_score_)
 
     @own_errors
     def __call__(self, state: TrainingState) -> None:
+        """Take an epoch's loss down, look for improvement, and call the callbacks."""
         model = self._model
         model.n_iter_ += 1
         model.t_ += self._n_samples
@@ -93,13 +62,11 @@ class Watch:
         self._look_for_improvement(state)
         if model.solver == "sgd" and model.learning_rate == "invscaling":
             self._rate.value = float(model.learning_rate_init) / (model.t_ + 1) ** model.power_t
-        if model._no_improvement_count > model.n_iter_no_change:  # noqa: SLF001
+        if self.no_improvement_count > model.n_iter_no_change:
             self._stop_or_slow_down(state)
         for hook in self._hooks:
             with callers_errors():
                 hook(state)
-        if self._tasks is None:
-            return
         if self._tasks.end_epoch():
             self.is_converged = True
             state.stop()
@@ -109,22 +76,34 @@ class Watch:
     def _look_for_improvement(self, state: TrainingState) -> None:
         """Count the epochs without improvement; keep the coefficients of the best score."""
         model = self._model
-        is_scored, best = model.early_stopping, model.best_validation_score_
-        if is_scored:
-            model._take_parameters(state.network)  # noqa: SLF001 - the other half of it
-        model._update_no_improvement_count(is_scored, *self._validation)  # noqa: SLF001
-        if not is_scored:
-            return
-        if not math.isfinite(model.validation_scores_[-1]):
-            what = f"the validation score became NaN or infinite in epoch {state.epoch}"
-            raise DivergenceError(what, state.history, what)
-        if model.best_validation_score_ != best:
-            self._best_epoch = state.epoch
+        if self._score is None:
+            is_improved = model.loss_ <= model.best_loss_ - model.tol
+            model.best_loss_ = min(model.loss_, model.best_loss_)
+        else:
+            self._show()
+            score = self._score()
+            model.validation_scores_.append(score)
+            if model.verbose:
+                print(f"Validation score: {score:f}")
+            is_improved = score >= model.best_validation_score_ + model.tol
+            if not math.isfinite(score):
+                what = f"the validation score became NaN or infinite in epoch {state.epoch}"
+                raise DivergenceError(what, state.history, what)
+            if score > model.best_validation_score_:
+                model.best_validation_score_ = score
+                self._best, self._best_epoch = self._net.copy(), state.epoch
+        self.no_improvement_count = 0 if is_improved else self.no_improvement_count + 1
+
+    def _show(self) -> None:
+        """Let the model predict with the network's parameters as they are."""
+        vars(self._model).update(fitted_attributes(self._net))
 
     def end(self) -> None:
-        """Tell scikit-learn's callbacks of the end."""
-        if self._tasks is not None:
-            self._tasks.end()
+        """Leave the model its coefficients, the best where there are such; tell callbacks."""
+        if self._best is not None:
+            self._net.take_parameters(self._best.parameters)
+        self._show()
+        self._tasks.end()
 
     def warn_of_divergence(self, error: DivergenceError) -> None:
         """Say that training broke off, and which epoch's coefficients the model has."""
@@ -153,7 +132,7 @@ class Watch:
         is_adaptive = model.solver == "sgd" and model.learning_rate == "adaptive"
         if is_adaptive and self._rate.value > 1e-6:
             self._rate.value /= 5.0
-            model._no_improvement_count = 0  # noqa: SLF001
+            self.no_improvement_count = 0
             if model.verbose:
                 print(f"{message} Setting learning rate to {self._rate.value:f}")
             return

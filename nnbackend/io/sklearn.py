@@ -16,7 +16,7 @@ from nnbackend.floating_point import own_errors
 from nnbackend.io.convert import folded, import_library, network_of, rounded
 from nnbackend.model.network import Network
 
-__all__ = ["as_network", "from_sklearn", "to_sklearn"]
+__all__ = ["LayeredEstimator", "as_network", "from_sklearn", "to_sklearn"]
 
 
 _SKLEARN_ACTIVATIONS = {
@@ -25,6 +25,13 @@ _SKLEARN_ACTIVATIONS = {
     "tanh": "tanh",
     "relu": "relu",
 }
+
+
+class LayeredEstimator:
+    """An estimator with the fitted attributes of scikit-learn's networks; nnbackend's inherit it.
+
+    ``from_sklearn`` takes these beside scikit-learn's own.
+    """
 
 
 def as_network(net: Any) -> Network:
@@ -225,7 +232,7 @@ def _sklearn_parts(argument: str, estimator: Any) -> tuple[Any, Any]:
     is_pipeline = isinstance(estimator, pipeline)
     *before, last = [step for _, step in estimator.steps] if is_pipeline else [estimator]
     if (
-        not isinstance(last, networks.MLPClassifier | networks.MLPRegressor)
+        not isinstance(last, networks.MLPClassifier | networks.MLPRegressor | LayeredEstimator)
         or len(before) > 1
         or not all(isinstance(step, standard) for step in before)
     ):
