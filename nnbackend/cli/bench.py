@@ -51,7 +51,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each (default 7)")
     parser.add_argument(
-        "--seconds", type=float, metavar="S", help="what a turn lasts, at least (default 0.5)"
+        "--seconds", type=float, metavar="S", help="least duration of a turn (default 0.5)"
     )
     parser.add_argument("--quick", action="store_true", help="3 rounds of 0.2 s")
     parser.add_argument("--out", metavar="FOLDER", help="default: runs/bench-DATE-TIME")
@@ -97,7 +97,7 @@ def _bench(options: argparse.Namespace) -> None:
                 files[f"benchmark.{name}"] = content
                 folder.write(f"benchmark.{name}", content)
     finally:
-        # What was written stays.
+        # This keeps what was written.
         folder.abandon()
     if options.json:
         facts = {"run": str(folder.path), "files": list(files), **report.to_dict()}
@@ -129,7 +129,7 @@ def _workloads(options: argparse.Namespace) -> list[Workload]:
 
 @contextlib.contextmanager
 def _status(*, shown: bool) -> Iterator[Callable[[str], None]]:
-    """Yield what shows a line of text that the next one replaces, where there is a terminal."""
+    """Yield a function that shows a line on a terminal, in place of the line before."""
     if not (shown and sys.stderr.isatty()):
         yield lambda _: None
         return

@@ -1,4 +1,4 @@
-"""Held-out data, and scores of a network on it."""
+"""Split data, and score a network on the held-out part."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Split:
 
 
 def split(dataset: Dataset, validation: float, held_out: float, seed: Any) -> Split:
-    """Split rows at random, each part with the same share of every class where that is possible.
+    """Split rows at random, stratified by class where possible.
 
     Parameters
     ----------
     dataset : Dataset
-        What is split.
+        The data to split.
     validation, held_out : float in [0, 1)
         Their shares of all rows; the rest, at least one row, is for training.
     seed : int
@@ -39,7 +39,7 @@ def split(dataset: Dataset, validation: float, held_out: float, seed: Any) -> Sp
     Raises
     ------
     InputError
-        If a part would be empty that should not be.
+        If a part with a share above 0 would be empty.
     """
     from sklearn.model_selection import train_test_split
 
@@ -111,7 +111,7 @@ def evaluate(net: Network, X: Any, y: np.ndarray[Any, Any]) -> dict[str, float]:
             "log_loss": metrics.log_loss(y, probability, labels=labels),
         }
     else:
-        # A power of two changes no digit, and keeps squares from over- and underflowing.
+        # Scaling by a power of two is exact, and keeps squares from over- and underflowing.
         largest = max(np.abs(y).max(), np.abs(predicted).max())
         exponent = int(np.frexp(largest)[1])
         y, predicted = (np.ldexp(x.astype(np.float64), -exponent) for x in (y, predicted))
@@ -144,7 +144,7 @@ def finite_predictions(net: Network, X: Any) -> np.ndarray[Any, Any]:
 
 
 def class_indices(net: Network, column: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return a target column as the class indices that ``net`` was trained with."""
+    """Convert a target column to the class indices that ``net`` was trained with."""
     names = net.class_names or tuple(str(i) for i in range(max(2, net.layer_sizes[-1])))
     index = {name: i for i, name in enumerate(names)}
     given = [class_name(value) for value in values.tolist()]

@@ -1,4 +1,4 @@
-"""An experiment on a data set: all that decides its outcome."""
+"""An experiment on a data set: all options that decide its outcome."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _options(part: type) -> dict[str, Option]:
     hints = get_type_hints(part)
     options = {}
     for entry in fields(part):
-        # Not where a training is written to, or who watches it.
+        # Leave out where a training is written to, and who watches it.
         if entry.metadata.get("decides", True) or entry.name in ("epochs", "engine"):
             kinds = {hints[entry.name], *get_args(hints[entry.name])}
             kind = next((kind for kind in (int, float) if kind in kinds), str)
@@ -78,7 +78,7 @@ def _options(part: type) -> dict[str, Option]:
 
 _PARTS = {"network": NetworkOptions, "training": TrainingOptions, "split": SplitOptions}
 
-# All options by name: those of the parts, and one that becomes the training's early_stopping.
+# All options by name: those of the parts, with patience in place of early_stopping.
 OPTIONS = {name: option for part in _PARTS.values() for name, option in _options(part).items()}
 del OPTIONS["early_stopping"]
 OPTIONS["patience"] = Option(int, DEFAULTS["patience"])
@@ -91,11 +91,11 @@ class Experiment:
     Attributes
     ----------
     network : NetworkOptions
-        What is trained.
+        The options of the network.
     training : TrainingOptions
-        How it is trained; its seed also draws the split and the weights.
+        The options of the training; its seed also draws the split and the weights.
     split : SplitOptions
-        On which rows.
+        The shares of the rows.
     """
 
     network: NetworkOptions
@@ -104,7 +104,7 @@ class Experiment:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Experiment:
-        """Return an experiment of options by name, others at their defaults.
+        """Make an experiment of options by name; other options have their defaults.
 
         Raises
         ------
@@ -116,7 +116,7 @@ class Experiment:
             name: part(**{key: values[key] for key in _options(part) if key in values})
             for name, part in _PARTS.items()
         }
-        # 0 turns it off; whatever else is no number of epochs is refused.
+        # 0 turns early stopping off; EarlyStopping checks all other values.
         if values["patience"] != 0:
             monitor = "validation_loss" if parts["split"].validation else "loss"
             stopping = EarlyStopping(patience=values["patience"], monitor=monitor)

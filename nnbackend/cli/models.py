@@ -55,7 +55,7 @@ def add(commands: Any) -> None:
 
 
 def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """Return the loaded model, the table, and the features that the model wants of it."""
+    """Return the model, the table, and the table's features that the model needs."""
     from nnbackend.cli.run_folder import model_file
     from nnbackend.data.tables import read_table
     from nnbackend.io.models import load

@@ -1,4 +1,4 @@
-"""Errors of the library in the words of the command: options for arguments."""
+"""Replace the library's names of arguments in errors by the command's options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["naming", "option_name", "renamed"]
 
 
 def option_name(name: str) -> str:
-    """Return what is typed for an option, such as ``--batch-size`` for ``batch_size``."""
+    """Return the option of a field, such as ``--batch-size`` for ``batch_size``."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -21,9 +21,9 @@ def renamed(error: NNBackendError, names: Mapping[str, str]) -> str:
     Parameters
     ----------
     error : NNBackendError
-        Whose sentence begins with the argument's name and a colon, if it is about one.
+        An error; if it is about an argument, its sentence begins with the name and a colon.
     names : mapping of str to str
-        The command's names by the library's; another name is left as it is.
+        The command's names by the library's; other names stay.
     """
     sentence, argument = str(error), _argument(error)
     if argument not in names or not sentence.startswith(f"{argument}:"):

@@ -1,4 +1,4 @@
-"""What the parsers of all commands share."""
+"""The parser class, and options that several commands share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Parser", "add_json", "add_target"]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors repeat what was typed in a form that any terminal can show."""
+    """A parser that escapes what was typed in its errors."""
 
     def error(self, message: str) -> NoReturn:
         """End the command with the usage and a message."""

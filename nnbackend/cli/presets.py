@@ -1,4 +1,4 @@
-"""What ``nnbackend train`` does where nothing is typed."""
+"""Defaults of ``nnbackend train``, in general and for each data set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nnbackend.core.schedules import Cosine
 __all__ = ["DEFAULTS", "PRESETS", "SCHEDULES"]
 
 
-# Where the command's default differs from the library's, or the library has none.
+# The command's defaults that differ from the library's.
 DEFAULTS: dict[str, Any] = {
     "hidden": (64, 32),
     "optimizer": AdamW(1e-3),
@@ -21,7 +21,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-# What suits each data set that comes along, in place of the defaults.
+# Defaults for each data set that comes along.
 PRESETS: dict[str, dict[str, Any]] = {
     "breast_cancer": {"hidden": (16, 8), "optimizer": AdamW(3e-3, weight_decay=3.0)},
     "digits": {
@@ -45,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-# The schedules that need nothing but a rate.
+# The schedules that need only a rate.
 SCHEDULES: dict[str, Any] = {
     name: schedules.SCHEDULES[name]
     for name in ("constant", "cosine", "inverse_scaling", "one_cycle", "reduce_on_plateau")

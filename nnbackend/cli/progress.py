@@ -1,4 +1,4 @@
-"""What a training shows and heeds while it runs: a progress bar, and Ctrl-C."""
+"""Show the progress of a training, and handle Ctrl-C."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def first_interrupt_only() -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def progress_bar(epochs: int, *, is_quiet: bool) -> Iterator[list[Callback]]:
-    """Yield the callbacks that draw a progress bar: none where there is no terminal to draw on."""
+    """Yield callbacks that draw a progress bar, if there is a terminal to draw on."""
     if is_quiet or not sys.stderr.isatty():
         yield []
         return

@@ -1,4 +1,4 @@
-"""What ``nnbackend train`` is asked for: options as they are declared, and as fields by name."""
+"""The options of ``nnbackend train``: declared, collected as fields, and stored as JSON."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["FIELDS", "Request", "add_options"]
 
 
-# What is said of the data; text but for "drop", a list of names.
+# Fields of the data: text, except "drop", which is a list of names.
 _DATA = ("data", "dataset", "target", "drop", "task")
 
-# What is said of the optimizer apart from its name.
+# Fields of the optimizer besides its name.
 _OPTIMIZER = {"learning_rate": float, "weight_decay": float, "schedule": str}
 
 # All fields of a request.
@@ -42,7 +42,7 @@ FIELDS = (*_DATA, *OPTIONS, *_OPTIMIZER)
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options that become a request's fields.
 
-    The parser has ``argument_default=SUPPRESS``, so that what is not typed is not there.
+    The parser needs ``argument_default=SUPPRESS``: an option that is not typed is no field.
     """
     parser.add_argument(
         "data",
@@ -94,7 +94,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 class _Declarations:
-    """Declares options of a group: types and defaults are those of the fields."""
+    """Declares options of a group with the types and defaults of their fields."""
 
     def __init__(self, group: Any) -> None:
         self._group = group
@@ -106,7 +106,7 @@ class _Declarations:
             default = OPTIONS[name].default
         if isinstance(default, tuple):
             default = ",".join(map(str, default))
-        # Options that follow from another optimizer vary with it.
+        # Each data set has its own optimizer, with its own rate and decay.
         varies = any(name in preset for preset in PRESETS.values()) or name in _OPTIMIZER
         shown = f"({default:g}" if isinstance(default, float) else f"({default}"
         self._group.add_argument(
@@ -119,19 +119,19 @@ class _Declarations:
 
 @dataclass(frozen=True)
 class Request:
-    """What a run is asked for.
+    """The options that were typed for a run.
 
     Attributes
     ----------
     fields : mapping of str to object
-        What was typed, by name, as JSON can hold it; what was not typed is not there.
+        Values by name, as JSON can hold them, of the options that were typed.
     """
 
     fields: Mapping[str, Any]
 
     @classmethod
     def from_options(cls, options: argparse.Namespace) -> Request:
-        """Return what was typed.
+        """Collect the fields from parsed options.
 
         Raises
         ------
@@ -146,15 +146,15 @@ class Request:
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any], parser: argparse.ArgumentParser) -> Request:
-        """Return what a run was begun with.
+        """Read the fields that a run was begun with.
 
         Parameters
         ----------
         stored : mapping
-            The content of a run's ``command.json``. Version 0.1.0 wrote ``arguments``, texts that
-            the parser reads.
+            The content of a run's ``command.json``. Version 0.1.0 stored the ``arguments`` as they
+            were typed, which the parser reads.
         parser : ArgumentParser
-            With the options of ``add_options``.
+            A parser with the options of ``add_options``.
 
         Raises
         ------
@@ -171,21 +171,21 @@ class Request:
         return cls(fields)
 
     def stored(self) -> dict[str, Any]:
-        """Return what ``from_stored`` reads as ``options``, in whatever folder it is called."""
+        """Return the fields to store, with an absolute path, to resume from any folder."""
         data = self.fields.get("data")
         return {**self.fields, **({} if data is None else {"data": os.path.abspath(data)})}
 
     def replaced(self, other: Request) -> Request:
-        """Return this request with the fields of another in place of its own."""
+        """Return a request in which the fields of another override these."""
         return Request({**self.fields, **other.fields})
 
     def dataset(self) -> Dataset:
-        """Return the data.
+        """Read the data.
 
         Raises
         ------
         InputError
-            If they cannot be read, or what is said of them does not go together.
+            If they cannot be read, or if options contradict each other.
         """
         data, dataset, target = (self.fields.get(name) for name in ("data", "dataset", "target"))
         drop, task = self.fields.get("drop", []), self.fields.get("task", "auto")
@@ -213,7 +213,7 @@ class Request:
         return read_dataset(data, target, drop, task)
 
     def experiment(self) -> Experiment:
-        """Return what is trained: what was typed, and what suits the data where nothing was.
+        """Return the experiment: the typed options, and defaults that suit the data.
 
         Raises
         ------
@@ -227,7 +227,7 @@ class Request:
         return Experiment.of({**preset, **given, "optimizer": self._optimizer(suited)})
 
     def _optimizer(self, suited: Optimizer) -> Optimizer:
-        """Return what suits the data, or the optimizer that is named, with what else is given."""
+        """Return the optimizer, by default ``suited``, with the rate and decay that are given."""
         fields = self.fields
         chosen: Any = optimizer(fields["optimizer"]) if "optimizer" in fields else suited
         rate = fields.get("learning_rate")
@@ -254,7 +254,7 @@ def _parsed(arguments: list[str], parser: argparse.ArgumentParser) -> argparse.N
 
 
 def _is_plain(name: str, value: Any) -> bool:
-    """Whether a stored value is of its field's kind; the field's own check comes later."""
+    """Whether a stored value has its field's type; the value itself is checked later."""
     if name in ("hidden", "drop"):
         kind = int if name == "hidden" else str
         return isinstance(value, list) and all(type(entry) is kind for entry in value)
@@ -268,7 +268,7 @@ def _sizes(text: str) -> list[int]:
     if text in ("none", ""):
         return []
     parts = text.split(",")
-    # More digits than a size can have are not even read.
+    # Do not convert more digits than a size can have.
     if not all(part.strip().isdecimal() and len(part) < 20 and int(part) > 0 for part in parts):
         raise InputError(f"--hidden: expected units by layer such as 16,8, or 'none', got {text!r}")
     return [int(part) for part in parts]
@@ -283,7 +283,7 @@ def _batch_size(text: str) -> int | None:
         raise InputError(f"--batch-size: expected an integer or 'full', got {text!r}") from None
 
 
-# What is typed in another form than the field has.
+# How typed text becomes a field, where argparse does not convert it.
 _CONVERSIONS: dict[str, Callable[[Any], Any]] = {
     "hidden": _sizes,
     "batch_size": _batch_size,

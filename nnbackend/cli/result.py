@@ -1,4 +1,4 @@
-"""Running an experiment, and what it gave: figures, and the files of a run folder."""
+"""Run an experiment; report its result and write it to a run folder."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ __all__ = ["Result", "run"]
 
 @dataclass(frozen=True)
 class Result:
-    """What an experiment gave.
+    """The result of an experiment.
 
     Attributes
     ----------
     experiment : Experiment
-        What was asked for.
+        Its options.
     dataset : Dataset
         The data.
     rows : Split
-        Its parts.
+        The parts of the data.
     network : Network
-        Trained.
+        The trained network.
     history : History
-        The training.
+        The history of the training.
     scores : dict of str to float
-        Metrics on the held-out part; empty where there is none.
+        Metrics on the held-out part; empty if there is none.
     error : NNBackendError or None
-        Why training, or measuring what it gave, failed.
+        Why training or evaluation failed.
     """
 
     experiment: Experiment
@@ -60,7 +60,7 @@ class Result:
     error: NNBackendError | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all figures as a dictionary that JSON can hold."""
+        """Return all figures as JSON can hold them."""
         net, history = self.network, self.history
         learning_rate = self.experiment.training.optimizer.learning_rate
         return {
@@ -96,18 +96,18 @@ class Result:
         }
 
     def write(self, folder: RunFolder) -> list[str]:
-        """Write model, history, held-out rows and pictures: all of them, or nothing.
+        """Write model, history, held-out rows and pictures: all of them or none.
 
-        A picture that cannot be drawn is left out, with a warning.
+        If a picture cannot be drawn, warn and leave it out.
 
         Raises
         ------
         InputError
             If the folder cannot be written.
         CheckpointError
-            If it was deleted, or is another run's by now.
+            If the folder was deleted or replaced.
         DivergenceError, KeyboardInterrupt
-            If training ended within its first epoch, so that nothing was learnt.
+            If training ended within its first epoch: nothing was learnt.
 
         Returns
         -------
@@ -132,7 +132,7 @@ class Result:
         return written
 
     def _files(self) -> Iterator[tuple[str, bytes | None]]:
-        """Yield names and contents: first what was learnt, last what is drawn of it."""
+        """Yield names and contents: the model first, the pictures last."""
         from nnbackend.cli.boundary import decision_boundary
         from nnbackend.figures import drawn
         from nnbackend.training.curves import loss_curves
@@ -169,15 +169,15 @@ def run(
     Parameters
     ----------
     experiment : Experiment
-        What is asked for.
+        Its options.
     dataset : Dataset
         The data.
     net : Network
-        Of ``make_network``.
+        As ``make_network`` returns it.
     communicator : mpi4py.MPI.Intracomm, optional
         As for ``train``.
     **how
-        Options of ``train`` that do not decide the outcome, such as its callbacks.
+        Options of ``train`` that do not change the outcome, such as callbacks.
     """
     rows = split(
         dataset, experiment.split.validation, experiment.split.held_out, experiment.training.seed
@@ -207,7 +207,7 @@ def run(
 
 
 def _csv(dataset: Dataset, rows: np.ndarray[Any, Any]) -> bytes:
-    """Return the given rows as CSV, as ``evaluate`` and ``predict`` read them."""
+    """Return rows as CSV that ``evaluate`` and ``predict`` read."""
     if len(rows) == 0:
         return b""
     X, y = dataset.X[rows], dataset.y[rows].tolist()

@@ -1,4 +1,4 @@
-"""The folder of a run of the command: what was asked for, the checkpoints, and the outcome."""
+"""The folder of a run: its command, its checkpoints and its outcome."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ _HISTORY = "history.json"
 
 
 class RunFolder:
-    """The folder of a run, which is this run's alone until it is closed.
+    """The folder of a run; no other run can use it until it is closed.
 
     Parameters
     ----------
     path : Path
-        Where it is; it exists.
+        The folder; it exists.
     is_new, is_default : bool
-        Whether it was made for this run, and whether its name was, too.
+        Whether the folder, and whether its name, was made for this run.
     is_begun : bool
-        Whether it is of a run that goes on.
+        Whether the run is resumed.
 
     Raises
     ------
     BlockingIOError
-        If another run has it.
+        If another run is using the folder.
     OSError
         If it cannot be written.
     """
@@ -66,18 +66,18 @@ class RunFolder:
     ) -> None:
         self.path, self._is_begun = path, is_begun
         self._is_new, self._is_default = is_new, is_default
-        # Before anything is looked at: what is there is nobody else's from now on.
+        # Lock the folder before looking at it, so that nobody else changes what is there.
         self._lock = FolderLock(str(path))
         remove_leftovers(str(path))
 
     @classmethod
     def made(cls, path: str | None, name: str) -> RunFolder:
-        """Return the folder of a new run: ``path``, new or empty, or a new ``runs/NAME-DATE-TIME``.
+        """Make the folder of a new run: ``path``, or ``runs/NAME-DATE-TIME``.
 
         Raises
         ------
         InputError
-            If it cannot be created or written, is not empty, or is another run's.
+            If it cannot be created or written, is not empty, or another run is using it.
         """
         try:
             if path is None:
@@ -106,7 +106,7 @@ class RunFolder:
 
     @classmethod
     def begun(cls, path: str) -> RunFolder:
-        """Return the folder of a run that was begun.
+        """Open the folder of a run to resume.
 
         Raises
         ------
@@ -140,7 +140,7 @@ class RunFolder:
 
     @property
     def is_own(self) -> bool:
-        """Whether the folder has been neither deleted nor put in another's place."""
+        """Whether the folder is still there, and has not been replaced by another."""
         return self._lock.holds
 
     def write(self, name: str, content: bytes) -> None:
@@ -149,15 +149,15 @@ class RunFolder:
         Raises
         ------
         CheckpointError
-            If the folder was deleted, or is another's by now.
+            If the folder was deleted or replaced.
         InputError
-            If it cannot be written.
+            If the file cannot be written.
         """
         self.require_own()
         write_atomically(self.path / name, content)
 
     def require_own(self) -> None:
-        """Raise a CheckpointError if the folder was deleted, or is another's by now."""
+        """Raise a CheckpointError if the folder was deleted or replaced."""
         if not self.is_own:
             raise CheckpointError(
                 f"the run folder {str(self.path)!r} was deleted, or is another run's by now: "
@@ -165,16 +165,16 @@ class RunFolder:
             )
 
     def write_command(self, fields: Mapping[str, Any], *, has_outcome: bool = False) -> None:
-        """Note what was asked for, and which checkpoint an outcome that is there goes with."""
+        """Write the fields of a request, and the checkpoint that the outcome belongs to."""
         facts: dict[str, Any] = {"options": dict(fields)}
         if has_outcome:
             facts["outcome"] = os.path.basename((checkpoint_files(self.checkpoints) or [""])[0])
         self.write(_COMMAND, f"{json.dumps(facts)}\n".encode())
 
     def abandon(self) -> bool:
-        """Close the folder of a run that has failed; return whether it had learnt nothing.
+        """Close the folder of a failed run; return whether the run had learnt nothing.
 
-        A new one that had learnt nothing leaves nothing behind.
+        Delete a new folder if the run had learnt nothing.
         """
         if not self.is_own:
             self.close()
@@ -188,7 +188,7 @@ class RunFolder:
                 (self.path / _COMMAND).unlink()
         self.close()
         if is_to_go and self._is_new:
-            # What another run, or anyone, has put there meanwhile keeps it.
+            # This fails, as it should, if anyone has put a file there meanwhile.
             with contextlib.suppress(OSError):
                 self.path.rmdir()
                 if self._is_default:
@@ -196,7 +196,7 @@ class RunFolder:
         return is_useless
 
     def close(self) -> None:
-        """Let others use the folder."""
+        """Release the folder for other runs."""
         self._lock.release()
 
 
@@ -218,7 +218,7 @@ def read_command(path: str, interpreted: Callable[[Any], T]) -> T:
     """
     try:
         with open(os.path.join(path, _COMMAND), "rb") as file:
-            # More than any command line holds.
+            # No command is as long as this.
             return interpreted(json.loads(file.read(2**22)))
     except InputError:
         raise
@@ -243,9 +243,9 @@ def _new_folder(name: str) -> Path:
 
 
 def model_file(path: str) -> str:
-    """Return the model file that a path names: itself, or the newest in training of a run's.
+    """Return the model file that a path stands for: the path itself, or a file of a run.
 
-    That is the run's outcome, or a checkpoint that was written after it.
+    A run stands for its outcome, or for its newest checkpoint if that was written later.
     """
     inside = os.path.join(path, _MODEL)
     checkpoints = checkpoint_files(os.path.join(path, _CHECKPOINTS)) or checkpoint_files(path)
@@ -257,15 +257,15 @@ def model_file(path: str) -> str:
 def _is_after_outcome(checkpoint: str, path: str) -> bool:
     """Whether a checkpoint was written after the outcome of a run.
 
-    The outcome cannot be told from its steps alone: early stopping, Ctrl-C and divergence leave
-    that of an earlier one than the last checkpoint.
+    Step numbers do not tell: after early stopping, Ctrl-C or divergence, the outcome is of an
+    earlier step than the last checkpoint.
     """
     hostile = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
     with contextlib.suppress(OSError, *hostile):
         outcome = _facts(path, _COMMAND).get("outcome")
         if outcome is not None:
             return os.path.basename(checkpoint) > str(outcome)
-        # Of a run that an earlier version has ended: as many epochs as its history has.
+        # An earlier version wrote no outcome: compare epochs with the run's history.
         epochs = len(_facts(path, _HISTORY)["history"]["loss"])
         return bool(read_training(checkpoint)[1]["n_epochs"] > epochs)
     return False

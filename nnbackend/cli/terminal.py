@@ -1,4 +1,4 @@
-"""What the command shows: text that any terminal can take, on streams that may fail or be closed.
+"""Output of the command: safe text for any terminal, on streams that may fail or be closed.
 
 There are two kinds of output. *Text for readers* - tables, messages, progress - is shown: what the
 stream's encoding lacks becomes a backslash escape, and so do control characters in names, which
@@ -39,12 +39,12 @@ class OutputError(NNBackendError):
 
     @property
     def is_closed_pipe(self) -> bool:
-        """Whether nobody reads any more."""
+        """Whether the reader has gone."""
         return isinstance(self.__cause__, BrokenPipeError)
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Return text with everything escaped that ``repr`` would escape, but for quotes.
+    r"""Escape everything that ``repr`` escapes, except quotes.
 
     Examples
     --------
@@ -60,12 +60,12 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def show(text: str, file: TextIO | None = None) -> None:
-    """Print lines for a reader, at once."""
+    """Print lines for a reader, and flush."""
     print(printable(text, keep="\n"), file=file or sys.stdout, flush=True)
 
 
 def write_csv(columns: list[tuple[str, list[Any]]]) -> None:
-    """Write columns to standard output: for a reader on a terminal, as data anywhere else."""
+    """Write columns to standard output: readable on a terminal, as data elsewhere."""
     if sys.stdout.isatty():
         shown = [
             (printable(name), [printable(x) if isinstance(x, str) else x for x in values])
@@ -74,7 +74,7 @@ def write_csv(columns: list[tuple[str, list[Any]]]) -> None:
         sys.stdout.write(csv_text(shown))
         return
     binary = getattr(sys.stdout, "buffer", None)
-    if binary is None:  # a stream of text that a caller has put in its place
+    if binary is None:  # a caller replaced standard output by a stream of text
         sys.stdout.write(csv_text(columns))
         return
     sys.stdout.flush()
@@ -87,7 +87,7 @@ def csv_text(columns: list[tuple[str, list[Any]]]) -> str:
     from types import SimpleNamespace
 
     lines: list[str] = []
-    # Before Python 3.13 only those line ends are quoted that the writer itself makes.
+    # Before Python 3.13 the writer quotes only the line ends that it writes itself.
     ends = "\r\n"
     writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator=ends)
     writer.writerow([name for name, _ in columns])
@@ -126,10 +126,10 @@ def to_json(facts: dict[str, Any], indent: int | None = None) -> str:
 
 
 class _Stream:
-    """A standard stream of the process, whose failures have a name: one class for all of them.
+    """A standard stream that raises one class of error for all failures.
 
-    What cannot be written to standard output ends the command with an OutputError; what cannot be
-    written to standard error is lost, since there is nowhere left to say so.
+    If standard output cannot be written, the command ends with an OutputError. If standard error
+    cannot be written, the text is lost: there is nowhere left to report it.
     """
 
     def __init__(self, stream: Any, *, is_required: bool) -> None:
@@ -140,7 +140,7 @@ class _Stream:
 
     @property
     def buffer(self) -> _Stream:
-        """The stream of bytes below, whose failures are named as well."""
+        """The underlying stream of bytes, with the same errors."""
         return _Stream(self._stream.buffer, is_required=self._is_required)
 
     def write(self, content: Any) -> int:
@@ -165,7 +165,7 @@ class _Stream:
                 ) from error
 
     def _discard(self) -> None:
-        """Send what is left in buffers nowhere: Python writes it once more when it ends."""
+        """Discard the buffers, which Python would write once more when it ends."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -174,10 +174,9 @@ class _Stream:
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Make the standard streams such that nothing a command says can end it with a traceback.
+    """Wrap the standard streams, so that no output ends the command with a traceback.
 
-    A stream that is closed (``>&-``) is taken for one that goes nowhere, as ``>/dev/null`` does:
-    whoever closes it wants to see nothing.
+    Treat a closed stream (``>&-``) as ``>/dev/null``: whoever closes it wants to see nothing.
     """
     with contextlib.ExitStack() as stack:
         if sys.stdout is None or sys.stderr is None:
@@ -195,9 +194,9 @@ def standard_streams() -> Iterator[None]:
 
 
 def _open_descriptors() -> None:
-    """Open the closed ones of descriptors 0 to 2.
+    """Open those of descriptors 0 to 2 that are closed.
 
-    A file that is opened later would get the number, and with it all that C libraries say there.
+    Otherwise a file that is opened later gets the number, and what C libraries write to it.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)

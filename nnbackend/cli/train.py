@@ -70,7 +70,7 @@ def add(commands: Any) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """A run that was set up: what it trains, and the folder in the one process that writes."""
+    """A run, ready to train; only the process that writes has a folder."""
 
     request: Request
     experiment: Experiment
@@ -91,7 +91,7 @@ def _train(options: argparse.Namespace) -> None:
     }
     run = _set_up(options, communicator)
     if run.folder is None:
-        # Of several processes, the first one speaks and writes.
+        # Only the first of several processes prints and writes.
         with all_or_none(communicator):
             run_experiment(run.experiment, run.dataset, run.net, checkpoint=os.devnull, **how)
         return
@@ -110,7 +110,7 @@ def _train(options: argparse.Namespace) -> None:
 def _trained(
     run: _Run, folder: RunFolder, how: dict[str, Any], *, is_quiet: bool
 ) -> tuple[Result, list[str]]:
-    """Train and write the outcome; return it with the names of its files."""
+    """Train and write the result; return it with the names of its files."""
     from nnbackend.cli.result import run as run_experiment
     from nnbackend.parallel.launch import all_or_none
 
@@ -150,7 +150,7 @@ def _trained(
 
 
 def _set_up(options: argparse.Namespace, communicator: Any) -> _Run:
-    """Return what is trained on what, and the folder, in the process that writes it."""
+    """Make, or resume, a run: in the process that writes, with its folder."""
     from nnbackend.cli.run_folder import RunFolder
     from nnbackend.parallel.launch import together
 
@@ -174,7 +174,7 @@ def _set_up(options: argparse.Namespace, communicator: Any) -> _Run:
         if team is not None:
             team.agree({"command": json.dumps(request.stored(), sort_keys=True)})
             if team.rank == 0:
-                # A launcher that reports a process's end names its number alone.
+                # When a process ends, its launcher reports only the process number.
                 for rank, process in enumerate(team.processes):
                     show(f"rank {rank} is {process}", sys.stderr)
         undo.pop_all()
@@ -182,7 +182,7 @@ def _set_up(options: argparse.Namespace, communicator: Any) -> _Run:
 
 
 def _resumed(request: Request, options: argparse.Namespace) -> Request:
-    """Return the request that a run was begun with, changed as far as that is allowed."""
+    """Return the request of a run to resume, with the changes that are allowed."""
     from nnbackend.cli.run_folder import read_command
 
     others = [name for name in request.fields if name not in ("epochs", "data")]
@@ -199,7 +199,7 @@ def _resumed(request: Request, options: argparse.Namespace) -> Request:
 
 
 def _interval(text: str | None) -> float | timedelta:
-    """Return how often a checkpoint is due: epochs, or a time with its unit."""
+    """Convert the interval between checkpoints: epochs, or a time with its unit."""
     if text is None:
         return timedelta(minutes=1)
     number = text.rstrip("abcdefghijklmnopqrstuvwxyz ")

@@ -1,4 +1,4 @@
-"""Files of named arrays and a JSON description, with a checksum of both: bytes in, values out.
+"""Files of named arrays and a JSON description, with a checksum of both.
 
 The format is safetensors; the description is an entry of its metadata. Reading executes nothing.
 """
@@ -33,7 +33,7 @@ _LONGEST_HEADER = 100_000_000
 
 @dataclass(frozen=True)
 class Claim:
-    """What an array in a file has to be.
+    """What an array in a file must be like.
 
     Attributes
     ----------
@@ -42,9 +42,9 @@ class Claim:
     dtype : {"float32", "float64"}
         Its dtype.
     is_finite : bool, default True
-        Whether it may hold neither NaN nor infinity.
+        Whether all its values must be finite.
     is_positive : bool, default False
-        Whether all its values are above 0.
+        Whether all its values must be above 0.
     """
 
     shape: tuple[int, ...]
@@ -59,7 +59,7 @@ def encode(description: Mapping[str, Any], arrays: Mapping[str, Any]) -> bytes:
     Parameters
     ----------
     description : mapping
-        What JSON can hold, without ``format`` and ``sha256``, which are added.
+        Entries that JSON can hold; ``format`` and ``sha256`` are added.
     arrays : mapping of str to array
         Contiguous NumPy arrays of float32 or float64.
     """
@@ -136,24 +136,24 @@ def _claimed_bytes(header: dict[str, Any]) -> Any:
 
 
 class Contents:
-    """What the content of a file says, to be compared with what it has to say.
+    """The description and the arrays in the content of a file, checked when they are read.
 
     Parameters
     ----------
     content : bytes
-        Of ``encode``, or anything else.
+        What ``encode`` returned, or anything else.
     source : str
-        What errors name it by, such as its path.
+        The name of the content in errors, such as its path.
 
     Attributes
     ----------
     description : dict
-        What ``encode`` was given, and ``format`` and ``sha256``.
+        The description that ``encode`` stored.
 
     Raises
     ------
     ModelFileError
-        If it is no whole file, or not one of nnbackend's.
+        If the content is not whole, or not written by nnbackend.
     """
 
     description: dict[str, Any]
@@ -208,7 +208,7 @@ class Contents:
             raise kind(f"path: {self.source!r} is not a valid model: {problem}")
 
     def is_whole(self) -> bool:
-        """Whether everything is as it was written, as its checksum says."""
+        """Whether the checksum is right."""
         description = getattr(self, "description", None)
         if description is None:
             return False

@@ -1,4 +1,4 @@
-"""Models as bytes: what a file says of a network, and what others attach to it."""
+"""Networks as bytes, and attachments to them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STANDARDIZATIONS = ("standardization", "target_standardization")
 
 @dataclass(frozen=True)
 class Attachment:
-    """What a model file holds beside the model; a reader of models passes over it.
+    """What a model file holds besides the model; ``load`` ignores it.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Attachment:
 
 
 def to_bytes(net: Any, attachment: Attachment | None = None) -> bytes:
-    """Return the content of the file that ``save`` writes, with an attachment, if there is one."""
+    """Return the content of a model file, with an attachment if one is given."""
     if not isinstance(net, Network):
         from nnbackend.io.sklearn import as_network
 
@@ -83,14 +83,14 @@ def to_bytes(net: Any, attachment: Attachment | None = None) -> bytes:
 
 
 def read_network(contents: Contents, device: Device) -> Network:
-    """Return the network that the content of a file describes, on ``device``.
+    """Return the network that a file describes, on ``device``.
 
-    Every claim is compared with the structure before anything is made of it.
+    Check all claims before allocating memory for the network.
 
     Raises
     ------
     ModelFileError
-        If one does not hold.
+        If a claim is wrong.
     """
     description, require = contents.description, contents.require
     structure = _structure(contents)
@@ -118,17 +118,17 @@ def read_network(contents: Contents, device: Device) -> Network:
 def read_attachment(
     contents: Contents, name: str, claims: Callable[[Mapping[str, Any], str], Claim]
 ) -> Attachment | None:
-    """Return what is attached to a model under a name; None where nothing is.
+    """Return the attachment with a name; None if there is none.
 
     Parameters
     ----------
     contents : Contents
-        Of a file whose network has been read.
+        The content of a file, whose network was read before.
     name : str
-        The attachment's.
+        The attachment's name.
     claims : callable
-        Is called with the attachment's description and the name of an array in it; returns what
-        that has to be.
+        Called with the attachment's description and the name of an array in it; returns what the
+        array must be like.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def read_attachment(
 
 
 def _listed(value: Any) -> list[str] | None:
-    """Return the names of the arrays of an attachment's description; None if it is none."""
+    """Return the names of the arrays in an attachment's description; None for other values."""
     names = value.get("arrays") if isinstance(value, dict) else None
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         return names
@@ -213,7 +213,7 @@ def checked_tensors(net: Network) -> dict[str, Any]:
 
 
 def _structure(contents: Contents) -> Structure:
-    """Return the structure that a description gives, checked."""
+    """Return the structure in a description, checked."""
     require = contents.require
     entries: list[Any] = [
         contents.description.get(key) for key in ("layer_sizes", "hidden", "dropout", "output")
@@ -258,7 +258,7 @@ def _structure(contents: Contents) -> Structure:
 def _claims(
     contents: Contents, structure: Structure, dtype: str
 ) -> tuple[dict[str, Claim], list[str]]:
-    """Return what a network's arrays have to be, and which standardizations are there."""
+    """Return the claims on a network's arrays, and the standardizations that are there."""
     names = contents.names
     # Compare counts first: a short description can name a million layers.
     contents.require(

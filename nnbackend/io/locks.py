@@ -15,27 +15,27 @@ LOCK_FILE = ".lock"
 _LOGGER = logging.getLogger("nnbackend")
 
 
-# Those that this process holds.
+# The locks that this process holds.
 _HELD: set[FolderLock] = set()
 
 
 class FolderLock:
-    """A folder that is this one's until it is released, or the process ends.
+    """A lock on a folder, held until it is released or the process ends.
 
-    Others are refused where the system can lock files. Whether the folder is still the same one is
-    known everywhere: it holds the file that was locked.
+    Other processes are refused if the system can lock files. On every system, the locked file shows
+    whether the folder is still the same one.
 
     Parameters
     ----------
     folder : str
-        A folder that exists; it gets a file until the release.
+        An existing folder; the lock is a file in it.
 
     Raises
     ------
     BlockingIOError
-        If another has it.
+        If another process holds the lock.
     OSError
-        If it is missing, or cannot be written.
+        If the folder is missing or cannot be written.
     """
 
     def __init__(self, folder: str) -> None:
@@ -45,26 +45,26 @@ class FolderLock:
 
     @property
     def holds(self) -> bool:
-        """Whether the folder has been neither deleted nor put in another's place."""
+        """Whether the folder is still there, and has not been replaced by another."""
         return self._descriptor is None or _is_at(self._path, self._descriptor)
 
     def release(self) -> None:
-        """Let others use the folder."""
+        """Release the lock."""
         if self._descriptor is None:
             return
         import fcntl
 
         with contextlib.suppress(OSError):
-            # Another's file may be there by now.
+            # Another process may have put its own file there.
             if self.holds:
                 os.unlink(self._path)
-        # A process that was forked meanwhile shares the lock: closing alone would leave it.
+        # A forked process shares the lock, so closing the file alone would not release it.
         with contextlib.suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         self.forget()
 
     def forget(self) -> None:
-        """Close the file, and leave the folder to the process that shares it."""
+        """Close the file without releasing the lock of the process that shares it."""
         if self._descriptor is not None:
             os.close(self._descriptor)
         self._descriptor = None
@@ -85,7 +85,7 @@ def _locked(path: str) -> int | None:
         import fcntl
     except ImportError:
         return None
-    # To be written, since that is what network file systems lock.
+    # Open for writing: network file systems lock only such files.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,14 +100,14 @@ def _locked(path: str) -> int | None:
             error,
         )
     if not _is_at(path, descriptor):
-        # Its last owner has deleted it since it was opened.
+        # The last owner deleted the file after it was opened here.
         os.close(descriptor)
         return _locked(path)
     return descriptor
 
 
 def _forget_locks() -> None:
-    """Close a forked child's copies: a lock is to end with the process that took it."""
+    """Close the copies in a forked child: a lock ends with the process that took it."""
     for lock in list(_HELD):
         lock.forget()
 

@@ -24,8 +24,8 @@ __all__ = ["Checkpoint", "parse_checkpoint", "read_checkpoint", "read_training",
 
 _Array = np.ndarray[Any, Any]
 
-# What a checkpoint attaches to its model; what the names of the optimizer's arrays begin with, and
-# of the history's, which have a number for each epoch.
+# The name of the attachment, and prefixes of the names of its arrays: the optimizer's state, and
+# the history's lists with a number for each epoch.
 _ATTACHMENT = "training"
 _STATE = "state"
 _HISTORY = "history."
@@ -146,7 +146,7 @@ class Checkpoint:
 def training_bytes(
     net: Network, description: Mapping[str, Any], arrays: Mapping[str, _Array]
 ) -> bytes:
-    """Return the content of a checkpoint: a model file with the state of its training attached."""
+    """Return a checkpoint's content: a model file with the training's state attached."""
     return to_bytes(net, Attachment(_ATTACHMENT, description, arrays))
 
 
@@ -196,18 +196,18 @@ def parse_checkpoint(content: bytes, source: str, net: Network) -> Checkpoint:
     Parameters
     ----------
     content : bytes
-        Of a file.
+        The content of a file.
     source : str
-        What errors name it by: the file's path.
+        The name of the content in errors, such as the file's path.
     net : Network
         The network to be trained.
 
     Raises
     ------
     ModelFileError
-        If it is damaged, or not a checkpoint.
+        If the content is damaged or not a checkpoint.
     CheckpointError
-        If it is of another network.
+        If the checkpoint is of another network.
     """
     stored, description, arrays = _parse_training(content, source)
     if (stored.structure, stored.dtype) != (net.structure, net.dtype):
