@@ -13,7 +13,7 @@ There is one rule of placement: **a network's device is where it computes.**
   lists and data frames go with both.
 
 Results are arrays of the same library as X, or NumPy arrays if X is a list or a data frame. Nothing
-else is moved: all other data is read in place, and arguments are never written to. A torch tensor
+else is moved: all other data is read in place, and given data is never written to. A torch tensor
 that requires grad is refused, since no gradient flows back.
 
 Only this module imports cupy, and only if CUDA is asked for or if an array on a GPU is given to a

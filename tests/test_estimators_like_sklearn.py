@@ -4,6 +4,8 @@ from functools import cache
 
 import numpy as np
 import pytest
+import scipy
+import sklearn
 from devices import needs_numba
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -30,6 +32,7 @@ Y = {
     "two counts": RNG.poisson(np.exp(0.5 * X[:, :2])).astype(float),
 }
 TARGETS = list(Y)
+SCIPY, SKLEARN = (tuple(map(int, module.__version__.split(".")[:2])) for module in (scipy, sklearn))
 WEIGHT = RNG.integers(0, 4, N) * RNG.random(N)
 
 
@@ -75,6 +78,8 @@ STOPPING = {"learning_rate_init": 0.02, "tol": 2e-3, "n_iter_no_change": 2, "max
     ],
 )
 def test_weighted_fits_are_those_of_scikit_learn(options, target):
+    if "early_stopping" in options and target == "two" and SKLEARN < (1, 8):
+        pytest.skip("scikit-learn before 1.8 looks for NaN in predicted text, which raises")
     theirs, ours = models(target, **{**STOPPING, "batch_size": 50, **options})
     for model in (theirs, ours):
         model.fit(X, Y[target], sample_weight=WEIGHT)
@@ -265,6 +270,7 @@ def test_the_validation_curve_is_the_loss_without_weights_and_penalties():
     ("target", "max_iter", "tolerance"),
     [("classes", 20, 1e-9), ("two", 5, 1e-3), ("multilabel", 5, 1e-3), ("numbers", 5, 1e-3)],
 )
+@pytest.mark.skipif(SCIPY < (1, 15), reason="SciPy before 1.15 evaluates float32 in float64")
 def test_lbfgs_on_float32_data_gives_float64_coefficients(target, max_iter, tolerance):
     single = X.astype(np.float32)
     theirs, ours = models(target, solver="lbfgs", max_iter=max_iter, alpha=0.1)
