@@ -266,7 +266,7 @@ class Network:
         """
         from nnbackend.model.summary import Summary
 
-        return Summary.of(self)
+        return Summary.of(self._structure, self.preparation)
 
     @_on_device
     def set_parameters(self, weights: Sequence[Any], biases: Sequence[Any]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from nnbackend.model.network import Network
+from nnbackend.core.structure import Structure
+from nnbackend.data.preparation import Preparation
 
 __all__ = ["LayerSummary", "Summary"]
 
@@ -69,24 +69,27 @@ class Summary:
     standardized: tuple[str, ...]
 
     @classmethod
-    def of(cls, net: Network) -> Summary:
-        """Return the summary of a network in its current state."""
-        structure = net.structure
+    def of(cls, structure: Structure, preparation: Preparation) -> Summary:
+        """Return the summary of a network: what it computes, and what it asks of its data."""
         names = [*(f"hidden {i}" for i in range(1, len(structure.hidden) + 1)), "output"]
+        activations = [entry.name for entry in (*structure.hidden, structure.output)]
         rates = (*structure.dropout, 0.0)
         layers = tuple(
             LayerSummary(name, shape, activation, rate, (shape[0] + 1) * shape[1])
             for name, shape, activation, rate in zip(
-                names, structure.weight_shapes, (*net.hidden, net.output), rates, strict=True
+                names, structure.weight_shapes, activations, rates, strict=True
             )
         )
-        columns = {"features": net.standardization, "targets": net.target_standardization}
+        columns = {
+            "features": preparation.standardization,
+            "targets": preparation.target_standardization,
+        }
         return cls(
             layers,
-            net.n_parameters,
-            int(net.parameters.nbytes),
-            net.dtype,
-            net.device,
+            structure.n_parameters,
+            structure.n_parameters * preparation.itemsize,
+            preparation.dtype,
+            preparation.device.name,
             tuple(name for name, found in columns.items() if found is not None),
         )
 
