@@ -14,7 +14,7 @@ from devices import needs_cuda, on_each_engine
 from refusals import FEATURE_CALLS, GOOD_TARGETS, OUTPUTS, check_network_refuses, network
 
 import nnbackend as nb
-from nnbackend.data.given import to_array
+from nnbackend.data.door import to_array
 from nnbackend.device import Device, device_of, get_device, in_library_of, is_native
 from nnbackend.errors import InputError
 

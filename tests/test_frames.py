@@ -11,7 +11,7 @@ from backends import require
 from test_inputs import check_network_refuses
 
 import nnbackend as nb
-from nnbackend.data.given import look, to_array
+from nnbackend.data.door import look, to_array
 from nnbackend.data.tables import read_dataset
 from nnbackend.device import Device
 from nnbackend.errors import InputError

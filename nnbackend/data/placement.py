@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from nnbackend.data.door import look
 from nnbackend.data.examples import Data
-from nnbackend.data.given import look
 from nnbackend.data.preparation import Preparation
 from nnbackend.device import Device
 from nnbackend.errors import DeviceMemoryError

@@ -12,8 +12,9 @@ from nnbackend.core.activations import Output
 from nnbackend.core.losses import Loss, loss_function
 from nnbackend.core.standardization import Moments, Standardization
 from nnbackend.core.types import Array
+from nnbackend.data.door import look
 from nnbackend.data.examples import Data
-from nnbackend.data.given import Given, look
+from nnbackend.data.given import Given
 from nnbackend.data.source import Source
 from nnbackend.data.validation import (
     DTYPES,

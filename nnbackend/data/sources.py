@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.data.given import to_array
+from nnbackend.data.door import to_array
 from nnbackend.data.mapped_file import map_of, mapped_file
 from nnbackend.data.source import BUFFER_BYTES, Rows, Source
 from nnbackend.data.stored_chunks import stored_chunks

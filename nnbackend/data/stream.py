@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnbackend.core.types import Array
+from nnbackend.data.door import look
 from nnbackend.data.examples import Data, Part, empty_steps, is_zero_weight
-from nnbackend.data.given import look
 from nnbackend.data.preparation import Preparation
 from nnbackend.data.reading import Reading
 from nnbackend.data.source import Rows, Source, digest

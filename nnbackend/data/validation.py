@@ -45,7 +45,11 @@ def check_finite(
     where = tuple(int(i) for i in bad[0])
     value = float((x if original is None else original)[where])
     index = ", ".join(str(i) for i in where)
-    column = "" if labels is None else f", row {where[0]} of column {labels[where[-1]]!r}"
+    column = (
+        ""
+        if labels is None or len(where) != 2
+        else f", row {where[0]} of column {labels[where[-1]]!r}"
+    )
     count = f" ({len(bad)} such values)" if len(bad) > 1 else ""
     if np.isfinite(value):
         raise InputError(

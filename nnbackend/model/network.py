@@ -19,7 +19,8 @@ from nnbackend.core.propagation import CACHED_ELEMENTS, DEVICE_ELEMENTS
 from nnbackend.core.standardization import Standardization
 from nnbackend.core.structure import Structure
 from nnbackend.core.types import Array
-from nnbackend.data.given import Given, look, to_array
+from nnbackend.data.door import look, to_array
+from nnbackend.data.given import Given
 from nnbackend.data.preparation import Preparation
 from nnbackend.data.source import Source
 from nnbackend.data.sources import as_source

@@ -7,8 +7,8 @@ from typing import Any
 from nnbackend.core.losses import Loss
 from nnbackend.core.optimizers import OptimizerState
 from nnbackend.data.batches import Feed
+from nnbackend.data.door import look
 from nnbackend.data.examples import Data, Examples, Resident
-from nnbackend.data.given import look
 from nnbackend.data.placement import Memory
 from nnbackend.data.sources import as_source
 from nnbackend.data.stream import Stream
