@@ -8,7 +8,7 @@ import functools
 import importlib
 import sys
 from contextlib import nullcontext
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 
@@ -53,8 +53,11 @@ def namespace(monkeypatch):
     cupy.__dict__.update({name: _placed(getattr(np, name)) for name in cupy.__all__})
     cupy.ndarray, cupy.bool_ = DeviceArray, np.bool_
     cupy.linalg, cupy.fft = np.linalg, np.fft
-    cupy.cuda = SimpleNamespace(Device=lambda _index: nullcontext())
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    cupy.cuda, device = ModuleType("cupy.cuda"), ModuleType("cupy.cuda.device")
+    cupy.cuda.Device = device.Device = lambda _index: nullcontext()
+    modules = {"": cupy, ".cuda": cupy.cuda, ".cuda.device": device}
+    for name, module in {**modules, ".linalg": np.linalg, ".fft": np.fft}.items():
+        monkeypatch.setitem(sys.modules, f"cupy{name}", module)
     for name in _loaded():
         monkeypatch.delitem(sys.modules, name)
     xp = importlib.import_module("array_api_compat.cupy")

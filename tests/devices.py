@@ -1,4 +1,4 @@
-"""The devices that tests run on: always the CPU, and the GPU where CuPy can use one."""
+"""What tests run on: always the CPU, and the GPU where CuPy can use one; and with which engine."""
 
 import importlib.util
 
@@ -8,7 +8,7 @@ import pytest
 from nnbackend.device import device_of, get_device
 from nnbackend.errors import DeviceError
 
-__all__ = ["CUDA_MARKS", "needs_cuda", "needs_numba", "on_each_device", "to_host"]
+__all__ = ["CUDA_MARKS", "needs_cuda", "needs_numba", "on_each_device", "on_each_engine", "to_host"]
 
 
 def _why_not_cuda():
@@ -26,6 +26,11 @@ on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", 
 
 needs_numba = pytest.mark.skipif(
     importlib.util.find_spec("numba") is None, reason="Numba is not installed"
+)
+
+# Compiling takes seconds for each kind of network.
+on_each_engine = pytest.mark.parametrize(
+    "engine", ["reference", pytest.param("cpu", marks=pytest.mark.slow)]
 )
 
 

@@ -11,6 +11,9 @@ from backends import require
 # Against hanging only.
 PATIENCE = 120
 
+# One after the other: each of these tests starts more processes than there may be cores.
+UNDER_MPI = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+
 
 def mpi_library():
     """Return mpi4py's module; skip the test where there is none."""

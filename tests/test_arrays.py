@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 import pytest
 from backends import require
-from devices import needs_cuda
+from devices import needs_cuda, on_each_engine
 from refusals import FEATURE_CALLS, GOOD_TARGETS, OUTPUTS, check_network_refuses, network
 
 import nnbackend as nb
@@ -102,7 +102,7 @@ def test_results_are_of_the_library_that_was_given(library, kind, dtype):
             check_same(library, result, array)
 
 
-@pytest.mark.parametrize("engine", ["reference", "cpu"])
+@on_each_engine
 def test_training_takes_arrays_of_every_library_and_leaves_them_as_they_are(library, engine):
     nets, losses = [], []
     for make in (np.array, library.make):

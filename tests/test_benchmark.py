@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,6 @@ from nnbackend.bench.race import run_benchmark
 from nnbackend.bench.report import Entry, Result, verdicts
 from nnbackend.bench.worker import Worker
 from nnbackend.bench.workload import DIGITS, WORKLOADS, Workload, custom_workload
-from nnbackend.cli import command as cli
 from nnbackend.device import Device
 from nnbackend.engines.cuda import cublaslt
 from nnbackend.errors import InputError
@@ -94,7 +94,16 @@ def test_a_peer_takes_the_steps_that_we_take(name, output, optimizer, n_batches)
 
 
 @pytest.mark.parametrize(
-    "name", ["nnbackend", "nnbackend-reference", "textbook", "torch", "jax", "jax-scan", "sklearn"]
+    "name",
+    [
+        pytest.param("nnbackend", marks=pytest.mark.slow),
+        "nnbackend-reference",
+        "textbook",
+        "torch",
+        "jax",
+        "jax-scan",
+        "sklearn",
+    ],
 )
 def test_every_round_starts_from_the_same_parameters(name):
     entry = contestant(name, TINY)
@@ -343,6 +352,7 @@ def test_the_limit_without_cublaslt_says_so(monkeypatch):
         np.testing.assert_allclose(out, a @ b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_turn_on_a_gpu_begins_with_a_tenth_of_it():
     calls = []
     entry = SimpleNamespace(
@@ -383,26 +393,17 @@ def test_random_labels_come_in_every_class():
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Call the command in an empty folder; return exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        try:
-            code = cli.main(["bench", *arguments])
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+def bench(run):
+    """Call ``nnbackend bench`` in an empty folder; return exit code, stdout and stderr."""
+    return partial(run, "bench")
 
 
 OWN_WORKLOAD = ("--layers", "3-5-1", "--batch", "8", "--rounds", "2", "--seconds", "0.001")
 
 
-def test_the_command_prints_a_table_and_writes_json_and_pictures(run):
-    code, out, err = run(*OWN_WORKLOAD, "--contestants", "nnbackend,textbook", "--out", "r")
+@pytest.mark.slow
+def test_the_command_prints_a_table_and_writes_json_and_pictures(bench):
+    code, out, err = bench(*OWN_WORKLOAD, "--contestants", "nnbackend,textbook", "--out", "r")
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "3-5-1  3-5-1, relu/sigmoid, batch 8, adam  (your own)"
@@ -444,9 +445,10 @@ def test_the_command_prints_a_table_and_writes_json_and_pictures(run):
     assert "</svg>" in picture
 
 
-def test_json_is_one_object_and_the_folder_has_a_default(run):
+@pytest.mark.slow
+def test_json_is_one_object_and_the_folder_has_a_default(bench):
     arguments = (*OWN_WORKLOAD, "--contestants", "nnbackend", "--quick", "--json")
-    code, out, err = run(*arguments)
+    code, out, err = bench(*arguments)
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert report["settings"]["rounds"] == 2, "what is given goes before --quick"
@@ -455,9 +457,10 @@ def test_json_is_one_object_and_the_folder_has_a_default(run):
     assert "nnbackend is the fastest" not in out
 
 
-def test_digits_are_trained_to_an_accuracy(run):
+@pytest.mark.slow
+def test_digits_are_trained_to_an_accuracy(bench):
     arguments = ("digits", "--rounds", "1", "--contestants", "nnbackend,textbook")
-    code, out, err = run(*arguments, "--json", "--out", "r")
+    code, out, err = bench(*arguments, "--json", "--out", "r")
     assert (code, err) == (0, "")
     (result,) = json.loads(out)["results"]
     assert result["measures"] == "seconds to accuracy"
@@ -494,8 +497,8 @@ def test_digits_are_trained_to_an_accuracy(run):
         (["small", "--device", "gpu"], "device: expected 'cpu', 'cuda', 'cuda:N' or 'auto'"),
     ],
 )
-def test_bad_arguments_end_with_one_sentence(run, arguments, message):
-    code, out, err = run(*arguments)
+def test_bad_arguments_end_with_one_sentence(bench, arguments, message):
+    code, out, err = bench(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith(f"nnbackend bench: {message}")
     assert err.count("\n") == 1
@@ -521,6 +524,7 @@ def broken_peers(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "PATIENCE_SECONDS", 3.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("broken_peers")
 def test_who_is_missing_crashes_or_hangs_is_reported_and_stops_nobody(capsys):
     names = ["torch", "jax", "sklearn", "nnbackend"]
@@ -543,6 +547,7 @@ def test_who_is_missing_crashes_or_hangs_is_reported_and_stops_nobody(capsys):
     assert draw(report)["png"].startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_kept_processes_serve_all_workloads_and_a_failed_one_is_replaced(monkeypatch):
     started = []
     make = benchmark.ContestantProcess
@@ -570,6 +575,7 @@ def test_kept_processes_serve_all_workloads_and_a_failed_one_is_replaced(monkeyp
     assert draw(report, ["png"])["png"].startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_says_so_and_leaves_nothing_behind():
     process = ContestantProcess(contestant="textbook", device="cpu", precision="float32")
     load = {"workload": TINY.to_dict(), "data": None}
@@ -641,6 +647,7 @@ def test_rounds_that_differ_are_called_doubtful(capsys):
     assert "Doubtful, since the rounds differ" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_interrupting_the_command_ends_its_processes(tmp_path):
     command = [sys.executable, "-m", "nnbackend", "bench", *OWN_WORKLOAD[:4], "--seconds", "60"]
     process = subprocess.Popen(

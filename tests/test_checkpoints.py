@@ -18,6 +18,7 @@ import factories
 import numpy as np
 import pytest
 import safetensors.numpy
+from devices import on_each_engine
 
 import nnbackend as nb
 from nnbackend.core.activations import ACTIVATIONS
@@ -153,7 +154,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# Those that compile are slow.
+EACH_CASE = [
+    pytest.param(case, marks=[pytest.mark.slow] if "engine" in CASES[case][2] else [])
+    for case in CASES
+]
+
+
+@pytest.mark.parametrize("case", EACH_CASE)
 def test_broken_off_after_any_step_and_taken_up_it_gives_the_bits_of_one_never_broken_off(
     case, tmp_path
 ):
@@ -195,7 +203,10 @@ def test_going_on_twice_and_thrice_gives_the_same_bits(tmp_path):
     assert outcome(net, train(net, **options, **kept)) == expected
 
 
-@pytest.mark.parametrize("case", ["adam", "plateau", "dropout", "batches", "compiled"])
+@pytest.mark.parametrize(
+    "case",
+    ["adam", "plateau", "dropout", "batches", pytest.param("compiled", marks=pytest.mark.slow)],
+)
 def test_more_epochs_after_the_last_equal_as_many_at_once(case, tmp_path):
     options, data, training = CASES[case]
     net = network(**options)
@@ -254,7 +265,7 @@ def test_callbacks_hear_of_the_epochs_to_come(tmp_path):
         (timedelta(days=1), [20]),
     ],
 )
-@pytest.mark.parametrize("engine", ["reference", "cpu"])
+@on_each_engine
 def test_one_is_written_whenever_it_is_due_and_at_the_end(every, steps, engine, tmp_path):
     train(network(), engine=engine, optimizer="adam", **keeping(tmp_path, every=every))
     written = [int(name[11:23]) for name in names(tmp_path)]
@@ -696,6 +707,7 @@ def test_bad_arguments_are_refused_in_a_sentence_and_leave_no_folder(
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_and_no_prefix_of_a_checkpoint_is_read_as_another(tmp_path):
     net = network((1, 1))
     train(net, (X[:, :1], Y), epochs=2, **keeping(tmp_path, every=0.5, optimizer="sgd"))
@@ -899,6 +911,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "code"), [("main", 143), ("thread", -signal.SIGTERM)])
 def test_a_process_that_is_terminated_while_it_trains(where, code, tmp_path):
     with subprocess.Popen(
@@ -1005,6 +1018,7 @@ def test_a_network_that_cannot_be_stored_is_refused_before_training(tmp_path):
     np.testing.assert_array_equal(net.parameters, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engines", [("reference", "cpu"), ("cpu", "reference")])
 def test_an_engine_reads_the_checkpoints_of_another(engines, tmp_path):
     """The numbers are those of either, to rounding."""

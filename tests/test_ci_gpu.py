@@ -9,14 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-import nnbackend.bench.environment
 import nnbackend.bench.own
-import nnbackend.bench.race
+import nnbackend.bench.workload
 import nnbackend.device
 from nnbackend.bench.workload import Workload
 from nnbackend.core.optimizers import SGD
@@ -76,19 +74,6 @@ def test_bad_arguments_are_refused(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_the_time_is_shared_out_and_what_is_left_goes_to_those_that_follow():
-    names = list(ci_gpu.SECTIONS)
-    assert names == list(ci_gpu.SHARES)
-    limits, left = [], 480.0
-    for i in range(len(names)):
-        limits.append(ci_gpu.allotted(names[i:], left))
-        left -= limits[-1]
-    assert left == pytest.approx(0.0)
-    whole = sum(ci_gpu.SHARES.values())
-    assert limits == pytest.approx([480.0 * share / whole for share in ci_gpu.SHARES.values()])
-    assert ci_gpu.allotted(["benchmark"], 100.0) == 100.0
-
-
 # Stands in for gpu_sections.py: each section ends as its name would not let one expect.
 STAND_IN = """
 import json, os, signal, sys, time
@@ -131,6 +116,7 @@ def read_record(folder):
     return json.loads(path.read_text()), path
 
 
+@pytest.mark.slow
 def test_a_section_that_crashes_or_hangs_keeps_what_it_found(stand_ins, monkeypatch, capfd):
     monkeypatch.setattr(ci_gpu, "RESERVE_SECONDS", 0.0)
     monkeypatch.setattr(ci_gpu, "GRACE_SECONDS", 0.1)
@@ -170,6 +156,7 @@ def test_a_section_that_crashes_or_hangs_keeps_what_it_found(stand_ins, monkeypa
     ]
 
 
+@pytest.mark.slow
 def test_sections_can_be_added_to_a_record_of_the_same_commit(stand_ins, capsys):
     first, second = stand_ins / "first", stand_ins / "second"
     options = ["--budget", "30", "--commit", "abc"]
@@ -193,6 +180,7 @@ def test_what_does_not_fit_is_said(stand_ins):
     assert "| tests | skipped: no time was left | 0 | 0 |" in path.with_suffix(".md").read_text()
 
 
+@pytest.mark.slow
 def test_a_command_that_ignores_an_interrupt_is_ended(stand_ins, monkeypatch):
     monkeypatch.setattr(gpu_sections, "ENDING_SECONDS", 1.0)
     with (stand_ins / "log").open("w") as output:
@@ -371,39 +359,6 @@ def saved(section):
     return json.loads(section.path.read_text())
 
 
-def test_the_hardware_is_written_down(section, tmp_path, monkeypatch):
-    properties = {
-        "name": b"NVIDIA H100",
-        "major": 9,
-        "minor": 0,
-        "totalGlobalMem": 80 << 30,
-        "multiProcessorCount": 132,
-        "l2CacheSize": 50 << 20,
-        "sharedMemPerBlockOptin": 227 << 10,
-    }
-    runtime = SimpleNamespace(
-        getDeviceProperties=lambda _: properties,
-        driverGetVersion=lambda: 13000,
-        runtimeGetVersion=lambda: 12090,
-    )
-    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(nnbackend.environment, "environment", lambda: {"cores": 2})
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\necho '580.1, 345 MHz, 2619 MHz, 1980 MHz, 2619 MHz, 700 W, 31'\n")
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    gpu_sections.hardware(section)
-    found = saved(section)
-    assert found["status"] == "passed"
-    assert (found["name"], found["compute capability"]) == ("NVIDIA H100", "9.0")
-    assert (found["CUDA of the driver"], found["CUDA runtime"]) == ("13.0", "12.9")
-    assert found["nvidia-smi"]["clocks.max.sm"] == "1980 MHz"
-    assert found["versions"]["numpy"] == np.__version__
-    smi.write_text("#!/bin/sh\necho no driver; exit 9\n")
-    assert gpu_sections._nvidia_smi() == "failed: no driver"
-
-
 TESTS = """
 import pytest
 pytestmark = pytest.mark.cuda
@@ -421,6 +376,7 @@ def test_xfail(): assert False
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "seconds", "expected"),
     [
@@ -462,22 +418,12 @@ def test_the_tests_are_counted(tmp_path, code, seconds, expected):
     assert found["left_out"] == ([] if seconds else ["5 of 6 tests"])
 
 
-def test_without_hypothesis_the_tests_say_so(section, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "hypothesis" else find(name)
-    )
-    gpu_sections.tests(section)
-    sentence = "the tests need hypothesis; install it with: pip install hypothesis"
-    assert (saved(section)["status"], saved(section)["reason"]) == ("failed", sentence)
-
-
 @pytest.fixture
 def engines(monkeypatch):
     """Let the CPU stand in for the GPU, with the engines of a list."""
     names = ["reference"]
     monkeypatch.setattr(
-        nnbackend.contestants, "own_contestants", lambda *_: {name: name for name in names}
+        nnbackend.bench.own, "own_contestants", lambda *_: {name: name for name in names}
     )
     return names
 
@@ -546,24 +492,6 @@ def test_the_ladders_give_a_crossing(section, engines, monkeypatch):
     assert [rung["size"] for rung in found["ladders"][0]["rungs"]][::8] == [16, 4096]
 
 
-@pytest.mark.usefixtures("engines")
-def test_a_rung_that_does_not_fit_is_left_out(tmp_path, monkeypatch):
-    section = gpu_sections.Section(tmp_path / "findings", 0.5)
-    monkeypatch.setattr(nnbackend.device, "get_device", lambda name: name)
-    monkeypatch.setattr(gpu_sections, "_step_seconds", lambda *_: time.sleep(0.1))
-    monkeypatch.setattr(gpu_record, "crossing", lambda _: None)
-    gpu_sections.crossover(section, "cuda:0")
-    found = saved(section)
-    assert found["status"] == "passed"
-    assert "width, at batch 128: 4096 on reference and reference" in found["left_out"]
-
-
-def test_a_step_is_timed_without_what_a_training_costs_once():
-    timed = gpu_sections._step_seconds("cpu", "reference", (4, 4, 2), 8)
-    assert 1e-5 < timed["step"] < 1e-2
-    assert abs(timed["fixed"]) < 0.1
-
-
 @pytest.fixture
 def kernel_tests(tmp_path, monkeypatch):
     (tmp_path / "tests").mkdir()
@@ -594,18 +522,6 @@ def test_the_sanitizer_finds_nothing_or_something(section, kernel_tests):
     assert found["tools"]["racecheck"]["exit_code"] == 99
 
 
-def test_a_sanitizer_that_takes_too_long_is_ended(tmp_path, kernel_tests, monkeypatch):
-    monkeypatch.setattr(gpu_sections, "ENDING_SECONDS", 1.0)
-    install_sanitizer(kernel_tests, "echo slow; exec sleep 60")
-    section = gpu_sections.Section(tmp_path / "findings", 6.0)
-    start = time.monotonic()
-    gpu_sections.sanitizer(section)
-    assert time.monotonic() - start < 6
-    found = saved(section)
-    assert (found["status"], found["left_out"]) == ("passed", ["memcheck", "racecheck"])
-    assert found["tools"]["memcheck"]["summary"] == "slow"
-
-
 def test_without_the_sanitizer_or_its_tests_that_is_said(section, kernel_tests, monkeypatch):
     monkeypatch.setattr(gpu_sections.shutil, "which", lambda *_, **__: None)
     gpu_sections.sanitizer(section)
@@ -617,9 +533,10 @@ def test_without_the_sanitizer_or_its_tests_that_is_said(section, kernel_tests, 
     assert saved(section)["reason"] == "tests/test_cuda_kernels.py is not there"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("engines")
 def test_the_benchmark_keeps_every_result(section, monkeypatch):
-    monkeypatch.setattr(nnbackend.benchmark, "WORKLOADS", {"tiny": TINY})
+    monkeypatch.setattr(nnbackend.bench.workload, "WORKLOADS", {"tiny": TINY})
     monkeypatch.setattr(gpu_sections, "SECONDS_PER_ROUND", 0.001)
     passes = [("cpu", "float32", ("textbook",))]
     gpu_sections.benchmark(section, passes)
@@ -641,21 +558,17 @@ def test_the_benchmark_keeps_every_result(section, monkeypatch):
     ]
 
 
-def test_a_precision_that_no_engine_has_is_left_out(section, engines):
-    engines.clear()
-    gpu_sections.benchmark(section, [("cpu", "tf32", ("torch",))])
-    assert saved(section)["left_out"] == ["tf32 on cpu: no engine has it"]
-
-
+@pytest.mark.slow
 def test_an_own_contestant_that_fails_makes_the_benchmark_fail(section, monkeypatch):
-    monkeypatch.setattr(nnbackend.benchmark, "WORKLOADS", {"tiny": TINY})
+    monkeypatch.setattr(nnbackend.bench.workload, "WORKLOADS", {"tiny": TINY})
     monkeypatch.setattr(gpu_sections, "SECONDS_PER_ROUND", 0.001)
     monkeypatch.setattr(gpu_sections, "PATIENCE_SECONDS", 20.0)
-    monkeypatch.setenv("PYTHONPATH", str(section.path.parent))
+    folders = [str(section.path.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
     (section.path.parent / "sitecustomize.py").write_text(
         "import nnbackend.engines.reference as r\n"
         "def fail(*_): raise ArithmeticError('out of memory')\n"
-        "r.ReferenceEngine.run_epochs = fail\n"
+        "r.ReferenceEngine.run = fail\n"
     )
     gpu_sections.benchmark(section, [("cpu", "float32", ())])
     sentence = "nnbackend-reference on tiny: ArithmeticError: out of memory"

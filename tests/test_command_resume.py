@@ -75,6 +75,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_process_that_is_killed_is_gone_on_with_to_the_same_model(number, run, whole):
     command = [sys.executable, "-m", "nnbackend", *map(str, TRAIN), "--out", "r"]
@@ -354,6 +355,7 @@ def test_a_run_that_is_ended_within_its_first_epoch_is_gone_on_with(number, brok
     assert outcome("r") == whole
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_goes_on_and_is_killed_predicts_with_its_newest_checkpoint(run):
     arguments = [*TRAIN[:-1], 1, "--patience", 0]
     run(*arguments, "--out", "r")
@@ -488,6 +490,7 @@ def wait_for(is_so):
         sleep(0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "place"),
     [("nnbackend.io.locks", "_locked"), ("nnbackend.cli.run_folder", "write_atomically")],

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.pipeline import Pipeline
 
 import nnbackend as nb
 
@@ -61,20 +60,6 @@ def test_a_classification_and_a_regression_give_a_table_and_a_record(script, tmp
         ratio = other["median_seconds"] / own["median_seconds"]
         assert (row[4], row[8].split()[0]) == ("yes", f"{ratio:.2f}")
         assert f"alpha={result['parameters']['alpha']}, max_iter={script.QUICK_EPOCHS}" in text
-
-
-def test_they_take_turns_and_each_round_starts_with_the_other_one(script, monkeypatch):
-    turns, timed_fit = [], script.timed_fit
-
-    def recording(model, X, y):
-        # What is fitted before the rounds is in no pipeline.
-        if isinstance(model, Pipeline):
-            turns.append("own" if isinstance(model[-1], nb.MLPClassifier) else "other")
-        return timed_fit(model, X, y)
-
-    monkeypatch.setattr(script, "timed_fit", recording)
-    script.compare("iris", "auto", 3, 1)
-    assert turns == ["own", "other"] * 5 + ["other", "own"] * 5 + ["own", "other"] * 5
 
 
 def test_a_worse_score_is_told_and_makes_the_exit_code_1(script, monkeypatch, capsys):

@@ -7,6 +7,8 @@ import pytest
 from cuda_emulation import compile_cuda
 from nvrtc import _library, compile_ptx_or_cubin
 
+pytestmark = pytest.mark.slow
+
 ELEMENTWISE = """
 typedef float real;
 struct Scale {

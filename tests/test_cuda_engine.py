@@ -34,6 +34,8 @@ from nnbackend.engines.cuda.plan import Epilogue, Kernel, Product
 from nnbackend.engines.cuda.runtime import CudaExecutor
 from nnbackend.engines.reference import ReferenceEngine
 
+pytestmark = pytest.mark.slow
+
 # How a plan is carried out: steps with products that do bias and activation, steps with plain
 # products, and, where it is for it, all in one kernel.
 PROGRAMS = ["fused", "plain", "tiny"]

@@ -20,6 +20,8 @@ from nnbackend.engines.cuda.planner import _column_grid, _element_grid
 from nnbackend.engines.cuda.runtime import CudaExecutor, signatures
 from nnbackend.engines.cuda.tiny import TinyPlanner
 
+pytestmark = pytest.mark.slow
+
 
 def problem(hidden, output, options, sizes=(6, 7, 5), batch_size=16):
     options = dict(options)

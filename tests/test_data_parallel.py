@@ -9,9 +9,11 @@ import time
 
 import numpy as np
 import pytest
-from launcher import PATIENCE, launch_under_mpi, mpiexec
+from launcher import PATIENCE, UNDER_MPI, launch_under_mpi, mpiexec
 
 import nnbackend as nb
+
+pytestmark = UNDER_MPI
 
 PROGRAMS = os.path.join(os.path.dirname(__file__), "training_programs.py")
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from launcher import launch_under_mpi, mpi_library
+from launcher import UNDER_MPI, launch_under_mpi, mpi_library
 
 from nnbackend import device
 from nnbackend.errors import DeviceError, DistributedError, InputError, MissingDependencyError
@@ -19,6 +19,12 @@ from nnbackend.parallel.team import Team
 
 PROGRAMS = os.path.join(os.path.dirname(__file__), "mpi_programs.py")
 LAUNCHER_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMIX_RANK")
+
+
+def under_mpi(test):
+    for mark in UNDER_MPI:
+        test = mark(test)
+    return test
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +37,21 @@ def launch():
     return partial(launch_under_mpi, PROGRAMS)
 
 
+@under_mpi
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_sums_are_those_of_numpy_and_a_stop_is_seen_at_the_same_step(launch, n):
     done = launch(n, "sums")
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@under_mpi
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_failures_and_differences_end_all_with_the_same_message(launch, n):
     done = launch(n, "failures")
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@under_mpi
 def test_an_error_that_nobody_catches_ends_the_job_with_its_traceback(launch):
     done = launch(3, "uncaught")
     assert done.returncode == 1
@@ -51,6 +60,7 @@ def test_an_error_that_nobody_catches_ends_the_job_with_its_traceback(launch):
     assert len(re.findall(told, done.stderr, re.MULTILINE)) == 2
 
 
+@under_mpi
 def test_a_killed_process_ends_the_job_and_the_log_has_the_ranks(launch):
     done = launch(3, "killed")
     assert done.returncode != 0
@@ -58,6 +68,7 @@ def test_a_killed_process_ends_the_job_and_the_log_has_the_ranks(launch):
     assert re.search(r"rank 0: process \d+ on .+; rank 1: process \d+ on ", done.stderr)
 
 
+@under_mpi
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="there is no /proc")
 def test_the_others_notice_a_killed_process_by_themselves(launch, tmp_path):
     launch(3, "noticed", tmp_path)
@@ -70,6 +81,7 @@ def test_the_others_notice_a_killed_process_by_themselves(launch, tmp_path):
         assert said[1] == f"1, {died[1]}"
 
 
+@under_mpi
 def test_a_second_interrupt_ends_a_wait_for_one_that_does_not_answer(launch):
     done = launch(2, "impatient")
     assert done.returncode != 0

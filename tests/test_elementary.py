@@ -9,6 +9,8 @@ from numba import njit
 
 from nnbackend.engines.native import elementary
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["exp", "expm1", "log", "log1p", "tanh"]
 UNSIGNED = {np.float32: np.uint32, np.float64: np.uint64}
 

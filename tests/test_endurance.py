@@ -1,6 +1,9 @@
 """A few rounds of the endurance program, which runs for long elsewhere."""
 
 import endurance
+import pytest
+
+pytestmark = pytest.mark.slow
 
 
 def test_trainings_that_are_killed_come_to_the_same_end():

@@ -34,12 +34,14 @@ def assert_equals_the_reference(hidden, output, options):
 
 # Compiling takes seconds, so each problem is run in one way; the kernels and their order are one.
 @needs_numba
+@pytest.mark.slow
 @pytest.mark.parametrize(("hidden", "output", "options"), [PROBLEMS[0], PROBLEMS[4]])
 def test_the_compiled_epoch_equals_the_reference(hidden, output, options):
     assert_equals_the_reference(hidden, output, options)
 
 
 @needs_numba
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hidden", "output", "options"),
     [problem for i, problem in enumerate(PROBLEMS) if i not in (0, 1, 4)],
@@ -65,6 +67,7 @@ def test_the_compiled_epoch_equals_the_reference_in_float32_with_weights():
 
 
 @needs_numba
+@pytest.mark.slow
 def test_same_seed_gives_the_same_bits_and_read_only_data_is_enough():
     hidden, output, options = PROBLEMS[0]
     case = {"dtype": "float64", "weighted": False, "batch_size": 16, "shuffle": True}
@@ -78,6 +81,7 @@ def test_same_seed_gives_the_same_bits_and_read_only_data_is_enough():
 
 
 @needs_numba
+@pytest.mark.slow
 def test_divergence_is_found_and_the_last_finite_parameters_come_back():
     # After two epochs of a thousand; the reference says which.
     nets, epochs = [], []
@@ -95,6 +99,7 @@ def test_divergence_is_found_and_the_last_finite_parameters_come_back():
 
 
 @needs_numba
+@pytest.mark.slow
 def test_early_stopping_restores_the_best_epoch():
     case = {"optimizer": nb.SGD(0.1), "early_stopping": nb.EarlyStopping(patience=2)}
     nets = []
@@ -110,6 +115,7 @@ def test_early_stopping_restores_the_best_epoch():
 
 
 @needs_numba
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hidden", "output", "options"),
     [
@@ -128,6 +134,7 @@ def test_a_formula_that_cannot_be_recorded_runs_as_it_stands(hidden, output, opt
 
 
 @needs_numba
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["compiled", "python"])
 def test_what_a_formula_reads_beyond_its_arguments_is_followed(dropout, caplog):
     expected = own_formulas.follows("reference", dropout=dropout)
@@ -190,6 +197,7 @@ class Counting(nb.SGD):
 
 
 @needs_numba
+@pytest.mark.slow
 def test_formulas_of_ones_own_mean_what_they_mean_on_numpy():
     hidden = [nb.Activation(name, *formulas) for name, formulas in OWN.items()]
     results = []
@@ -232,6 +240,7 @@ def test_without_numba_a_long_training_runs_on_the_reference_and_says_so():
 
 
 @needs_numba
+@pytest.mark.slow
 def test_auto_depends_on_the_length_of_the_training_alone():
     cpu = get_device("cpu")
     assert choice.default_engine(cpu, 60.0) == "cpu"
@@ -242,6 +251,7 @@ def test_auto_depends_on_the_length_of_the_training_alone():
 
 
 @needs_numba
+@pytest.mark.slow
 def test_a_cache_folder_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -250,6 +260,7 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(monkeypatch, tmp_
 
 
 @needs_numba
+@pytest.mark.slow
 def test_compiling_says_so_once(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = "from numba import njit\n\n@njit(cache=True)\ndef double(x):\n    return 2 * x\n"
@@ -283,6 +294,7 @@ def test_equal_sub_expressions_are_computed_once_and_reductions_become_loops():
 
 
 @needs_numba
+@pytest.mark.slow
 def test_two_threads_train_at_once_and_get_what_one_would():
     hidden, output, options = PROBLEMS[0]
     case = {"dtype": "float64", "weighted": False, "batch_size": 16, "shuffle": True}
@@ -294,6 +306,7 @@ def test_two_threads_train_at_once_and_get_what_one_would():
 
 
 @needs_numba
+@pytest.mark.slow
 @pytest.mark.parametrize("flops", [0.0, 1e9], ids=["python", "compiled"])
 def test_other_forms_of_validation_targets_tiny_weights_and_optimizers(flops, monkeypatch):
     monkeypatch.setattr("nnbackend.engines.native.engine._COMPILED_FLOPS", flops)

@@ -404,6 +404,7 @@ def small(**options):
     return nb.MLPClassifier((8,), solver="lbfgs", alpha=0.1, random_state=0, **options)
 
 
+@pytest.mark.slow
 def test_grid_search_in_two_processes():
     pipeline = make_pipeline(StandardScaler(), small())
     grid = {"mlpclassifier__alpha": [0.01, 1.0], "mlpclassifier__dropout": [0.0]}

@@ -205,6 +205,7 @@ def test_saturated_labels_cost_what_they_cost_there():
 
 
 # Compiling takes seconds: weights and saturation at once, for either way to run a step.
+@pytest.mark.slow
 @needs_numba
 @pytest.mark.parametrize(("name", "compiled_flops"), [("wine", 5e6), ("breast_cancer", 0.0)])
 def test_compiled_kernels_clip_and_count_alike(monkeypatch, name, compiled_flops):

@@ -5,7 +5,7 @@ from functools import partial
 import factories
 import numpy as np
 import pytest
-from devices import on_each_device, to_host
+from devices import on_each_device, on_each_engine, to_host
 
 import nnbackend as nb
 
@@ -113,7 +113,7 @@ OPTIMIZERS = [nb.SGD(0.1, momentum=0.9, dampening=0.5), nb.RMSprop(0.01, centere
               nb.Adagrad(0.1, decay=0.1), nb.Adam(0.01), nb.AdamW(0.01)]  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", ["reference", "cpu"])
+@on_each_engine
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
 def test_two_trainings_with_the_optimizers_state_are_one(optimizer, engine):
     pytest.importorskip("numba")
@@ -126,7 +126,7 @@ def test_two_trainings_with_the_optimizers_state_are_one(optimizer, engine):
     np.testing.assert_array_equal(halves.parameters, whole.parameters)
 
 
-@pytest.mark.parametrize("engine", ["reference", "cpu"])
+@on_each_engine
 def test_orders_may_be_drawn_by_the_caller(engine):
     pytest.importorskip("numba")
     orders = [RNG.permutation(70) for _ in range(4)]
@@ -159,7 +159,7 @@ def test_a_state_of_something_else_is_refused(state, message):
         nb.train(network(), X, Y, optimizer_state=state, **OPTIONS)
 
 
-@pytest.mark.parametrize("engine", ["reference", "cpu"])
+@on_each_engine
 def test_penalties_per_sample_are_divided_by_a_batchs_weight(engine):
     pytest.importorskip("numba")
     weight = RNG.random(70)

@@ -26,6 +26,7 @@ COUNTS = {"model": 1500, "checkpoint": 200, "csv": 400, "tsv": 400, "csv.gz": 15
           "npz": 150, "parquet": 300}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COUNTS)
 def test_a_mutant_is_read_or_refused(kind, monkeypatch):
     # The process that runs tests is not bounded: what it holds is not the mutants'.
@@ -162,6 +163,7 @@ def test_a_line_of_more_than_a_megabyte_is_read(written):
     assert len(table.columns) == 5000
 
 
+@pytest.mark.slow
 def test_compressed_commas_make_no_columns(written):
     commas = gzip.compress(b"," * 5_000_000)
     assert len(commas) < 10_000
@@ -189,6 +191,7 @@ def test_a_run_of_rows_that_the_file_cannot_hold_is_refused(tmp_path):
     refused(str(path), "for the 20000000 rows and 1 columns it claims")
 
 
+@pytest.mark.slow
 def test_a_long_text_in_every_row_is_held_once(tmp_path):
     words = pa.array(["long " * 200_000, "b"]).take(pa.array(np.arange(1000) % 2))
     path = parquet(tmp_path / "x.parquet", {"a": np.arange(1000.0), "word": words})

@@ -240,6 +240,7 @@ def test_a_relu_network_of_small_gradients_is_found_right(seed):
     assert report.n_compared > 0.4 * report.n_parameters
 
 
+@pytest.mark.slow
 @given(networks(), st.sampled_from([{}, {"l1": 0.01, "l2": 0.1}]))
 def test_right_gradients_are_found_right(drawn, penalties):
     make, hidden, X, y = drawn
@@ -263,6 +264,7 @@ def wrong_loss(base, factor):
     return Wrong()
 
 
+@pytest.mark.slow
 @given(networks(), st.sampled_from([3e-6, -3e-6, 1e-3]))
 def test_a_loss_gradient_off_by_3e_6_is_detected(drawn, error):
     make, hidden, X, y = drawn
@@ -274,6 +276,7 @@ def test_a_loss_gradient_off_by_3e_6_is_detected(drawn, error):
         nb.check_gradients(net, X, y, loss=wrong_loss(net.objective().loss, 1.0 + error))
 
 
+@pytest.mark.slow
 @given(
     # With initializer="normal" rounding is more than 3e-6 of the hidden layers' gradients.
     st.tuples(networks(INITIALIZERS[1:-1]), st.sampled_from([3e-6, -3e-6]))

@@ -1,11 +1,13 @@
-"""Importing nnbackend is light, and one module alone knows CuPy."""
+"""Importing nnbackend is light, imports go one way, and one module alone knows CuPy."""
 
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from backends import require
 
 import nnbackend
 
@@ -43,6 +45,7 @@ def test_training_and_predicting_on_the_cpu_loads_nothing_heavy():
     assert [name for name in HEAVY if name in loaded] == []
 
 
+@pytest.mark.slow
 def test_importing_nnbackend_adds_less_than_a_tenth_of_a_second_to_numpy():
     # The bound is the specification's; the best of five, since other processes only add to it.
     code = (
@@ -123,3 +126,47 @@ def test_the_public_names_exist_and_are_listed_once():
     assert len(set(nnbackend.__all__)) == len(nnbackend.__all__)
     for name in nnbackend.__all__:
         assert getattr(nnbackend, name) is not None
+
+
+def layers():
+    """Return the layers of the contract that import-linter checks, the lowest last."""
+    text = (PACKAGE.parent / "pyproject.toml").read_text()
+    (contract,) = tomllib.loads(text)["tool"]["importlinter"]["contracts"]
+    assert contract["type"] == "layers"
+    return contract["layers"]
+
+
+def test_the_root_of_the_package_is_small_and_everything_in_it_has_a_layer():
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    assert len(modules) <= 10
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    # The doors: they import what stands in the layers.
+    doors = {"__init__", "__main__", "sources", "floating_point"}
+    named = {name.removeprefix("nnbackend.") for name in layers()}
+    assert (modules | packages) - doors == named
+    assert all(len(name.split(".")) == 2 for name in layers())
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return require("grimp").build_graph("nnbackend", cache_dir=None)
+
+
+def test_imports_go_downwards(graph):
+    names = layers()
+    for i, low in enumerate(names):
+        for high in names[:i]:
+            chains = graph.find_shortest_chains(low, high, as_packages=True)
+            assert not chains, f"{low} imports {high}: {chains}"
+
+
+def test_there_is_no_circle_of_imports(graph):
+    assert graph.nominate_cycle_breakers("nnbackend") == set()
+    # Within each package as well, but for annotations, and for the command's train, which asks for
+    # its parser again.
+    at_run_time = require("grimp").build_graph(
+        "nnbackend", cache_dir=None, exclude_type_checking_imports=True
+    )
+    packages = {name for name in graph.modules if graph.find_children(name)} - {"nnbackend.cli"}
+    for package in sorted(packages):
+        assert at_run_time.nominate_cycle_breakers(package) == set(), package

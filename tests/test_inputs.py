@@ -571,6 +571,7 @@ def test_check_gradients_refuses(options, said):
     check_network_refuses(net, lambda: nb.check_gradients(net, X, Y, **options), *said)
 
 
+@pytest.mark.slow
 @given(
     x=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=2),

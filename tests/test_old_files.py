@@ -53,6 +53,7 @@ def run(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_a_run_of_0_1_0_predicts_and_goes_on(tmp_path):
     for name in ("run", "signs.csv"):
         copy = shutil.copytree if name == "run" else shutil.copy

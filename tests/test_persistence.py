@@ -432,6 +432,7 @@ def test_a_missing_file_is_named(tmp_path):
     assert "No such file" in refused(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_a_file_cut_off_anywhere_is_refused(content, tmp_path):
     path = tmp_path / "model"
     for length in range(len(content)):
@@ -463,6 +464,7 @@ def loads_or_is_refused(path):
     return net
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_refused(content, tmp_path):
     path = tmp_path / "model"
     for position in range(len(content)):
@@ -473,6 +475,7 @@ def test_every_flipped_bit_is_refused(content, tmp_path):
             assert loads_or_is_refused(path) is None
 
 
+@pytest.mark.slow
 def test_many_changed_bytes_give_a_valid_network_or_are_refused(content, tmp_path):
     path = tmp_path / "model"
     rng = random.Random(0)  # noqa: S311
@@ -504,6 +507,7 @@ JSON_VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(
     key=st.sampled_from(
@@ -651,6 +655,7 @@ def test_names_that_are_not_distinct_are_not_saved(key, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     key=st.sampled_from(

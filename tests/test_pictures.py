@@ -52,6 +52,7 @@ def test_a_name_is_shown_as_it_stands(path, column, run, caplog):
     assert pictures(out) == BOTH
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["$\\foo$", "$x^2$ and $y$", "a_b"])
 def test_the_text_of_a_picture_is_the_title_and_numbers_stay_powers(given, monkeypatch):
     monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
@@ -63,6 +64,7 @@ def test_the_text_of_a_picture_is_the_title_and_numbers_stay_powers(given, monke
     assert "10^" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "style",
     [

@@ -290,6 +290,7 @@ def cuda_source(formulas, dtype):
 ELEMENTWISE = [formula for name, formula in RECORDED.items() if name not in ("softmax", "share")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_cuda_code_means_the_same(dtype):
     Z, A = (x.reshape(-1) for x in examples(dtype))
@@ -301,6 +302,7 @@ def test_cuda_code_means_the_same(dtype):
             np.testing.assert_array_equal(result, formula(XP, Z, A))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_cuda_code_compiles_for_gpus(dtype):
     assert compile_ptx_or_cubin(cuda_source(ELEMENTWISE, dtype)).kernels

@@ -6,6 +6,7 @@ import factories
 import numpy as np
 import pytest
 import strict_gpu
+from devices import on_each_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,7 +57,13 @@ FORMS = {
 network = partial(factories.network, (3, 4, 1))
 
 
-@pytest.mark.parametrize("form", FORMS)
+# Those that compile are slow.
+EACH_FORM = [
+    pytest.param(form, marks=[pytest.mark.slow] if "cpu" in form else []) for form in FORMS
+]
+
+
+@pytest.mark.parametrize("form", EACH_FORM)
 @given(
     empty=st.sets(st.integers(0, N_BATCHES - 1), min_size=1, max_size=N_BATCHES - 1),
     optimizer=st.sampled_from(OPTIMIZERS),
@@ -85,7 +92,7 @@ def test_a_batch_without_weight_is_a_batch_that_is_left_out(
     assert history.optimizer_state.step == said.optimizer_state.step == 2 * len(left)
 
 
-@pytest.mark.parametrize("engine", ["reference", "cpu"])
+@on_each_engine
 def test_shuffled_batches_without_weight_are_left_out_too(engine):
     if engine == "cpu":
         pytest.importorskip("numba")

@@ -189,6 +189,7 @@ def test_what_cannot_be_written_is_one_sentence_or_quiet(kind, arguments, monkey
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "closed pipe"])
 def test_the_end_of_the_process_adds_nothing(kind):
     with to_where(kind) as file:
@@ -207,6 +208,7 @@ def test_errors_that_cannot_be_told_are_told_by_the_exit_code(kind):
         assert json.loads(done.stdout)["classes"] == list(CYRILLIC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 def test_training_needs_no_open_stream(closed):
     line = f'"{sys.executable}" -m nnbackend train --dataset diabetes --epochs 1 --out run {closed}'

@@ -8,6 +8,7 @@ from functools import partial
 import factories
 import numpy as np
 import pytest
+from devices import on_each_engine
 
 import nnbackend as nb
 from nnbackend.errors import InputError
@@ -15,7 +16,7 @@ from nnbackend.errors import InputError
 X = np.random.default_rng(0).normal(size=(60, 4))
 Y = (X.sum(axis=1) > 0).astype(int)
 # Hang guards.
-PATIENCE = 60
+PATIENCE = 300
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +95,13 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "reference",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "reference"),
+    ],
+)
 def test_trainings_side_by_side_equal_the_same_one_after_the_other(kind, tmp_path):
     rates = [0.3, 0.2] if kind == "cpu, run from Python" else [0.0, 0.0]
     validation = {"validation_data": (X[:20], Y[:20])}
@@ -141,6 +148,7 @@ def test_a_training_that_failed_lets_the_next_one_begin():
 # Predictions meanwhile
 
 
+@pytest.mark.slow
 def test_predictions_during_a_training_are_of_the_parameters_of_one_epoch():
     """The parameters are some megabytes, whose writing a prediction easily comes across."""
     net = nb.Network([4, 700, 700, 1], hidden="tanh")
@@ -223,6 +231,7 @@ def run_in_child(context, net):
 
 
 # Another test of this process may have started JAX, which warns of every fork.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_started_while_a_thread_trains_predict_and_train(method):
@@ -240,6 +249,7 @@ def test_processes_started_while_a_thread_trains_predict_and_train(method):
     assert (parameters, loss) == trained(network(dropout=0.2), epochs=len(loss))
 
 
+@pytest.mark.slow
 def test_joblib_workers_train_and_predict_while_a_thread_trains():
     import joblib
 
@@ -257,6 +267,7 @@ def test_joblib_workers_train_and_predict_while_a_thread_trains():
 
 
 # Another test of this process may have started JAX, which warns of every fork.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_child_forked_while_a_thread_trains_predicts_with_that_network_and_trains_a_copy():
     net, pause = network(), Pause()
@@ -285,7 +296,7 @@ def in_forked_child(work):
 
 # Another test of this process may have started JAX, which warns of every fork.
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
-@pytest.mark.parametrize("engine", ["reference", "cpu"])
+@on_each_engine
 def test_a_forked_child_goes_on_with_a_trained_network(engine):
     net = nb.Network([4, 300, 300, 1], hidden="tanh", dropout=(0.3, 0.0))
     trained(net, engine, epochs=1)
@@ -297,6 +308,7 @@ def test_a_forked_child_goes_on_with_a_trained_network(engine):
 
 
 # Another test of this process may have started JAX, which warns of every fork.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_child_forked_in_a_callback_predicts_and_trains_a_copy():
     results = []
