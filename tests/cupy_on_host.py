@@ -55,8 +55,9 @@ def namespace(monkeypatch):
     cupy.linalg, cupy.fft = np.linalg, np.fft
     cupy.cuda, device = ModuleType("cupy.cuda"), ModuleType("cupy.cuda.device")
     cupy.cuda.Device = device.Device = lambda _index: nullcontext()
-    for module in (cupy, cupy.cuda, device):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    modules = {"": cupy, ".cuda": cupy.cuda, ".cuda.device": device}
+    for name, module in {**modules, ".linalg": np.linalg, ".fft": np.fft}.items():
+        monkeypatch.setitem(sys.modules, f"cupy{name}", module)
     for name in _loaded():
         monkeypatch.delitem(sys.modules, name)
     xp = importlib.import_module("array_api_compat.cupy")

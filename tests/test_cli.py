@@ -547,6 +547,7 @@ def test_a_terminal_sees_a_progress_bar_with_both_losses(tmp_path):
     assert b"held-out R2" in out
 
 
+@pytest.mark.slow
 def test_without_a_terminal_there_is_no_bar_and_json_is_all_of_stdout(tmp_path):
     arguments = ("train", "--dataset", "diabetes", "--epochs", "2")
     plain = subprocess.run(

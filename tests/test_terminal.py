@@ -189,6 +189,7 @@ def test_what_cannot_be_written_is_one_sentence_or_quiet(kind, arguments, monkey
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "closed pipe"])
 def test_the_end_of_the_process_adds_nothing(kind):
     with to_where(kind) as file:

@@ -17,7 +17,7 @@ from nnbackend.model.parameters import ParameterVector
 X = np.random.default_rng(0).normal(size=(60, 4))
 Y = (X.sum(axis=1) > 0).astype(int)
 # Hang guards.
-PATIENCE = 60
+PATIENCE = 300
 
 
 @pytest.fixture(autouse=True)
@@ -267,6 +267,7 @@ def test_joblib_workers_train_and_predict_while_a_thread_trains():
 
 
 # Another test of this process may have started JAX, which warns of every fork.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_child_forked_while_a_thread_trains_predicts_with_that_network_and_trains_a_copy():
     net, pause = network(), Pause()
@@ -307,6 +308,7 @@ def test_a_forked_child_goes_on_with_a_trained_network(engine):
 
 
 # Another test of this process may have started JAX, which warns of every fork.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_child_forked_in_a_callback_predicts_and_trains_a_copy():
     results = []

@@ -72,7 +72,7 @@ class Summary:
     def of(cls, structure: Structure, preparation: Preparation) -> Summary:
         """Return the summary of a network: what it computes, and what it asks of its data."""
         names = [*(f"hidden {i}" for i in range(1, len(structure.hidden) + 1)), "output"]
-        activations = [entry.name for entry in (*structure.hidden, structure.output)]
+        activations = [*(entry.name for entry in structure.hidden), structure.output.name]
         rates = (*structure.dropout, 0.0)
         layers = tuple(
             LayerSummary(name, shape, activation, rate, (shape[0] + 1) * shape[1])
