@@ -27,18 +27,18 @@ def lookup(argument: str, name: Any, table: Mapping[str, T]) -> T:
     """Return ``table[name]``, or raise an error that suggests the nearest known name."""
     if not isinstance(name, str):
         raise InputError(
-            f"{argument}: expected a name ({', '.join(sorted(table))}), "
-            f"got {type(name).__name__} {name!r}"
+            f"expected a name ({', '.join(sorted(table))}), got {type(name).__name__} {name!r}",
+            argument=argument,
         )
     if name not in table:
-        raise InputError(f"{argument}: unknown name {name!r}{nearest(name, table)}")
+        raise InputError(f"unknown name {name!r}{nearest(name, table)}", argument=argument)
     return table[name]
 
 
 def positive_integer(argument: str, value: Any, *, minimum: int = 1) -> int:
     """Return ``value`` as a Python int of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
-        raise InputError(f"{argument}: expected an integer >= {minimum}, got {value!r}")
+        raise InputError(f"expected an integer >= {minimum}, got {value!r}", argument=argument)
     return int(value)
 
 
@@ -63,7 +63,7 @@ def real(
     ]
     expected = " and ".join(["a finite number", *bounds]).replace(" and", "", 1)
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise InputError(f"{argument}: expected {expected}, got {value!r}")
+        raise InputError(f"expected {expected}, got {value!r}", argument=argument)
     try:
         number = float(value)
     except OverflowError:
@@ -75,5 +75,5 @@ def real(
         or (below is not None and number >= below)
         or (maximum is not None and number > maximum)
     ):
-        raise InputError(f"{argument}: expected {expected}, got {value!r}")
+        raise InputError(f"expected {expected}, got {value!r}", argument=argument)
     return number

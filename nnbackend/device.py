@@ -295,7 +295,9 @@ def get_device(device: str | Device = "cpu") -> Device:
         return Device("cuda")
     match = re.fullmatch(r"cuda(?::(\d{1,4}))?", device) if isinstance(device, str) else None
     if match is None:
-        raise InputError(f"device: expected 'cpu', 'cuda', 'cuda:N' or 'auto', got {device!r}")
+        raise InputError(
+            f"expected 'cpu', 'cuda', 'cuda:N' or 'auto', got {device!r}", argument="device"
+        )
     count, index = _cuda_device_count(), int(match[1] or 0)
     if index >= count:
         raise DeviceError(
@@ -402,6 +404,6 @@ def require_same_device(**devices: Device | None) -> None:
     if len(set(found.values())) > 1:
         listed = ", ".join(f"{name} on {device}" for name, device in found.items())
         raise InputError(
-            f"{', '.join(found)}: expected arrays on one device, got {listed}; move them to one "
-            "device first"
+            f"expected arrays on one device, got {listed}; move them to one device first",
+            argument=f"{', '.join(found)}",
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "DeviceError",
     "DeviceMemoryError",
@@ -16,7 +18,28 @@ __all__ = [
 
 
 class NNBackendError(Exception):
-    """Base of all errors of this package; the message is one sentence for the user."""
+    """Base of all errors of this package; the text is one sentence for the user.
+
+    Parameters
+    ----------
+    message : str
+        What was expected, what came, and what to do.
+    argument : str, optional
+        The name of the argument that the error is about; the text begins with it.
+
+    Attributes
+    ----------
+    message, argument
+        As given.
+    """
+
+    def __init__(self, message: str = "", argument: str | None = None) -> None:
+        super().__init__(message if argument is None else f"{argument}: {message}")
+        self.message, self.argument = message, argument
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let the error cross process borders with its attributes."""
+        return type(self), (self.message, self.argument), self.__dict__
 
 
 class InputError(NNBackendError, ValueError):

@@ -1,6 +1,7 @@
 """Bad input: which error, what its one sentence says, and that nothing was changed."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -587,3 +588,13 @@ def test_whatever_is_given_is_predicted_or_refused_as_bad_input(x):
         assert str(error).startswith("X: ")  # noqa: PT017
     else:
         np.testing.assert_array_equal(result, np.full((len(x), 1), 0.5))
+
+
+def test_an_error_carries_its_argument_and_crosses_processes_with_it():
+    with pytest.raises(nb.InputError) as caught:
+        nb.train(nb.Network([2, 1]), [[0.0, 1.0]], [1], epochs=0)
+    assert caught.value.argument == "epochs"
+    assert str(caught.value) == f"epochs: {caught.value.message}"
+    copied = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert type(copied) is nb.InputError
+    assert (str(copied), copied.argument) == (str(caught.value), "epochs")

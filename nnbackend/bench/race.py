@@ -139,8 +139,8 @@ def _places(device_names: Sequence[str] | None, precision: str) -> list[Device]:
     gpus = [place for place in places if place.kind == "cuda"]
     if not gpus or (device_names and len(gpus) < len(places)):
         raise InputError(
-            f"precision: expected 'float32' on device 'cpu', got {precision!r}, which NVIDIA GPUs "
-            "have"
+            f"expected 'float32' on device 'cpu', got {precision!r}, which NVIDIA GPUs have",
+            argument="precision",
         )
     return gpus
 

@@ -68,7 +68,9 @@ class Workload:
         """The optimizer's constant learning rate."""
         rate = self.optimizer.learning_rate
         if not isinstance(rate, float):
-            raise InputError(f"optimizer: expected a constant learning rate, got {rate!r}")
+            raise InputError(
+                f"expected a constant learning rate, got {rate!r}", argument="optimizer"
+            )
         return rate
 
     @property
@@ -187,7 +189,7 @@ def custom_workload(
     """
     if len(layer_sizes) < 2:
         raise InputError(
-            f"layers: expected at least two sizes, such as 64-256-1, got {layer_sizes!r}"
+            f"expected at least two sizes, such as 64-256-1, got {layer_sizes!r}", argument="layers"
         )
     sizes = tuple(positive_integer("layers", size) for size in layer_sizes)
     batch_size = positive_integer("batch", batch_size)
@@ -195,7 +197,9 @@ def custom_workload(
     output = output or ("sigmoid" if sizes[-1] == 1 else "softmax")
     lookup("output", output, dict.fromkeys(("sigmoid", "softmax")))
     if output == "softmax" and sizes[-1] == 1:
-        raise InputError("output: expected 'sigmoid' for a single output unit, got 'softmax'")
+        raise InputError(
+            "expected 'sigmoid' for a single output unit, got 'softmax'", argument="output"
+        )
     return Workload(
         "-".join(map(str, sizes)),
         sizes,

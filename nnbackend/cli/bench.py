@@ -116,12 +116,12 @@ def _workloads(options: argparse.Namespace) -> list[Workload]:
     if options.layers is None:
         for name in ("batch", *own):
             if getattr(options, name) is not None:
-                raise InputError(f"--{name}: expected --layers along with it, got none")
+                raise InputError("expected --layers along with it, got none", argument=f"--{name}")
         return chosen or list(known.values())
     parts = options.layers.split("-")
     if not all(part.isdecimal() and len(part) < 20 for part in parts):
         raise InputError(
-            f"--layers: expected units by layer such as 64-256-1, got {options.layers!r}"
+            f"expected units by layer such as 64-256-1, got {options.layers!r}", argument="--layers"
         )
     batch_size = 128 if options.batch is None else options.batch
     return [*chosen, custom_workload([int(part) for part in parts], batch_size, **own)]

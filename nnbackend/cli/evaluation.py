@@ -44,7 +44,9 @@ def split(dataset: Dataset, validation: float, held_out: float, seed: Any) -> Sp
     from sklearn.model_selection import train_test_split
 
     if positive_integer("seed", seed, minimum=0) >= 2**32:
-        raise InputError(f"seed: expected an integer from 0 to {2**32 - 1}, got {seed!r}")
+        raise InputError(
+            f"expected an integer from 0 to {2**32 - 1}, got {seed!r}", argument="seed"
+        )
     n_samples = len(dataset.y)
     sizes = [round(n_samples * share) for share in (held_out, validation)]
     wanted = [share > 0 for share in (held_out, validation)]
@@ -52,8 +54,9 @@ def split(dataset: Dataset, validation: float, held_out: float, seed: Any) -> Sp
         w and size == 0 for w, size in zip(wanted, sizes, strict=True)
     ):
         raise InputError(
-            f"DATA: expected enough rows for a training, a validation ({validation:g}) and a "
-            f"held-out part ({held_out:g}), got {n_samples}; change --validation and --held-out"
+            f"expected enough rows for a training, a validation ({validation:g}) and a "
+            f"held-out part ({held_out:g}), got {n_samples}; change --validation and --held-out",
+            argument="DATA",
         )
     parts = [np.arange(n_samples)]
     for size in sizes:
@@ -135,10 +138,11 @@ def finite_predictions(net: Network, X: Any) -> np.ndarray[Any, Any]:
     bad = np.argwhere(~np.isfinite(predicted))
     if len(bad):
         raise InputError(
-            f"DATA: expected features for which the model's numbers stay finite, got the "
+            f"expected features for which the model's numbers stay finite, got the "
             f"prediction {predicted[tuple(bad[0])]} in row {bad[0][0]} ({len(bad)} such values): "
             f"too large for {net.dtype}; correct the features, or train a model with "
-            "--dtype float64"
+            "--dtype float64",
+            argument="DATA",
         )
     return predicted
 
@@ -151,7 +155,8 @@ def class_indices(net: Network, column: str, values: np.ndarray[Any, Any]) -> np
     unknown = sorted({name for name in given if name not in index})
     if unknown:
         raise InputError(
-            f"--target: column {column!r} holds the class {unknown[0]!r}, which the model does not "
-            f"know{nearest(unknown[0], names)}"
+            f"column {column!r} holds the class {unknown[0]!r}, which the model does not "
+            f"know{nearest(unknown[0], names)}",
+            argument="--target",
         )
     return np.asarray([index[name] for name in given])

@@ -69,8 +69,9 @@ def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     elif known and table.has_names:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise InputError(
-            f"DATA: expected the model's {len(known)} feature columns, {missing[0]!r} is missing "
-            f"in {options.data}{more}"
+            f"expected the model's {len(known)} feature columns, {missing[0]!r} is missing "
+            f"in {options.data}{more}",
+            argument="DATA",
         )
     else:
         target = getattr(options, "target", None) or table.target
@@ -78,8 +79,9 @@ def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
         names = [name for name in table.columns if name not in left_out]
         if len(names) != net.layer_sizes[0]:
             raise InputError(
-                f"DATA: expected {net.layer_sizes[0]} feature columns, as many as the model's "
-                f"input layer, got {len(names)} in {options.data}"
+                f"expected {net.layer_sizes[0]} feature columns, as many as the model's "
+                f"input layer, got {len(names)} in {options.data}",
+                argument="DATA",
             )
     return net, table, table.features(names)
 
@@ -90,7 +92,9 @@ def _predict(options: argparse.Namespace) -> None:
 
     net, _, X = _model_features(options)
     if options.probabilities and net.output not in ("sigmoid", "softmax"):
-        raise InputError("--probabilities: expected a classifier, got the model of a regression")
+        raise InputError(
+            "expected a classifier, got the model of a regression", argument="--probabilities"
+        )
     predicted = finite_predictions(net, X)
     columns: list[tuple[str, list[Any]]]
     if predicted.ndim == 1:
@@ -118,7 +122,8 @@ def _predict(options: argparse.Namespace) -> None:
     for name, path in (("MODEL", model_file(options.model)), ("DATA", options.data)):
         if os.path.exists(options.out) and os.path.samefile(options.out, path):
             raise InputError(
-                f"--out: expected a file other than {name}, got {options.out!r}, which it is"
+                f"expected a file other than {name}, got {options.out!r}, which it is",
+                argument="--out",
             )
     text = to_json(dict(columns)) if options.json else csv_text(columns)
     with naming(path="--out"):
@@ -133,12 +138,13 @@ def _evaluate(options: argparse.Namespace) -> None:
     n_outputs = net.layer_sizes[-1]
     if n_outputs > 1 and net.output != "softmax":
         raise InputError(
-            f"MODEL: expected a model of one target, got one of {n_outputs}, which one column "
-            "cannot measure; write what predict gives with --out, and compare it column by column"
+            f"expected a model of one target, got one of {n_outputs}, which one column "
+            "cannot measure; write what predict gives with --out, and compare it column by column",
+            argument="MODEL",
         )
     target = options.target or table.target
     if target is None:
-        raise InputError("--target: expected the column with the true values, got none")
+        raise InputError("expected the column with the true values, got none", argument="--target")
     target = table.column("--target", target)
     values = table.columns[target]
     if net.output in ("sigmoid", "softmax"):
@@ -161,7 +167,8 @@ def _export(options: argparse.Namespace) -> None:
     net = load(model)
     if os.path.exists(options.out) and os.path.samefile(options.out, model):
         raise InputError(
-            f"OUT: expected a file other than the model, got {options.out!r}, which is the model"
+            f"expected a file other than the model, got {options.out!r}, which is the model",
+            argument="OUT",
         )
     with naming(path="OUT"):
         export_onnx(net, options.out)

@@ -21,19 +21,13 @@ def renamed(error: NNBackendError, names: Mapping[str, str]) -> str:
     Parameters
     ----------
     error : NNBackendError
-        An error; if it is about an argument, its sentence begins with the name and a colon.
+        An error, which may be about an argument.
     names : mapping of str to str
         The command's names by the library's; other names stay.
     """
-    sentence, argument = str(error), _argument(error)
-    if argument not in names or not sentence.startswith(f"{argument}:"):
-        return sentence
-    return f"{names[argument]}{sentence.removeprefix(argument)}"
-
-
-def _argument(error: NNBackendError) -> str:
-    given = getattr(error, "argument", None)
-    return str(error).partition(":")[0] if given is None else str(given)
+    if error.argument is None or error.argument not in names:
+        return str(error)
+    return f"{names[error.argument]}: {error.message}"
 
 
 @contextlib.contextmanager
@@ -42,4 +36,5 @@ def naming(**names: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(renamed(error, names)) from error
+        argument = None if error.argument is None else names.get(error.argument, error.argument)
+        raise InputError(error.message, argument) from error

@@ -191,22 +191,29 @@ class Request:
         drop, task = self.fields.get("drop", []), self.fields.get("task", "auto")
         if self.fields.get("loss") == "poisson":
             raise InputError(
-                "--loss: 'poisson' is for counts, which the command does not train on yet"
+                "'poisson' is for counts, which the command does not train on yet",
+                argument="--loss",
             )
         if data is None:
             if target is not None:
-                raise InputError("--target: expected a DATA file with that column, got none")
+                raise InputError(
+                    "expected a DATA file with that column, got none", argument="--target"
+                )
             for name, is_given in (("drop", bool(drop)), ("task", task != "auto")):
                 if is_given:
                     raise InputError(
-                        f"{option_name(name)}: expected a DATA file to apply it to, got none"
+                        "expected a DATA file to apply it to, got none",
+                        argument=f"{option_name(name)}",
                     )
             return load_dataset(dataset or "breast_cancer")
         if data in DATASETS and not Path(data).exists():
-            raise InputError(f"DATA: no such file {data!r}; did you mean --dataset {data}?")
+            raise InputError(
+                f"no such file {data!r}; did you mean --dataset {data}?", argument="DATA"
+            )
         if dataset is not None:
             raise InputError(
-                f"--dataset: expected either DATA or --dataset, got both {data!r} and {dataset!r}"
+                f"expected either DATA or --dataset, got both {data!r} and {dataset!r}",
+                argument="--dataset",
             )
         from nnbackend.data.tables import read_dataset
 
@@ -270,7 +277,9 @@ def _sizes(text: str) -> list[int]:
     parts = text.split(",")
     # Do not convert more digits than a size can have.
     if not all(part.strip().isdecimal() and len(part) < 20 and int(part) > 0 for part in parts):
-        raise InputError(f"--hidden: expected units by layer such as 16,8, or 'none', got {text!r}")
+        raise InputError(
+            f"expected units by layer such as 16,8, or 'none', got {text!r}", argument="--hidden"
+        )
     return [int(part) for part in parts]
 
 
@@ -280,7 +289,9 @@ def _batch_size(text: str) -> int | None:
     try:
         return int(text)
     except ValueError:
-        raise InputError(f"--batch-size: expected an integer or 'full', got {text!r}") from None
+        raise InputError(
+            f"expected an integer or 'full', got {text!r}", argument="--batch-size"
+        ) from None
 
 
 # How typed text becomes a field, where argparse does not convert it.

@@ -95,12 +95,14 @@ class RunFolder:
                 raise
         except BlockingIOError as error:
             raise InputError(
-                f"--out: expected a folder that no other run is using, got {path!r}; choose another"
+                f"expected a folder that no other run is using, got {path!r}; choose another",
+                argument="--out",
             ) from error
         except OSError as error:
             raise InputError(
-                f"--out: cannot create the run folder {path or 'runs'!r} "
-                f"({error.strerror or error}); choose another with --out"
+                f"cannot create the run folder {path or 'runs'!r} "
+                f"({error.strerror or error}); choose another with --out",
+                argument="--out",
             ) from error
         return folder
 
@@ -117,20 +119,23 @@ class RunFolder:
             return cls(Path(path), is_begun=True)
         except BlockingIOError as error:
             raise InputError(
-                f"--resume: expected a run that no other process is training, got {path!r}; wait "
-                "until it ends"
+                f"expected a run that no other process is training, got {path!r}; wait "
+                "until it ends",
+                argument="--resume",
             ) from error
         except OSError as error:
             raise InputError(
-                f"--resume: expected the folder of a run, got {path!r}, which cannot be written "
-                f"({error.strerror or error})"
+                f"expected the folder of a run, got {path!r}, which cannot be written "
+                f"({error.strerror or error})",
+                argument="--resume",
             ) from error
 
     def _require_empty(self) -> None:
         if set(os.listdir(self.path)) - {LOCK_FILE}:
             raise InputError(
-                f"--out: expected a new or an empty folder, got {str(self.path)!r}, which holds "
-                "files; choose another"
+                f"expected a new or an empty folder, got {str(self.path)!r}, which holds "
+                "files; choose another",
+                argument="--out",
             )
 
     @property
@@ -224,8 +229,9 @@ def read_command(path: str, interpreted: Callable[[Any], T]) -> T:
         raise
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(
-            f"--resume: expected the folder of a run, got {path!r}, whose {_COMMAND} cannot be "
-            f"read ({type(error).__name__}); begin anew"
+            f"expected the folder of a run, got {path!r}, whose {_COMMAND} cannot be "
+            f"read ({type(error).__name__}); begin anew",
+            argument="--resume",
         ) from error
 
 

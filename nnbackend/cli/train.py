@@ -190,9 +190,10 @@ def _resumed(request: Request, options: argparse.Namespace) -> Request:
         others.append("out")
     if others:
         raise InputError(
-            f"{option_name(others[0])}: expected nothing but DATA (where it is now), --epochs, "
+            "expected nothing but DATA (where it is now), --epochs, "
             "--checkpoint-every and --json along with --resume, which goes on with what the run "
-            "began with"
+            "began with",
+            argument=f"{option_name(others[0])}",
         )
     begun = read_command(options.resume, lambda stored: Request.from_stored(stored, options.parser))
     return begun.replaced(request)
@@ -211,8 +212,8 @@ def _interval(text: str | None) -> float | timedelta:
         if unit in _UNITS:
             return timedelta(seconds=count * _UNITS[unit])
     raise InputError(
-        f"--checkpoint-every: expected epochs, such as 10 or 0.5, or a time, such as 30s, 10min or "
-        f"1h, got {text!r}"
+        f"expected epochs, such as 10 or 0.5, or a time, such as 30s, 10min or 1h, got {text!r}",
+        argument="--checkpoint-every",
     )
 
 

@@ -273,12 +273,12 @@ def register_activation(
     ('square',)
     """
     if not isinstance(name, str) or not name:
-        raise InputError(f"name: expected a non-empty string, got {name!r}")
+        raise InputError(f"expected a non-empty string, got {name!r}", argument="name")
     if name in _BUILT_IN:
-        raise InputError(f"name: {name!r} is a built-in activation; choose another name")
+        raise InputError(f"{name!r} is a built-in activation; choose another name", argument="name")
     for argument, value in (("function", function), ("derivative", derivative)):
         if not callable(value):
-            raise InputError(f"{argument}: expected a callable, got {value!r}")
+            raise InputError(f"expected a callable, got {value!r}", argument=argument)
     lookup("initializer", initializer, INITIALIZERS)
     ACTIVATIONS[name] = Activation(name, function, derivative, initializer)
     return ACTIVATIONS[name]

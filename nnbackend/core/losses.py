@@ -103,8 +103,8 @@ class Loss(ABC):
             cls.kind = "binary" if getattr(cls, "output", "") == "sigmoid" else "values"
         if cls.kind not in KINDS:
             raise InputError(
-                f"{cls.__name__}.kind: expected one of {', '.join(map(repr, KINDS))}, got "
-                f"{cls.kind!r}"
+                f"expected one of {', '.join(map(repr, KINDS))}, got {cls.kind!r}",
+                argument=f"{cls.__name__}.kind",
             )
 
     @property
@@ -396,7 +396,8 @@ def loss_function(loss: str | Loss | None, output: Output) -> Loss:
     chosen = loss if isinstance(loss, Loss) else lookup("loss", loss, LOSSES)()
     if chosen.output not in ("identity", output.name):
         raise InputError(
-            f"loss: {chosen.name!r} needs output={chosen.output!r}, got a network with "
-            f"output={output.name!r}; omit loss for {implied_loss(output).name!r}"
+            f"{chosen.name!r} needs output={chosen.output!r}, got a network with "
+            f"output={output.name!r}; omit loss for {implied_loss(output).name!r}",
+            argument="loss",
         )
     return chosen

@@ -148,11 +148,12 @@ class SGD(Optimizer):
     def __post_init__(self) -> None:
         self._check(momentum=_FRACTION, dampening=_FRACTION, weight_decay=_NOT_NEGATIVE)
         if not isinstance(self.nesterov, bool):
-            raise InputError(f"nesterov: expected True or False, got {self.nesterov!r}")
+            raise InputError(f"expected True or False, got {self.nesterov!r}", argument="nesterov")
         if self.nesterov and (self.momentum == 0.0 or self.dampening != 0.0):
             raise InputError(
-                "nesterov: expected momentum > 0 and dampening 0 with nesterov=True, got "
-                f"momentum={self.momentum!r} and dampening={self.dampening!r}"
+                "expected momentum > 0 and dampening 0 with nesterov=True, got "
+                f"momentum={self.momentum!r} and dampening={self.dampening!r}",
+                argument="nesterov",
             )
 
     @property
@@ -446,7 +447,8 @@ def optimizer(value: Any, **options: Any) -> Optimizer:
         return value
     if isinstance(value, type) and issubclass(value, Optimizer):
         raise InputError(
-            f"optimizer: expected an instance, got the class {value.__name__}; did you mean "
-            f"{value.__name__}()?"
+            f"expected an instance, got the class {value.__name__}; did you mean "
+            f"{value.__name__}()?",
+            argument="optimizer",
         )
     return lookup("optimizer", value, OPTIMIZERS)(**options)

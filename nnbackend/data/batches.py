@@ -48,19 +48,21 @@ class Feed:
         is_array = device_of(batches) is not None or hasattr(batches, "__array__")
         if is_array or not hasattr(batches, "__iter__"):
             raise InputError(
-                "y: expected an array, got None; pass it, or for X an iterable of batches (X, y): "
-                f"it is {type(batches).__name__}"
+                "expected an array, got None; pass it, or for X an iterable of batches (X, y): "
+                f"it is {type(batches).__name__}",
+                argument="y",
             )
         try:
             is_empty = len(batches) == 0
         except TypeError as error:  # a DataLoader of an iterable data set has a __len__ that raises
             raise InputError(
-                "X: expected batches that have a length and can be read again for every epoch, "
+                "expected batches that have a length and can be read again for every epoch, "
                 f"such as a DataLoader or a list, got {type(batches).__name__}; a generator ends "
-                "after one pass: give a class its __iter__ and a __len__"
+                "after one pass: give a class its __iter__ and a __len__",
+                argument="X",
             ) from error
         if is_empty:
-            raise InputError("X: expected at least one batch, got none")
+            raise InputError("expected at least one batch, got none", argument="X")
         self._preparation, self._batches, self._loss = preparation, batches, loss
         self.n_samples = 0
 
@@ -89,12 +91,14 @@ class Feed:
             if not is_tuple or len(batch) not in (2, 3):
                 size = f" of {len(batch)}" if is_tuple else ""
                 raise InputError(
-                    f"X[{number}]: expected a batch (X, y) or (X, y, sample_weight), got "
-                    f"{type(batch).__name__}{size}; if X is data, pass y"
+                    f"expected a batch (X, y) or (X, y, sample_weight), got "
+                    f"{type(batch).__name__}{size}; if X is data, pass y",
+                    argument=f"X[{number}]",
                 )
             if number == len(self):
                 raise InputError(
-                    f"X: expected {number} batches in every epoch, as its length says, got more"
+                    f"expected {number} batches in every epoch, as its length says, got more",
+                    argument="X",
                 )
             X, y, weight = (*batch, None)[:3]
             names = (f"X[{number}][0]", f"X[{number}][1]", f"X[{number}][2]")
@@ -105,8 +109,9 @@ class Feed:
             yield Part(data, None, 1, empty)
         if number + 1 != len(self):
             raise InputError(
-                f"X: expected {len(self)} batches in every epoch, as its length says, got "
-                f"{number + 1}"
+                f"expected {len(self)} batches in every epoch, as its length says, got "
+                f"{number + 1}",
+                argument="X",
             )
         if not has_weight:
             raise no_weight_error("X", "batches of nothing but weights of 0")

@@ -81,8 +81,9 @@ def numbers(name: str, where: str, values: _Array) -> _Array:
     """
     if values.ndim > 1 and where:
         raise InputError(
-            f"{name}: expected one number in each row of {where}, got an array of "
-            f"{values.shape[1:]}; make columns of them"
+            f"expected one number in each row of {where}, got an array of "
+            f"{values.shape[1:]}; make columns of them",
+            argument=name,
         )
     if values.dtype.kind in "biuf":
         return values
@@ -97,7 +98,8 @@ def numbers(name: str, where: str, values: _Array) -> _Array:
         converted = [np.nan if type(item).__name__ in _GAPS else float(item) for item in items]
     except (OverflowError, ValueError) as error:  # an integer of 400 digits, a signalling NaN
         raise InputError(
-            f"{name}: expected numbers that float64 holds{where and f' in {where}'} ({error})"
+            f"expected numbers that float64 holds{where and f' in {where}'} ({error})",
+            argument=name,
         ) from error
     return np.asarray(converted, np.float64).reshape(values.shape)
 
@@ -130,5 +132,6 @@ def _refusal(name: str, where: str, values: _Array, row: int) -> InputError:
         what, advice = kind, "convert it to numbers, or leave it out"
     shown = "" if example is None else f" ({str(example)[:40]!r} in row {row})"
     return InputError(
-        f"{name}: expected real numbers, got {what}{where and f' in {where}'}{shown}; {advice}"
+        f"expected real numbers, got {what}{where and f' in {where}'}{shown}; {advice}",
+        argument=name,
     )

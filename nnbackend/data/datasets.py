@@ -145,12 +145,15 @@ def encode_target(
         If strings are to be a regression target, or there are fewer than two classes.
     """
     if values.dtype.kind not in "biufUO":
-        raise InputError(f"--target: column {column!r} has the unsupported dtype {values.dtype}")
+        raise InputError(
+            f"column {column!r} has the unsupported dtype {values.dtype}", argument="--target"
+        )
     is_number = values.dtype.kind in "biuf"
     if is_number and not np.all(np.isfinite(values)):
         row = int(np.argmin(np.isfinite(values)))
         raise InputError(
-            f"--target: column {column!r} holds {values[row]} in row {row}; expected finite numbers"
+            f"column {column!r} holds {values[row]} in row {row}; expected finite numbers",
+            argument="--target",
         )
     if task == "auto":
         is_class = not is_number or values.dtype.kind == "b"
@@ -162,19 +165,22 @@ def encode_target(
     if task == "regression":
         if not is_number:
             raise InputError(
-                f"--target: column {column!r} holds text; expected numbers for --task regression"
+                f"column {column!r} holds text; expected numbers for --task regression",
+                argument="--target",
             )
         return values.astype(np.float64), None
     classes, codes = np.unique(values, return_inverse=True)
     if len(classes) < 2:
         raise InputError(
-            f"--target: expected at least two classes in column {column!r}, got only "
-            f"{repr(classes.tolist()[0]) if len(classes) else 'an empty column'}"
+            f"expected at least two classes in column {column!r}, got only "
+            f"{repr(classes.tolist()[0]) if len(classes) else 'an empty column'}",
+            argument="--target",
         )
     if len(classes) > 1000 and len(classes) > len(values) // 2:
         raise InputError(
-            f"--target: column {column!r} has {len(classes)} distinct values in {len(values)} rows;"
-            " use --task regression if they are quantities"
+            f"column {column!r} has {len(classes)} distinct values in {len(values)} rows;"
+            " use --task regression if they are quantities",
+            argument="--target",
         )
     return codes.reshape(-1).astype(np.int64), tuple(class_name(entry) for entry in classes)
 

@@ -42,11 +42,12 @@ def look(name: str, x: Any) -> Given:
     if isinstance(x, Given):
         return x
     if x is None:
-        raise InputError(f"{name}: expected an array, got None")
+        raise InputError("expected an array, got None", argument=name)
     if isinstance(x, Source):
         raise InputError(
-            f"{name}: expected an array, got a source, which is for training and standardize; take "
-            "its rows block by block, such as source.read(0, 1000).X"
+            "expected an array, got a source, which is for training and standardize; take "
+            "its rows block by block, such as source.read(0, 1000).X",
+            argument=name,
         )
     for module, classify in _LIBRARIES.items():
         # Its caller has imported it.

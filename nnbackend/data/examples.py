@@ -168,8 +168,9 @@ class Resident:
         # A permutation: anything else would leave rows out, or read beyond the data.
         if order.shape != (n,) or not np.array_equal(np.sort(order), np.arange(n)):
             raise InputError(
-                f"shuffle: expected the callable to return the numbers 0 to {n - 1} in some order, "
-                f"got an array of shape {order.shape}"
+                f"expected the callable to return the numbers 0 to {n - 1} in some order, "
+                f"got an array of shape {order.shape}",
+                argument="shuffle",
             )
         return order
 

@@ -62,14 +62,16 @@ class Frame(Nested):
         missing = [name for name in names if name not in places]
         if missing:
             raise InputError(
-                f"{self.name}: expected a data frame with the network's feature_names, the column "
-                f"{missing[0]!r} is missing; {self._renaming(names)}"
+                f"expected a data frame with the network's feature_names, the column "
+                f"{missing[0]!r} is missing; {self._renaming(names)}",
+                argument=self.name,
             )
         twice = [name for name in names if len(places[name]) > 1]
         if twice:
             raise InputError(
-                f"{self.name}: expected each of the network's feature_names once, got "
-                f"{len(places[twice[0]])} columns {twice[0]!r}; {self._renaming(names)}"
+                f"expected each of the network's feature_names once, got "
+                f"{len(places[twice[0]])} columns {twice[0]!r}; {self._renaming(names)}",
+                argument=self.name,
             )
         return [places[name][0] for name in names]
 

@@ -86,8 +86,9 @@ class Given(ABC):
         home = self.device
         if home is not None and home.kind == "cuda" and device not in (None, home):
             raise InputError(
-                f"{self.name}: expected an array on {device}, the network's device, got one on "
-                f"{home}; move the network with .to({home.name!r}) or the array"
+                f"expected an array on {device}, the network's device, got one on "
+                f"{home}; move the network with .to({home.name!r}) or the array",
+                argument=self.name,
             )
         x = self._read(names)
         if x.dtype.kind not in "biuf":
@@ -105,12 +106,13 @@ class Given(ABC):
     def _no_numbers(self, x: Array) -> InputError:
         if x.dtype.kind in "US":
             return InputError(
-                f"{self.name}: expected real numbers, got dtype {x.dtype} (text); number classes "
+                f"expected real numbers, got dtype {x.dtype} (text); number classes "
                 "from 0, for example names, y = numpy.unique(y, return_inverse=True), and encode "
-                "text features"
+                "text features",
+                argument=self.name,
             )
         return InputError(
-            f"{self.name}: expected real numbers, got dtype {x.dtype}; {self._conversion()}"
+            f"expected real numbers, got dtype {x.dtype}; {self._conversion()}", argument=self.name
         )
 
     def _conversion(self) -> str:
@@ -137,8 +139,9 @@ class Native(Given):
         del names
         if isinstance(self.value, np.ma.MaskedArray) and np.ma.is_masked(self.value):
             raise InputError(
-                f"{self.name}: expected an array without missing values, got a masked array with "
-                f"{int(np.ma.getmaskarray(self.value).sum())} masked; fill them first"
+                f"expected an array without missing values, got a masked array with "
+                f"{int(np.ma.getmaskarray(self.value).sum())} masked; fill them first",
+                argument=self.name,
             )
         return self.value
 
@@ -165,41 +168,44 @@ class Foreign(Given):
         name, x, home, kind = self.name, self.value, self.device, _kind(self.value)
         if "Tracer" in kind:
             raise InputError(
-                f"{name}: expected an array, got {kind}, which holds no numbers inside jax.jit, "
-                "grad and vmap; call nnbackend outside of them"
+                f"expected an array, got {kind}, which holds no numbers inside jax.jit, "
+                "grad and vmap; call nnbackend outside of them",
+                argument=name,
             )
         if home is None:
             raise InputError(
-                f"{name}: expected an array in the host's memory or on one CUDA GPU, got {kind} "
-                f"{_whereabouts(x)}"
+                f"expected an array in the host's memory or on one CUDA GPU, got {kind} "
+                f"{_whereabouts(x)}",
+                argument=name,
             )
         dtype = getattr(x, "dtype", "float64")
         if not _REAL.fullmatch(str(dtype).rpartition(".")[2]):
             raise InputError(
-                f"{name}: expected real numbers, got dtype {dtype}; convert it to float32 or "
-                "float64"
+                f"expected real numbers, got dtype {dtype}; convert it to float32 or float64",
+                argument=name,
             )
         if "sparse" in str(getattr(x, "layout", "")):
             raise InputError(
-                f"{name}: expected a dense array, got the sparse {kind}; convert it with "
-                ".to_dense()"
+                f"expected a dense array, got the sparse {kind}; convert it with .to_dense()",
+                argument=name,
             )
         if getattr(x, "requires_grad", False):
             raise InputError(
-                f"{name}: expected an array without a gradient, got {kind} that requires grad, and "
-                "none flows back through nnbackend; pass .detach()"
+                f"expected an array without a gradient, got {kind} that requires grad, and "
+                "none flows back through nnbackend; pass .detach()",
+                argument=name,
             )
         if hasattr(x, "is_neg") and x.is_neg():
             # Of such a tensor DLPack hands out numbers of the wrong sign.
             raise InputError(
-                f"{name}: expected an array, got a negated view, {kind}; pass .resolve_neg()"
+                f"expected an array, got a negated view, {kind}; pass .resolve_neg()", argument=name
             )
         try:
             return home.share(x)
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
-                f"{name}: expected an array that can be read where it is, got {kind} "
-                f"({_one_line(error)})"
+                f"expected an array that can be read where it is, got {kind} ({_one_line(error)})",
+                argument=name,
             ) from error
 
 
@@ -215,15 +221,16 @@ class Nested(Given):
     def _converted(self, x: Any) -> Array:
         if hasattr(x, "toarray"):
             raise InputError(
-                f"{self.name}: expected a dense array, got the sparse {_kind(x)}; convert it with "
-                ".toarray()"
+                f"expected a dense array, got the sparse {_kind(x)}; convert it with .toarray()",
+                argument=self.name,
             )
         try:
             array = np.asarray(x)
         except (RuntimeError, TypeError, ValueError) as error:
             raise InputError(
-                f"{self.name}: expected an array or rows of equal length, got {_kind(x)} that "
-                f"NumPy cannot convert ({_one_line(error)})"
+                f"expected an array or rows of equal length, got {_kind(x)} that "
+                f"NumPy cannot convert ({_one_line(error)})",
+                argument=self.name,
             ) from error
         stored = stored_chunks(self.name, x) if array.dtype.kind in "biuf" and array.size else None
         if stored is not None:

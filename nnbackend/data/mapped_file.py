@@ -97,7 +97,8 @@ class MappedFile:
                 return result
         except OSError as error:
             raise InputError(
-                f"{self._name}: cannot read {self._path!r} ({error.strerror}); is it still there?"
+                f"cannot read {self._path!r} ({error.strerror}); is it still there?",
+                argument=self._name,
             ) from error
         _, end = _bounds(rows)
         expected = len(self._map) if self._start is None else end - self._start
@@ -147,8 +148,9 @@ class MappedFile:
     def _cut_off(self, size: int) -> InputError:
         file = "a memory map's file" if self._path is None else repr(self._path)
         return InputError(
-            f"{self._name}: cannot read {file}: it was cut off since it was mapped, and has {size} "
-            "bytes now; leave the files as they are while they are in use"
+            f"cannot read {file}: it was cut off since it was mapped, and has {size} "
+            "bytes now; leave the files as they are while they are in use",
+            argument=self._name,
         )
 
 

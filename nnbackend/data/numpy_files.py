@@ -70,21 +70,25 @@ def read_npz(file: IO[bytes]) -> dict[str, _Array]:
         claimed = sum(member.file_size for member in members)
         if claimed > _DEFLATE_RATIO * size:
             raise InputError(
-                f"DATA: expected members that {size} bytes can hold, got a claim of {claimed} "
-                f"bytes in {file.name!r}; is it whole?"
+                f"expected members that {size} bytes can hold, got a claim of {claimed} "
+                f"bytes in {file.name!r}; is it whole?",
+                argument="DATA",
             )
         for member in members:
             name = member.filename.removesuffix(".npy")
             if name == member.filename or name in arrays:
                 raise InputError(
-                    f"DATA: expected arrays of distinct names ending in .npy, got the member "
-                    f"{member.filename!r} in {file.name!r}"
+                    f"expected arrays of distinct names ending in .npy, got the member "
+                    f"{member.filename!r} in {file.name!r}",
+                    argument="DATA",
                 )
             # Others, which NumPy does not write, expand without a bound.
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise InputError(
-                    f"DATA: expected members stored or deflated, got the compression method "
-                    f"{member.compress_type} in {file.name!r}; write it with numpy.savez_compressed"
+                    f"expected members stored or deflated, got the compression method "
+                    f"{member.compress_type} in {file.name!r}; write it with "
+                    "numpy.savez_compressed",
+                    argument="DATA",
                 )
             with archive.open(member) as stream:
                 arrays[name] = _array(stream, member.file_size, file.name)
@@ -134,8 +138,9 @@ def _claims(path: str, header: str) -> tuple[np.dtype[Any], tuple[int, ...], boo
     if dtype is None or dtype.itemsize == 0:
         name = "of objects or fields" if descr[1] is None else repr(descr[1][:80])
         raise InputError(
-            f"DATA: cannot read {path!r}: expected numbers, booleans or text, got dtype {name}; "
-            "save it as one of these"
+            f"cannot read {path!r}: expected numbers, booleans or text, got dtype {name}; "
+            "save it as one of these",
+            argument="DATA",
         )
     numbers = re.findall("[0-9]+", sizes[1])
     if len(numbers) > _DIMENSIONS or any(len(number) > _DIGITS for number in numbers):
@@ -162,5 +167,5 @@ def _valid(path: str, values: _Array) -> _Array:
 
 def _damaged(path: str, problem: str) -> InputError:
     return InputError(
-        f"DATA: cannot read {path!r}: {problem}; is it whole, and named as it should?"
+        f"cannot read {path!r}: {problem}; is it whole, and named as it should?", argument="DATA"
     )

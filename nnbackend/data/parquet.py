@@ -91,8 +91,9 @@ class Parquet(Source):
                 if types and found != types:
                     different = sorted(name for name, _ in found.items() ^ types.items())
                     raise InputError(
-                        f"path: expected files with the columns of {self._groups[0][0]!r}, got "
-                        f"other names or types in {file!r}: {different[0]!r}"
+                        f"expected files with the columns of {self._groups[0][0]!r}, got "
+                        f"other names or types in {file!r}: {different[0]!r}",
+                        argument="path",
                     )
                 # The order of the columns is that of the first file.
                 types = types or found
@@ -101,20 +102,25 @@ class Parquet(Source):
                     n_rows.append(content.metadata.row_group(i).num_rows)
         self._starts = np.cumsum([0, *n_rows])
         if self.n_samples == 0:
-            raise InputError(f"path: expected at least one row, got none in {os.fspath(path)!r}")
+            raise InputError(
+                f"expected at least one row, got none in {os.fspath(path)!r}", argument="path"
+            )
         self._n_targets = None if target is None or isinstance(target, str) else len(target)
         targets = () if target is None else (target,) if isinstance(target, str) else tuple(target)
         weights = () if sample_weight is None else (sample_weight,)
         if features is None:
             features = [name for name in types if name not in {*targets, *weights}]
         if isinstance(features, str) or not features:
-            raise InputError(f"features: expected names of at least one column, got {features!r}")
+            raise InputError(
+                f"expected names of at least one column, got {features!r}", argument="features"
+            )
         self.feature_names = tuple(features)
         used = [*targets, *weights, *features]
         if len(set(used)) < len(used):
             twice = next(name for name in used if used.count(name) > 1)
             raise InputError(
-                f"features, target, sample_weight: expected distinct columns, got {twice!r} twice"
+                f"expected distinct columns, got {twice!r} twice",
+                argument="features, target, sample_weight",
             )
         names_of = {"target": targets, "sample_weight": weights, "features": self.feature_names}
         parts = {}
@@ -181,15 +187,17 @@ class Parquet(Source):
         for name, kind in self._types.items():
             if types.get(name) != kind:
                 raise InputError(
-                    f"path: expected column {name!r} of {file!r} to be {kind}, as at first, got "
-                    f"{types.get(name, 'none')}; {advice}"
+                    f"expected column {name!r} of {file!r} to be {kind}, as at first, got "
+                    f"{types.get(name, 'none')}; {advice}",
+                    argument="path",
                 )
         has_group = index < content.num_row_groups
         found = content.metadata.row_group(index).num_rows if has_group else 0
         if found != n_rows:
             raise InputError(
-                f"path: expected {n_rows} rows in row group {index} of {file!r}, as there were at "
-                f"first, got {found}; {advice}"
+                f"expected {n_rows} rows in row group {index} of {file!r}, as there were at "
+                f"first, got {found}; {advice}",
+                argument="path",
             )
 
 
@@ -199,7 +207,9 @@ def _parquet_files(path: str | os.PathLike[str]) -> list[str]:
         return [name]
     files = sorted(entry for entry in os.listdir(name) if entry.endswith(".parquet"))
     if not files:
-        raise InputError(f"path: expected files named *.parquet in the folder {name!r}, got none")
+        raise InputError(
+            f"expected files named *.parquet in the folder {name!r}, got none", argument="path"
+        )
     return [os.path.join(name, file) for file in files]
 
 
@@ -220,9 +230,9 @@ def _opened(file: str) -> Iterator[Any]:
             yield content
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"path: cannot read {file!r} ({reason}); is it there, and whole?") from (
-            error
-        )
+        raise InputError(
+            f"cannot read {file!r} ({reason}); is it there, and whole?", argument="path"
+        ) from (error)
 
 
 def _types(file: str, schema: Any) -> dict[str, Any]:
@@ -230,7 +240,9 @@ def _types(file: str, schema: Any) -> dict[str, Any]:
     types = {field.name: field.type for field in schema}
     if len(types) < len(schema):
         twice = next(name for name in types if schema.names.count(name) > 1)
-        raise InputError(f"path: expected distinct column names, got {twice!r} twice in {file!r}")
+        raise InputError(
+            f"expected distinct column names, got {twice!r} twice in {file!r}", argument="path"
+        )
     return types
 
 
@@ -239,12 +251,15 @@ def _dtype(argument: str, name: str, types: dict[str, Any], file: str) -> np.dty
     import pyarrow.types as pt
 
     if name not in types:
-        raise InputError(f"{argument}: no column {name!r} in {file!r}{nearest(str(name), types)}")
+        raise InputError(
+            f"no column {name!r} in {file!r}{nearest(str(name), types)}", argument=argument
+        )
     kind = types[name]
     if not (pt.is_integer(kind) or pt.is_floating(kind) or pt.is_boolean(kind)):
         hint = "number classes from 0" if argument == "target" else "encode it, or leave it out"
         raise InputError(
-            f"{argument}: expected numbers, got {kind} in column {name!r} of {file!r}; {hint}"
+            f"expected numbers, got {kind} in column {name!r} of {file!r}; {hint}",
+            argument=argument,
         )
     dtype: np.dtype[Any] = np.dtype(kind.to_pandas_dtype())
     return dtype
@@ -253,8 +268,9 @@ def _dtype(argument: str, name: str, types: dict[str, Any], file: str) -> np.dty
 def _complete(file: str, name: str, values: Any) -> _Array:
     if values.null_count:
         raise InputError(
-            f"path: expected no missing values, got {values.null_count} in column {name!r} of "
-            f"{file!r}, in {len(values)} rows that were read; remove or impute them"
+            f"expected no missing values, got {values.null_count} in column {name!r} of "
+            f"{file!r}, in {len(values)} rows that were read; remove or impute them",
+            argument="path",
         )
     column: _Array = values.to_numpy(zero_copy_only=False)
     return column

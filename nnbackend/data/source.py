@@ -142,14 +142,16 @@ class Source(ABC):
                 ", ".join(type(part).__name__ for part in rows) if isinstance(rows, Rows) else ""
             )
             raise InputError(
-                f"{type(self).__name__}.read: expected nb.sources.Rows of NumPy arrays, got "
-                f"{type(rows).__name__}{parts and f' of {parts}'}"
+                f"expected nb.sources.Rows of NumPy arrays, got "
+                f"{type(rows).__name__}{parts and f' of {parts}'}",
+                argument=f"{type(self).__name__}.read",
             )
         for name, column in zip(Rows._fields, rows, strict=True):
             if column is not None and len(column) != stop - start:
                 raise InputError(
-                    f"{name}: expected {stop - start} rows of {type(self).__name__}.read({start}, "
-                    f"{stop}), got {len(column)}"
+                    f"expected {stop - start} rows of {type(self).__name__}.read({start}, "
+                    f"{stop}), got {len(column)}",
+                    argument=name,
                 )
         return rows
 
@@ -195,8 +197,9 @@ class Source(ABC):
             )  # fmt: skip
             got, expected = ((*names, None)[i] for names in (own, tuple(feature_names)))
             raise InputError(
-                f"X: expected the columns that the network's feature_names say, got {got!r} in "
-                f"place of {expected!r}; pass features=net.feature_names to the source"
+                f"expected the columns that the network's feature_names say, got {got!r} in "
+                f"place of {expected!r}; pass features=net.feature_names to the source",
+                argument="X",
             )
 
 

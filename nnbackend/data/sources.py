@@ -72,20 +72,23 @@ class Arrays(Source):
         super().__init__(buffer_bytes=buffer_bytes)
         if not isinstance(allow_missing_chunks, bool):
             raise InputError(
-                f"allow_missing_chunks: expected True or False, got {allow_missing_chunks!r}"
+                f"expected True or False, got {allow_missing_chunks!r}",
+                argument="allow_missing_chunks",
             )
         n_samples, self._n_features = _shape("X", X, (2,), "(n_samples, n_features)")
         if n_samples == 0 or self._n_features == 0:
             raise InputError(
-                f"X: expected at least one example and one feature, got shape {tuple(X.shape)}"
+                f"expected at least one example and one feature, got shape {tuple(X.shape)}",
+                argument="X",
             )
         self._n_samples = n_samples
         expected = f"({n_samples},) or ({n_samples}, n_outputs)"
         for name, x, ndims in (("y", y, (1, 2)), ("sample_weight", sample_weight, (1,))):
             if x is not None and _shape(name, x, ndims, expected)[0] != n_samples:
                 raise InputError(
-                    f"{name}: expected {n_samples} rows, one for each example in X, got shape "
-                    f"{tuple(x.shape)}"
+                    f"expected {n_samples} rows, one for each example in X, got shape "
+                    f"{tuple(x.shape)}",
+                    argument=name,
                 )
         self._arrays = (X, y, sample_weight)
         self._files = tuple(map(mapped_file, Rows._fields, self._arrays))
@@ -98,9 +101,10 @@ class Arrays(Source):
             size = math.prod(chunks) * np.dtype(getattr(x, "dtype", None)).itemsize
             if size > self.buffer_bytes:
                 raise InputError(
-                    f"{name}: expected chunks of at most buffer_bytes={self.buffer_bytes}, got "
+                    f"expected chunks of at most buffer_bytes={self.buffer_bytes}, got "
                     f"chunks {tuple(chunks)} of {size} bytes, which are decoded whole; raise "
-                    "buffer_bytes, or store the array in smaller chunks"
+                    "buffer_bytes, or store the array in smaller chunks",
+                    argument=name,
                 )
 
     @property
@@ -142,19 +146,21 @@ def _shape(name: str, x: Any, ndims: tuple[int, ...], expected: str) -> tuple[in
         shape, dtype = tuple(map(int, x.shape)), np.dtype(x.dtype)
     except (AttributeError, TypeError) as error:
         raise InputError(
-            f"{name}: expected an array with a shape and a dtype of NumPy's, such as numpy.memmap, "
-            f"a Zarr array or an h5py data set, got {kind}; convert it, or pass it to train itself"
+            f"expected an array with a shape and a dtype of NumPy's, such as numpy.memmap, "
+            f"a Zarr array or an h5py data set, got {kind}; convert it, or pass it to train itself",
+            argument=name,
         ) from error
     if hasattr(x, "toarray") or (home is not None and home.kind != "cpu"):
         raise InputError(
-            f"{name}: expected a dense array in the host's memory or in a file, got {kind}"
+            f"expected a dense array in the host's memory or in a file, got {kind}", argument=name
         )
     if len(shape) not in ndims:
-        raise InputError(f"{name}: expected an array {expected}, got shape {shape}")
+        raise InputError(f"expected an array {expected}, got shape {shape}", argument=name)
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise InputError(
-            f"{name}: expected real numbers of at most 64 bits, got dtype {dtype}; number classes "
-            "from 0, and encode text"
+            f"expected real numbers of at most 64 bits, got dtype {dtype}; number classes "
+            "from 0, and encode text",
+            argument=name,
         )
     return shape
 
@@ -196,8 +202,9 @@ def as_source(X: Any, y: Any = None, sample_weight: Any = None) -> Source | None
         for name, given in (("y", y), ("sample_weight", sample_weight)):
             if given is not None:
                 raise InputError(
-                    f"{name}: expected None with a source, which brings its own, got "
-                    f"{type(given).__name__}; give it to the source, such as Arrays(X, y)"
+                    f"expected None with a source, which brings its own, got "
+                    f"{type(given).__name__}; give it to the source, such as Arrays(X, y)",
+                    argument=name,
                 )
         return X
     if not _is_in_file(X) or math.prod(X.shape) * np.dtype(X.dtype).itemsize <= BUFFER_BYTES:

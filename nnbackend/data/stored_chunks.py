@@ -61,9 +61,10 @@ class StoredChunks:
             last = min(first + self._unit[0], self._x.shape[0]) - 1
             what = "shards" if self._chunks_per_unit > 1 else "chunks"
             raise InputError(
-                f"{self._name}: expected a Zarr array whose {what} are all stored, got {n_stored} "
+                f"expected a Zarr array whose {what} are all stored, got {n_stored} "
                 f"of {self._n_units}, and nothing but the fill value {self._fill} in rows {first} "
-                f"to {last}; restore them or, if they hold nothing else, {advice}"
+                f"to {last}; restore them or, if they hold nothing else, {advice}",
+                argument=self._name,
             )
         self._known.update(empty)
 

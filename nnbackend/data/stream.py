@@ -74,7 +74,9 @@ class Stream:
         source.require_names(preparation.feature_names)
         row = source.checked(0, 1)
         if row.y is None:
-            raise InputError("y: expected targets to train on, got a source that has none")
+            raise InputError(
+                "expected targets to train on, got a source that has none", argument="y"
+            )
         # A wrong shape or dtype is found before the training begins. The row may have no weight.
         weight = None if row.sample_weight is None else np.ones(1)
         names = ("X[0:1]", "y[0:1]", "")

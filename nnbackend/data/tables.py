@@ -71,7 +71,7 @@ class Table:
             if -len(names) <= index < len(names):
                 return names[index]
         raise InputError(
-            f"{argument}: no column {name!r} in {self.path}{nearest(name, self.columns)}"
+            f"no column {name!r} in {self.path}{nearest(name, self.columns)}", argument=argument
         )
 
     def require_complete(self, names: Sequence[str]) -> None:
@@ -82,8 +82,10 @@ class Table:
             more = f" and {len(gaps) - 8} more columns" if len(gaps) > 8 else ""
             row = int(np.argmax(self.missing[gaps[0]])) + 1
             raise InputError(
-                f"DATA: expected no missing values, got some in {listed}{more}, the first in data "
-                f"row {row} of {self.path}; remove or impute them, or leave columns out with --drop"
+                f"expected no missing values, got some in {listed}{more}, the first in data "
+                f"row {row} of {self.path}; remove or impute them, or leave columns out with "
+                "--drop",
+                argument="DATA",
             )
 
     def features(self, names: Sequence[str]) -> np.ndarray[Any, Any]:
@@ -92,19 +94,23 @@ class Table:
         text = [name for name in names if self.columns[name].dtype.kind not in "biuf"]
         if text:
             raise InputError(
-                f"DATA: expected numeric features, got text or dates in {_listed(text)} of "
-                f"{self.path}; encode them as numbers, or leave them out with --drop"
+                f"expected numeric features, got text or dates in {_listed(text)} of "
+                f"{self.path}; encode them as numbers, or leave them out with --drop",
+                argument="DATA",
             )
         if not names:
-            raise InputError(f"DATA: expected at least one feature column in {self.path}, got none")
+            raise InputError(
+                f"expected at least one feature column in {self.path}, got none", argument="DATA"
+            )
         X = np.stack([self.columns[name].astype(np.float64) for name in names], axis=1)
         bad = np.argwhere(~np.isfinite(X))
         if len(bad):
             row, column = bad[0]
             count = f" ({len(bad)} such values in all)" if len(bad) > 1 else ""
             raise InputError(
-                f"DATA: expected finite numbers, got {X[row, column]} in row {row} of column "
-                f"{names[column]!r} of {self.path}{count}; remove or impute them"
+                f"expected finite numbers, got {X[row, column]} in row {row} of column "
+                f"{names[column]!r} of {self.path}{count}; remove or impute them",
+                argument="DATA",
             )
         return X
 
@@ -125,13 +131,15 @@ def read_table(path: str) -> Table:
     """
     suffix = next((s for s in sorted(FORMATS, key=len, reverse=True) if path.endswith(s)), None)
     if suffix is None:
-        raise InputError(f"DATA: expected a file ending in {', '.join(FORMATS)}, got {path!r}")
+        raise InputError(
+            f"expected a file ending in {', '.join(FORMATS)}, got {path!r}", argument="DATA"
+        )
     if not os.path.isfile(path):
-        raise InputError(f"DATA: no such file {path!r}")
+        raise InputError(f"no such file {path!r}", argument="DATA")
     with _readable(path):
         table = _read_numpy(path, suffix) if suffix.startswith(".np") else _read_arrow(path, suffix)
     if table.n_rows == 0:
-        raise InputError(f"DATA: expected at least one row, got none in {path!r}")
+        raise InputError(f"expected at least one row, got none in {path!r}", argument="DATA")
     return table
 
 
@@ -149,7 +157,7 @@ def _readable(path: str) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"DATA: cannot read {path!r}: {reason}; is it whole, and named as it should?"
+            f"cannot read {path!r}: {reason}; is it whole, and named as it should?", argument="DATA"
         ) from error
 
 
@@ -175,7 +183,8 @@ def read_dataset(
         target = table.target
     if target is None:
         raise InputError(
-            f"--target: expected the column to learn, one of {_listed(list(table.columns))}"
+            f"expected the column to learn, one of {_listed(list(table.columns))}",
+            argument="--target",
         )
     target = table.column("--target", target)
     left_out = {target, *(table.column("--drop", name) for name in drop)}
@@ -202,28 +211,34 @@ def _read_numpy(path: str, suffix: str) -> Table:
     if key is None or (len(matrices) > 1 and "X" not in matrices):
         shapes = ", ".join(f"{name!r} {x.shape}" for name, x in arrays.items())
         raise InputError(
-            f"DATA: expected one matrix (n_rows, n_columns), in an NPZ file named X, got "
-            f"{shapes or 'no array'} in {path!r}"
+            f"expected one matrix (n_rows, n_columns), in an NPZ file named X, got "
+            f"{shapes or 'no array'} in {path!r}",
+            argument="DATA",
         )
     matrix = matrices[key]
     if matrix.dtype.kind not in "biuf":
-        raise InputError(f"DATA: expected real numbers, got dtype {matrix.dtype} in {path!r}")
+        raise InputError(
+            f"expected real numbers, got dtype {matrix.dtype} in {path!r}", argument="DATA"
+        )
     # Before columns are made: a matrix of no bytes may claim any number of them.
     if matrix.size == 0:
         raise InputError(
-            f"DATA: expected at least one row and column, got shape {matrix.shape} in {path!r}"
+            f"expected at least one row and column, got shape {matrix.shape} in {path!r}",
+            argument="DATA",
         )
     columns = {str(i): matrix[:, i] for i in range(matrix.shape[1])}
     for name, vector in vectors.items():
         if len(vector) != len(matrix):
             raise InputError(
-                f"DATA: expected {len(matrix)} values in {name!r}, one for each row of {key!r}, "
-                f"got {len(vector)} in {path!r}"
+                f"expected {len(matrix)} values in {name!r}, one for each row of {key!r}, "
+                f"got {len(vector)} in {path!r}",
+                argument="DATA",
             )
         if name in columns:
             raise InputError(
-                f"DATA: expected names other than the matrix's column numbers, got the vector "
-                f"{name!r} in {path!r}"
+                f"expected names other than the matrix's column numbers, got the vector "
+                f"{name!r} in {path!r}",
+                argument="DATA",
             )
     target = "y" if "y" in vectors else None
     return Table(path, {**columns, **vectors}, has_names=False, target=target)
@@ -257,7 +272,9 @@ def _require_distinct(names: Sequence[str]) -> None:
         return
     seen: set[str] = set()
     twice = {name: None for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
-    raise InputError(f"DATA: expected distinct column names, got {_listed(list(twice))} twice")
+    raise InputError(
+        f"expected distinct column names, got {_listed(list(twice))} twice", argument="DATA"
+    )
 
 
 def _words(column: Any) -> np.ndarray[Any, Any]:
@@ -281,14 +298,16 @@ def _parquet(path: str) -> Any:
     for entry in schema:
         if pa.types.is_nested(entry.type):
             raise InputError(
-                f"DATA: expected plain columns, got {entry.name!r} of type {entry.type} in {path!r}"
+                f"expected plain columns, got {entry.name!r} of type {entry.type} in {path!r}",
+                argument="DATA",
             )
     claimed = 8 * metadata.num_rows * len(schema)
     if not 0 <= claimed <= PARQUET_RATIO * file.size():
         raise InputError(
-            f"DATA: expected a Parquet file of some {claimed // PARQUET_RATIO} bytes or more for "
+            f"expected a Parquet file of some {claimed // PARQUET_RATIO} bytes or more for "
             f"the {metadata.num_rows} rows and {len(schema)} columns it claims, got "
-            f"{file.size()} bytes in {path!r}; leave out constant columns, or write it as CSV"
+            f"{file.size()} bytes in {path!r}; leave out constant columns, or write it as CSV",
+            argument="DATA",
         )
     # As a dictionary, a long text is held once, however many rows have it.
     texts = [entry.name for entry in schema if _is_bytes(entry.type)]
@@ -317,13 +336,15 @@ def _csv(path: str, suffix: str) -> Any:
     _require_distinct(names)
     if names and all(map(_is_number, names)):
         raise InputError(
-            f"DATA: expected a header line with the columns' names in {path!r}, got the numbers "
-            f"{_listed(names, 3)}; add one"
+            f"expected a header line with the columns' names in {path!r}, got the numbers "
+            f"{_listed(names, 3)}; add one",
+            argument="DATA",
         )
     if len(names) == 1 and any(sign in names[0] for sign in ";\t|"):
         raise InputError(
-            f"DATA: expected columns separated by {'tabs' if suffix == '.tsv' else 'commas'} in "
-            f"{path!r}, got the one column {names[0][:60]!r}; convert the separator"
+            f"expected columns separated by {'tabs' if suffix == '.tsv' else 'commas'} in "
+            f"{path!r}, got the one column {names[0][:60]!r}; convert the separator",
+            argument="DATA",
         )
     return pyarrow.csv.read_csv(
         stream(),
@@ -345,7 +366,8 @@ def _header(path: str, stream: Any, delimiter: str) -> list[str]:
     line = re.split(rb"[\r\n]", line, maxsplit=1)[0]
     if len(line) >= LINE_BYTES:
         raise InputError(
-            f"DATA: expected lines of less than {LINE_BYTES} bytes, got a longer one in {path!r}"
+            f"expected lines of less than {LINE_BYTES} bytes, got a longer one in {path!r}",
+            argument="DATA",
         )
     # Arrow says what is wrong with the encoding; a byte order mark it leaves out.
     text = line.decode("utf-8-sig", errors="replace")

@@ -53,12 +53,13 @@ def check_finite(
     count = f" ({len(bad)} such values)" if len(bad) > 1 else ""
     if np.isfinite(value):
         raise InputError(
-            f"{name}: {value:g} at [{index}]{column}{count} is too large for {x.dtype}; scale the "
-            "data or use dtype='float64'"
+            f"{value:g} at [{index}]{column}{count} is too large for {x.dtype}; scale the "
+            "data or use dtype='float64'",
+            argument=name,
         )
     raise InputError(
-        f"{name}: expected finite numbers, got {value} at [{index}]{column}{count}; remove or "
-        "impute them"
+        f"expected finite numbers, got {value} at [{index}]{column}{count}; remove or impute them",
+        argument=name,
     )
 
 
@@ -83,7 +84,9 @@ def place(
 def _n_samples(name: str, x: Array) -> int:
     n_samples = int(x.shape[0])
     if n_samples == 0:
-        raise InputError(f"{name}: expected at least one example, got shape {tuple(x.shape)}")
+        raise InputError(
+            f"expected at least one example, got shape {tuple(x.shape)}", argument=name
+        )
     return n_samples
 
 
@@ -118,13 +121,14 @@ def check_features(
     if X.ndim != 2:
         hint = f"; {given.two_axes_hint}" if X.ndim == 1 else ""
         raise InputError(
-            f"{name}: expected a 2-D array (n_samples, {n_features}), got shape "
-            f"{tuple(X.shape)}{hint}"
+            f"expected a 2-D array (n_samples, {n_features}), got shape {tuple(X.shape)}{hint}",
+            argument=name,
         )
     if X.shape[1] != n_features:
         raise InputError(
-            f"{name}: expected {n_features} features (columns), as many as the network's input "
-            f"layer, got shape {tuple(X.shape)}"
+            f"expected {n_features} features (columns), as many as the network's input "
+            f"layer, got shape {tuple(X.shape)}",
+            argument=name,
         )
     _n_samples(name, X)
     if dtype is None:
@@ -180,13 +184,14 @@ def check_targets(
         expected = f"{one}({n_samples}, {n_outputs})"
     if tuple(y.shape) != ((n_samples,) if is_column else (n_samples, n_outputs)):
         raise InputError(
-            f"{name}: expected {expected}: one row for each of the {n_samples} examples in X and "
+            f"expected {expected}: one row for each of the {n_samples} examples in X and "
             f"{n_outputs} output{'s' if n_outputs > 1 else ''}, got shape {tuple(y.shape)}"
             + (
                 "; for one class out of several use output='softmax'"
                 if loss.kind == "binary" and y.ndim == 1 and n_outputs > 1
                 else ""
-            )
+            ),
+            argument=name,
         )
     labels = given.labels(None)
     y = place(name, y, device, np.float64 if is_distribution else dtype, labels=labels)
@@ -210,23 +215,26 @@ def _check_labels(
 ) -> Array:
     if y.shape[0] != n_samples:
         raise InputError(
-            f"{name}: expected {n_samples} labels, one for each example in X, got {y.shape[0]}"
+            f"expected {n_samples} labels, one for each example in X, got {y.shape[0]}",
+            argument=name,
         )
     if y.dtype.kind == "f":
         check_finite(name, y, home)
         y = y.reshape(-1)
         if bool((y != y.round()).any()):
             raise InputError(
-                f"{name}: expected integer class labels for output={loss.output!r}, got fractions "
-                f"such as {float(y[y != y.round()][0]):g}"
+                f"expected integer class labels for output={loss.output!r}, got fractions "
+                f"such as {float(y[y != y.round()][0]):g}",
+                argument=name,
             )
     y = y.reshape(-1)
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= n_classes:
         raise InputError(
-            f"{name}: expected labels 0 to {n_classes - 1}, one for each of the {n_classes} "
+            f"expected labels 0 to {n_classes - 1}, one for each of the {n_classes} "
             f"outputs, got {low if low < 0 else high}: that class has no column"
-            + ("; labels count from 0: subtract 1" if (low, high) == (1, n_classes) else "")
+            + ("; labels count from 0: subtract 1" if (low, high) == (1, n_classes) else ""),
+            argument=name,
         )
     return place(name, y, device, np.int64)
 
@@ -238,14 +246,14 @@ def _check_values(name: str, y: Array, loss: Loss, device: Device) -> None:
     if wrong is not None and bool(xp.any(wrong)):
         first = np.argwhere(device.to_numpy(wrong))[0]
         raise InputError(
-            f"{name}: expected {loss.expected_targets}, got {float(y[tuple(first)]):g} in row "
-            f"{first[0]}"
+            f"expected {loss.expected_targets}, got {float(y[tuple(first)]):g} in row {first[0]}",
+            argument=name,
         )
 
 
 def no_weight_error(name: str, what: str) -> InputError:
     """Return the error of data that has weights, all of them 0."""
-    return InputError(f"{name}: expected weights >= 0 that are not all zero, got {what}")
+    return InputError(f"expected weights >= 0 that are not all zero, got {what}", argument=name)
 
 
 def check_sample_weight(
@@ -265,22 +273,24 @@ def check_sample_weight(
     name, weight = given.name, given.array(device)
     if tuple(weight.shape) != (n_samples,):
         raise InputError(
-            f"{name}: expected shape ({n_samples},), one weight for each example in X, got "
-            f"{tuple(weight.shape)}"
+            f"expected shape ({n_samples},), one weight for each example in X, got "
+            f"{tuple(weight.shape)}",
+            argument=name,
         )
     weight = place(name, weight, device, dtype)
     if bool((weight < 0).any()):
         raise InputError(
-            f"{name}: expected weights >= 0, got a smallest of {float(weight.min()):g}"
+            f"expected weights >= 0, got a smallest of {float(weight.min()):g}", argument=name
         )
     if is_whole and not bool((weight > 0).any()):
         raise no_weight_error(name, "a largest of 0")
     total = float(weight.sum())
     if not np.isfinite(total):
         raise InputError(
-            f"{name}: expected weights whose sum is finite, got a largest of "
+            f"expected weights whose sum is finite, got a largest of "
             f"{float(weight.max()):g}: too large together for {weight.dtype}; only their ratios "
-            "count, so divide them by it"
+            "count, so divide them by it",
+            argument=name,
         )
     return weight
 
@@ -294,5 +304,5 @@ def dtype_name(dtype: Any) -> str:
     if name is None and isinstance(dtype, type) and issubclass(dtype, np.generic):
         name = dtype.__name__
     if name not in DTYPES:
-        raise InputError(f"dtype: expected 'float32' or 'float64', got {dtype!r}")
+        raise InputError(f"expected 'float32' or 'float64', got {dtype!r}", argument="dtype")
     return str(name)

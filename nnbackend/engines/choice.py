@@ -25,7 +25,9 @@ def _reference(device: Device) -> EngineFactory:
 
 def _cpu(device: Device) -> EngineFactory:
     if device.kind != "cpu":
-        raise InputError(f"engine: 'cpu' runs on device='cpu', got a network on {device}")
+        raise InputError(
+            f"'cpu' runs on device='cpu', got a network on {device}", argument="engine"
+        )
     if missing := _missing_packages():
         raise MissingDependencyError(
             f"engine='cpu' needs {missing}, which is not installed; install it with: pip install "
@@ -38,7 +40,9 @@ def _cpu(device: Device) -> EngineFactory:
 
 def _cuda(device: Device) -> EngineFactory:
     if device.kind != "cuda":
-        raise InputError(f"engine: 'cuda' runs on device='cuda', got a network on {device}")
+        raise InputError(
+            f"'cuda' runs on device='cuda', got a network on {device}", argument="engine"
+        )
     from nnbackend.engines.cuda.engine import cuda_engine
 
     return cuda_engine
@@ -108,12 +112,14 @@ def get_engine(
     """
     if precision not in PRECISIONS:
         raise InputError(
-            f"precision: expected one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}"
+            f"expected one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}",
+            argument="precision",
         )
     if precision != "float32" and engine != "cuda":
         raise InputError(
-            f"precision: {precision!r} is one of engine='cuda' on device='cuda', got "
-            f"engine={engine!r} on {device}; use that engine, or 'float32'"
+            f"{precision!r} is one of engine='cuda' on device='cuda', got "
+            f"engine={engine!r} on {device}; use that engine, or 'float32'",
+            argument="precision",
         )
     if engine == "auto":
         engine = default_engine(device, reference_seconds)

@@ -151,7 +151,8 @@ class Predictor(LayeredEstimator, BaseEstimator):  # type: ignore[misc]
             given = [given] * n_layers
         if len(given) != n_layers:
             raise InputError(
-                f"activation: expected a name, or one for each of the {n_layers} hidden layers, "
-                f"got {len(given)}"
+                f"expected a name, or one for each of the {n_layers} hidden layers, "
+                f"got {len(given)}",
+                argument="activation",
             )
         return [activation("activation", entry) for entry in given]

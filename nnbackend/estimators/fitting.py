@@ -55,7 +55,7 @@ class Passed:
 
     def __post_init__(self) -> None:
         if (self.X_val is None) != (self.y_val is None):
-            raise InputError("X_val, y_val: expected both or neither")
+            raise InputError("expected both or neither", argument="X_val, y_val")
 
 
 @dataclass(frozen=True)
@@ -220,8 +220,9 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
     def _refuse_a_schedule(self) -> None:
         if isinstance(getattr(self.optimizer, "learning_rate", None), Schedule):
             raise InputError(
-                "optimizer: expected a constant learning rate with partial_fit, each call of which "
-                "is a training of one epoch, got a schedule"
+                "expected a constant learning rate with partial_fit, each call of which "
+                "is a training of one epoch, got a schedule",
+                argument="optimizer",
             )
 
     def _begin_validation_curve(self, is_given: bool) -> None:
@@ -242,7 +243,9 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         }
         for name, is_set in unused.items():
             if is_set:
-                raise InputError(f"{name}: not for solver='lbfgs', which has no epochs; use 'adam'")
+                raise InputError(
+                    "not for solver='lbfgs', which has no epochs; use 'adam'", argument=name
+                )
 
     def _options(self) -> dict[str, Any]:
         """Return what ``train`` takes as it stands."""
@@ -372,9 +375,10 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
             )
         if weight is not None and not weight.any():
             raise InputError(
-                f"sample_weight: expected weights above 0 among the {len(X)} rows that early "
+                f"expected weights above 0 among the {len(X)} rows that early "
                 "stopping holds out, got zeros only; raise validation_fraction (it is "
-                f"{self.validation_fraction:g}), or pass X_val and y_val"
+                f"{self.validation_fraction:g}), or pass X_val and y_val",
+                argument="sample_weight",
             )
         labels = self._decoded(y, "")
         return _Examples(*halves[::2]), score(X, X, labels, weight)

@@ -97,7 +97,9 @@ def _check_class_weight(given: Any, *, is_multilabel: bool) -> None:
         isinstance(given, list) != is_multilabel
     ):
         form = "a list of dicts {0: weight, 1: weight}" if is_multilabel else "a dict"
-        raise InputError(f"class_weight: expected {form}, 'balanced' or None, got {given!r}")
+        raise InputError(
+            f"expected {form}, 'balanced' or None, got {given!r}", argument="class_weight"
+        )
     for table in tables:
         for name, weight in table.items():
             real(f"class_weight[{name!r}]", weight, minimum=0.0)

@@ -295,8 +295,9 @@ class MLPClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
             return sample_weight
         if incremental and self.class_weight == "balanced":
             raise InputError(
-                "class_weight: 'balanced' is not for partial_fit, which sees a part of "
-                "the data; pass a dict of weights"
+                "'balanced' is not for partial_fit, which sees a part of "
+                "the data; pass a dict of weights",
+                argument="class_weight",
             )
         is_multilabel = self.out_activation_ == "logistic" and self.n_outputs_ > 1
         classes = None if is_multilabel else self.classes_
@@ -305,8 +306,9 @@ class MLPClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
     def _loss(self, net: Network) -> Loss:
         if self.label_smoothing and self.out_activation_ != "softmax":
             raise InputError(
-                f"label_smoothing: expected 0 with two classes or several labels, got "
-                f"{self.label_smoothing!r}: it is for the softmax of three and more classes"
+                f"expected 0 with two classes or several labels, got "
+                f"{self.label_smoothing!r}: it is for the softmax of three and more classes",
+                argument="label_smoothing",
             )
         epsilon = float(np.finfo(net.dtype).eps)
         if self.out_activation_ == "softmax":
@@ -321,8 +323,9 @@ class MLPClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
             unknown = np.setdiff1d(np.unique(np.asarray(y)), self.classes_)
             if len(unknown):
                 raise InputError(
-                    f"y_val: expected labels of the training data, {self.classes_.tolist()}, got "
-                    f"{unknown.tolist()}, too"
+                    f"expected labels of the training data, {self.classes_.tolist()}, got "
+                    f"{unknown.tolist()}, too",
+                    argument="y_val",
                 )
         return labels.indicators(y, self.classes_)
 

@@ -75,7 +75,8 @@ class ValidationScore:
             if not is_defined and self._has_diverged():
                 return math.nan
         if not is_defined:
-            raise InputError(self._message(score, caught))
+            argument = "early_stopping" if self.model.scoring is None else "scoring"
+            raise InputError(self._message(score, caught), argument)
         for warning in caught:
             warnings.warn(warning.message, stacklevel=2)
         return score
@@ -122,6 +123,6 @@ class ValidationScore:
             reason = " ".join(sorted(texts)) or f"the scorer returned it for {len(y)} rows"
             advice = "choose a scorer that is finite there"
         return (
-            f"{'early_stopping' if given is None else 'scoring'}: expected a finite score to "
-            f"choose an epoch by, got {score} from {scorer}: {reason}; {advice}"
+            f"expected a finite score to choose an epoch by, got {score} from {scorer}: {reason}; "
+            f"{advice}"
         )

@@ -148,5 +148,5 @@ def _callbacks(given: Any) -> Sequence[Callable[[TrainingState], object]]:
     hooks = (given,) if callable(given) else tuple(given)
     for hook in hooks:
         if not callable(hook):
-            raise InputError(f"callbacks: expected callables, got {hook!r}")
+            raise InputError(f"expected callables, got {hook!r}", argument="callbacks")
     return hooks

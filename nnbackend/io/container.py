@@ -110,7 +110,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
             return file.read(size)
     except OSError as error:
         raise ModelFileError(
-            f"path: expected a readable model file, got {path!r} ({error.strerror or error})"
+            f"expected a readable model file, got {path!r} ({error.strerror or error})",
+            argument="path",
         ) from error
 
 
@@ -170,8 +171,9 @@ class Contents:
             self._arrays = dict(safetensors.deserialize(content))
         except safetensors.SafetensorError as error:
             raise ModelFileError(
-                f"path: {source!r} is not a whole safetensors file "
-                f"({shortened(str(error), 200)}); was it truncated, or is it of another format?"
+                f"{source!r} is not a whole safetensors file "
+                f"({shortened(str(error), 200)}); was it truncated, or is it of another format?",
+                argument="path",
             ) from error
         description: Any = None
         with contextlib.suppress(ValueError, RecursionError):
@@ -191,8 +193,9 @@ class Contents:
             versions = self.description.get("versions")
             writer = versions.get("nnbackend") if isinstance(versions, dict) else None
             raise UnusableModelError(
-                f"path: cannot read {self.source!r} yet: {reads}; update nnbackend, which was "
-                f"{shortened(repr(writer))} where it was written"
+                f"cannot read {self.source!r} yet: {reads}; update nnbackend, which was "
+                f"{shortened(repr(writer))} where it was written",
+                argument="path",
             )
         self.require(version == _FORMAT, reads)
 
@@ -224,8 +227,9 @@ class Contents:
         """
         if not self.is_whole():
             raise ModelFileError(
-                f"path: {self.source!r} is not a valid model: its content was altered: it does not "
-                "have the checksum that it was saved with"
+                f"{self.source!r} is not a valid model: its content was altered: it does not "
+                "have the checksum that it was saved with",
+                argument="path",
             )
 
     def require_names(self, expected: Iterable[str]) -> None:

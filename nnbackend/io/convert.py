@@ -40,7 +40,7 @@ def network_of(
     """Return a network with named weights (n_in, n_out) and biases, whose values are checked."""
     for name, x in (*weights, *biases):
         if not np.isfinite(x).all():
-            raise InputError(f"{name}: expected finite numbers, got NaN or infinity")
+            raise InputError("expected finite numbers, got NaN or infinity", argument=name)
     net = Network(
         [len(weights[0][1]), *(len(b) for _, b in biases)],
         hidden=hidden,
@@ -57,7 +57,7 @@ def network_of(
 def folded(net: Any) -> tuple[list[Array], list[Array]]:
     """Return weights and biases in float64 with which the network needs no standardization."""
     if not isinstance(net, Network):
-        raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
+        raise InputError(f"expected a nnbackend.Network, got {type(net).__name__}", argument="net")
     host = net.to("cpu")
     weights = [W.astype(np.float64) for W in host.weights]
     biases = [b.astype(np.float64) for b in host.biases]
@@ -95,8 +95,9 @@ def rounded(
             else f"subtract its mean from the {kind} before net.standardize and nb.train"
         )
         raise InputError(
-            f"net: expected a standardization that {net.dtype} weights can take up, got a mean of "
+            f"expected a standardization that {net.dtype} weights can take up, got a mean of "
             f"{columns.mean[k]:g} with a scale of {columns.scale[k]:g} for {kind} {k}, for which "
-            f"{net.dtype} is too coarse; {remedy}"
+            f"{net.dtype} is too coarse; {remedy}",
+            argument="net",
         )
     return rounded

@@ -45,7 +45,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         _write(target, content)
     except OSError as error:
         raise InputError(
-            f"path: cannot write {target!r} ({error.strerror or error}); choose another path"
+            f"cannot write {target!r} ({error.strerror or error}); choose another path",
+            argument="path",
         ) from error
 
 
@@ -57,7 +58,7 @@ def checked_path(path: Any, name: str = "path") -> str:
         text = ""
     if not text or "\0" in text:
         kind = "file" if name == "path" else "folder"
-        raise InputError(f"{name}: expected the path of a {kind}, got {path!r}")
+        raise InputError(f"expected the path of a {kind}, got {path!r}", argument=name)
     return text
 
 
@@ -104,7 +105,9 @@ def _write(target: str, content: bytes) -> None:
     except FileNotFoundError:  # or a link to nothing
         found = None
     if os.path.basename(target) == "" or (found is not None and stat.S_ISDIR(found.st_mode)):
-        raise InputError(f"path: expected the path of a file, got {target!r}, which is a folder")
+        raise InputError(
+            f"expected the path of a file, got {target!r}, which is a folder", argument="path"
+        )
     name = os.path.realpath(target) if os.path.islink(target) else target
     if found is not None:
         is_regular = stat.S_ISREG(found.st_mode)
@@ -125,8 +128,9 @@ def _write(target: str, content: bytes) -> None:
         if found is None:
             raise
         raise InputError(
-            f"path: cannot write {target!r} whole, since its folder does not let it be replaced "
-            f"({error.strerror}); choose another path"
+            f"cannot write {target!r} whole, since its folder does not let it be replaced "
+            f"({error.strerror}); choose another path",
+            argument="path",
         ) from error
 
 

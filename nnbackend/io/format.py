@@ -62,8 +62,9 @@ def to_bytes(net: Any, attachment: Attachment | None = None) -> bytes:
     for entry in net.structure.hidden:
         if ACTIVATIONS.get(entry.name) != entry:  # unpickled, it is equal
             raise InputError(
-                f"net: expected registered activations, got {entry.name!r}, which is not; a model "
-                "stores names only: register it with register_activation"
+                f"expected registered activations, got {entry.name!r}, which is not; a model "
+                "stores names only: register it with register_activation",
+                argument="net",
             )
     names, tensors = checked_names(net), checked_tensors(net)
     description: dict[str, Any] = {
@@ -192,7 +193,9 @@ def checked_names(net: Network) -> dict[str, Any]:
         names[key] = given.tolist() if isinstance(given, np.ndarray) else given
         if problem := _problem_of_names(names[key], size):
             distinct = "distinct " if "distinct" in problem else ""
-            raise InputError(f"net.{key}: expected None or {size} {distinct}strings, got {given!r}")
+            raise InputError(
+                f"expected None or {size} {distinct}strings, got {given!r}", argument=f"net.{key}"
+            )
     return names
 
 
@@ -208,7 +211,9 @@ def checked_tensors(net: Network) -> dict[str, Any]:
             tensors |= {f"{name}.mean": columns.mean, f"{name}.scale": columns.scale}
     for name, x in tensors.items():
         if not np.all(np.isfinite(x)):
-            raise InputError(f"net: expected finite numbers, got NaN or infinity in its {name}")
+            raise InputError(
+                f"expected finite numbers, got NaN or infinity in its {name}", argument="net"
+            )
     return {name: np.ascontiguousarray(x) for name, x in tensors.items()}
 
 

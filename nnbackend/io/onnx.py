@@ -81,8 +81,9 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     # A pipe or a device is written to, not replaced; of a link, its target is replaced.
     if os.path.isfile(target) and not os.path.realpath(target).lower().endswith(".onnx"):
         raise InputError(
-            f"path: expected a new file, or one to replace that ends in .onnx, got {target!r}, "
-            "which exists"
+            f"expected a new file, or one to replace that ends in .onnx, got {target!r}, "
+            "which exists",
+            argument="path",
         )
     write_atomically(target, _model(net).SerializeToString())
 
@@ -93,8 +94,9 @@ def _model(net: Network) -> Any:
     n_bytes = sum(x.nbytes for x in tensors.values())
     if n_bytes > _LARGEST:
         raise InputError(
-            f"net: expected parameters of less than 2 GiB, as one ONNX file holds no more, got "
-            f"{n_bytes / 2**30:.1f} GiB in {net.dtype}"
+            f"expected parameters of less than 2 GiB, as one ONNX file holds no more, got "
+            f"{n_bytes / 2**30:.1f} GiB in {net.dtype}",
+            argument="net",
         )
     onnx, ndonnx, operators = _libraries()
     xp = _Namespace(ndonnx, operators)
@@ -207,8 +209,9 @@ def _traceable(entry: Activation) -> Activation:
         except Exception as error:  # noqa: BLE001 - a user's function fails as it likes
             problem = f"{type(error).__name__}: {error}"
         raise InputError(
-            f"net: the activation {entry.name!r} cannot be traced for ONNX ({problem}); write it "
-            "with functions of its namespace xp that keep shape and dtype, xp.where for branches"
+            f"the activation {entry.name!r} cannot be traced for ONNX ({problem}); write it "
+            "with functions of its namespace xp that keep shape and dtype, xp.where for branches",
+            argument="net",
         )
 
     return replace(entry, function=function)

@@ -42,7 +42,7 @@ def as_network(net: Any) -> Network:
     if isinstance(net, Network):
         return net
     if not hasattr(net, "get_params"):
-        raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
+        raise InputError(f"expected a nnbackend.Network, got {type(net).__name__}", argument="net")
     return _from_sklearn("net", net, "cpu")
 
 
@@ -118,8 +118,8 @@ def _from_sklearn(argument: str, estimator: Any, device: str | Device) -> Networ
         return net
     if len(classes) < 2:
         raise InputError(
-            f"{argument}: expected a classifier with at least two classes, got one, "
-            f"{classes.tolist()[0]!r}"
+            f"expected a classifier with at least two classes, got one, {classes.tolist()[0]!r}",
+            argument=argument,
         )
     if classes.dtype.kind not in "iu" or not np.array_equal(classes, np.arange(len(classes))):
         net.class_names = tuple(map(str, classes.tolist()))
@@ -240,14 +240,16 @@ def _sklearn_parts(argument: str, estimator: Any) -> tuple[Any, Any]:
         if is_pipeline:
             what += f" of {', '.join(type(step).__name__ for step in (*before, last))}"
         raise InputError(
-            f"{argument}: expected a fitted MLPClassifier or MLPRegressor, or a Pipeline of "
-            f"StandardScaler and one of them, got {what}"
+            f"expected a fitted MLPClassifier or MLPRegressor, or a Pipeline of "
+            f"StandardScaler and one of them, got {what}",
+            argument=argument,
         )
     scaler = before[0] if before else None
     if not hasattr(last, "coefs_") or (scaler is not None and not hasattr(scaler, "scale_")):
         raise InputError(
-            f"{argument}: expected a fitted {type(estimator).__name__}, got one that is not "
-            "fitted; call fit first"
+            f"expected a fitted {type(estimator).__name__}, got one that is not "
+            "fitted; call fit first",
+            argument=argument,
         )
     return scaler, last
 
@@ -258,13 +260,15 @@ def _common_activation(net: Network) -> str:
     for layer, entry in enumerate(net.structure.hidden, start=1):
         if entry.name not in _SKLEARN_ACTIVATIONS or entry != ACTIVATIONS[entry.name]:
             raise InputError(
-                f"net: expected hidden activations that scikit-learn has ({known}), got "
-                f"{entry.name!r} in hidden layer {layer}"
+                f"expected hidden activations that scikit-learn has ({known}), got "
+                f"{entry.name!r} in hidden layer {layer}",
+                argument="net",
             )
         if entry.name != net.hidden[0]:
             raise InputError(
-                "net: expected one activation for all hidden layers, as scikit-learn has it, got "
-                f"{net.hidden[0]!r} in hidden layer 1 and {entry.name!r} in hidden layer {layer}"
+                "expected one activation for all hidden layers, as scikit-learn has it, got "
+                f"{net.hidden[0]!r} in hidden layer 1 and {entry.name!r} in hidden layer {layer}",
+                argument="net",
             )
     return _SKLEARN_ACTIVATIONS[net.hidden[0]]
 
@@ -278,7 +282,7 @@ def _sklearn_classes(net: Network, W: Array, b: Array) -> tuple[Array, Array, Ar
         # The sigmoid of z is the softmax of 0 and z.
         W, b = np.hstack([np.zeros_like(W), W]), np.hstack([np.zeros_like(b), b])
     if len(b) < 2:
-        raise InputError("net: expected at least two softmax outputs, got one")
+        raise InputError("expected at least two softmax outputs, got one", argument="net")
     labels = _labels(net.class_names, len(b))
     order = np.argsort(labels)
     W, b = W[:, order], b[order]
@@ -295,7 +299,8 @@ def _labels(names: Any, n_classes: int) -> Array:
     names = [str(name) for name in names]
     if len(names) != n_classes or len(set(names)) != n_classes:
         raise InputError(
-            f"net.class_names: expected None or {n_classes} different names, got {names!r}"
+            f"expected None or {n_classes} different names, got {names!r}",
+            argument="net.class_names",
         )
     if set(names) == {"False", "True"}:
         return np.asarray([name == "True" for name in names])

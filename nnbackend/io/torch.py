@@ -94,40 +94,45 @@ def from_torch(
     if isinstance(source, torch.nn.Module):
         if hidden is not None:
             raise InputError(
-                f"hidden: expected None with a module, which knows its activations, got {hidden!r}"
+                f"expected None with a module, which knows its activations, got {hidden!r}",
+                argument="hidden",
             )
         read = _ModuleReader(torch, source)
         hidden, dropout = read.hidden, read.dropout
         layers = _torch_layers(torch, read.entries)
         if output is not None and read.output not in (None, output):
             raise InputError(
-                f"output: expected None or {read.output!r}, with which the module ends, got "
-                f"{output!r}"
+                f"expected None or {read.output!r}, with which the module ends, got {output!r}",
+                argument="output",
             )
         output = read.output or output or "identity"
     elif isinstance(source, Mapping):
         layers = _in_forward_order(_torch_layers(torch, source))
         if output is None:
             raise InputError(
-                "output: expected 'sigmoid', 'softmax', 'identity' or 'exp', for a state dict does "
-                "not say it, got None"
+                "expected 'sigmoid', 'softmax', 'identity' or 'exp', for a state dict does "
+                "not say it, got None",
+                argument="output",
             )
         if hidden is None:
             if len(layers) > 1:
                 raise InputError(
-                    f"hidden: expected one activation for all {len(layers) - 1} hidden layers or "
-                    "one for each, for a state dict does not say them, got None"
+                    f"expected one activation for all {len(layers) - 1} hidden layers or "
+                    "one for each, for a state dict does not say them, got None",
+                    argument="hidden",
                 )
             hidden = ()
     else:
         raise InputError(
-            f"source: expected a torch.nn.Sequential or a state dict, got {type(source).__name__}"
+            f"expected a torch.nn.Sequential or a state dict, got {type(source).__name__}",
+            argument="source",
         )
     for below, layer in pairwise(layers):
         if layer.weight.shape[1] != below.weight.shape[0]:
             raise InputError(
-                f"{layer.prefix}weight: expected shape (n_out, {below.weight.shape[0]}), to take "
-                f"the outputs of {below.prefix}weight, got {layer.weight.shape}"
+                f"expected shape (n_out, {below.weight.shape[0]}), to take "
+                f"the outputs of {below.prefix}weight, got {layer.weight.shape}",
+                argument=f"{layer.prefix}weight",
             )
     return network_of(
         [(f"{layer.prefix}weight", layer.weight.T) for layer in layers],
@@ -205,25 +210,30 @@ def _torch_layers(torch: Any, entries: Mapping[Any, Any]) -> list[_Layer]:
         match = re.fullmatch(r"(|.*\.)(weight|bias)", str(key), re.DOTALL)
         if match is None:
             raise InputError(
-                f"source: expected the weight and bias of Linear layers, got an entry {key!r}"
+                f"expected the weight and bias of Linear layers, got an entry {key!r}",
+                argument="source",
             )
         arrays.setdefault(match[1], {})[match[2]] = _torch_array(torch, key, value)
     if not arrays:
-        raise InputError("source: expected at least one Linear layer, got none")
+        raise InputError("expected at least one Linear layer, got none", argument="source")
     for prefix, parts in arrays.items():
         if missing := {"weight", "bias"} - parts.keys():
             raise InputError(
-                "source: expected a weight and a bias of each Linear layer, got no "
-                f"{prefix}{missing.pop()}"
+                "expected a weight and a bias of each Linear layer, got no "
+                f"{prefix}{missing.pop()}",
+                argument="source",
             )
         shape, bias_shape = parts["weight"].shape, parts["bias"].shape
         if len(shape) != 2:
             raise InputError(
-                f"{prefix}weight: expected the matrix (n_out, n_in) of a Linear layer, got shape "
-                f"{shape}; layers of other kinds are none of a Network's"
+                f"expected the matrix (n_out, n_in) of a Linear layer, got shape "
+                f"{shape}; layers of other kinds are none of a Network's",
+                argument=f"{prefix}weight",
             )
         if bias_shape != shape[:1]:
-            raise InputError(f"{prefix}bias: expected shape {shape[:1]}, got {bias_shape}")
+            raise InputError(
+                f"expected shape {shape[:1]}, got {bias_shape}", argument=f"{prefix}bias"
+            )
     return [_Layer(prefix, parts["weight"], parts["bias"]) for prefix, parts in arrays.items()]
 
 
@@ -237,21 +247,21 @@ def _in_forward_order(layers: list[_Layer]) -> list[_Layer]:
 def _torch_array(torch: Any, name: str, value: Any) -> Array:
     """Return a tensor as a NumPy array of float32 or float64."""
     if not isinstance(value, torch.Tensor):
-        raise InputError(f"{name}: expected a torch tensor, got {type(value).__name__}")
+        raise InputError(f"expected a torch tensor, got {type(value).__name__}", argument=name)
     if torch.nn.parameter.is_lazy(value):
         raise InputError(
-            f"{name}: expected an initialized layer, got a lazy one; call the module with data "
-            "first"
+            "expected an initialized layer, got a lazy one; call the module with data first",
+            argument=name,
         )
     if not value.is_floating_point():
-        raise InputError(f"{name}: expected a tensor of floats, got {value.dtype}")
+        raise InputError(f"expected a tensor of floats, got {value.dtype}", argument=name)
     exact = value.dtype in (torch.float32, torch.float64)
     try:
         host = value.detach().cpu()
         return (host if exact else host.float()).numpy()
     except (RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{name}: cannot be read as an array ({reason})") from error
+        raise InputError(f"cannot be read as an array ({reason})", argument=name) from error
 
 
 class _ModuleReader:
@@ -281,12 +291,13 @@ class _ModuleReader:
             self._take(name, leaf)
         if self._rate:
             raise InputError(
-                "source: expected Dropout after hidden layers only, got one at the end"
+                "expected Dropout after hidden layers only, got one at the end", argument="source"
             )
         if self._activation not in (None, "sigmoid", "softmax"):
             raise InputError(
-                "source: expected a module that ends with a Linear layer, Sigmoid or Softmax, got "
-                f"{self._activation!r} at the end"
+                "expected a module that ends with a Linear layer, Sigmoid or Softmax, got "
+                f"{self._activation!r} at the end",
+                argument="source",
             )
         self.output = self._activation
 
@@ -347,4 +358,4 @@ class _ModuleReader:
         what = type(leaf).__name__ if is_compound else str(leaf)
         where = f" at {name!r}" if name else ""
         hint = "; of a module of your own give the state_dict()" if is_compound else ""
-        raise InputError(f"source: expected {expected}, got {what}{where}{hint}")
+        raise InputError(f"expected {expected}, got {what}{where}{hint}", argument="source")

@@ -36,8 +36,9 @@ def make_structure(layer_sizes: Any, hidden: Any, output_name: Any, dropout: Any
     given = _sequence(layer_sizes)
     if given is None or len(given) < 2:
         raise InputError(
-            "layer_sizes: expected at least two sizes, such as [30, 16, 1] for the input, one "
-            f"hidden and the output layer, got {layer_sizes!r}"
+            "expected at least two sizes, such as [30, 16, 1] for the input, one "
+            f"hidden and the output layer, got {layer_sizes!r}",
+            argument="layer_sizes",
         )
     sizes = tuple(positive_integer(f"layer_sizes[{i}]", size) for i, size in enumerate(given))
     activations = _per_layer(
@@ -49,8 +50,9 @@ def make_structure(layer_sizes: Any, hidden: Any, output_name: Any, dropout: Any
     structure = Structure(sizes, activations, output("output", output_name), rates)
     if structure.n_parameters > _MOST_PARAMETERS:
         raise InputError(
-            "layer_sizes: expected sizes whose weights a machine can address, got "
-            f"{float(min(structure.n_parameters, 10**300)):.1e} parameters"
+            "expected sizes whose weights a machine can address, got "
+            f"{float(min(structure.n_parameters, 10**300)):.1e} parameters",
+            argument="layer_sizes",
         )
     return structure
 
@@ -73,8 +75,9 @@ def _per_layer(
         return (check(value),) * n_hidden
     if len(entries) != n_hidden:
         raise InputError(
-            f"{argument}: expected one entry for each of the {n_hidden} hidden layers, or a single "
-            f"one for all, got {len(entries)}"
+            f"expected one entry for each of the {n_hidden} hidden layers, or a single "
+            f"one for all, got {len(entries)}",
+            argument=argument,
         )
     return tuple(check(entry) for entry in entries)
 

@@ -132,7 +132,7 @@ def check_gradients(
     (13, True)
     """
     if not isinstance(net, Network):
-        raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
+        raise InputError(f"expected a nnbackend.Network, got {type(net).__name__}", argument="net")
     tolerance = real("tolerance", tolerance, above=0.0)
     seed = positive_integer("seed", seed, minimum=0)
     double = net.astype("float64")

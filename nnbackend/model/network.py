@@ -292,14 +292,17 @@ class Network:
         ):
             if not isinstance(given, Sequence) or len(given) != len(own):
                 count = len(given) if isinstance(given, Sequence) else type(given).__name__
-                raise InputError(f"{name}: expected {len(own)} arrays, one per layer, got {count}")
+                raise InputError(
+                    f"expected {len(own)} arrays, one per layer, got {count}", argument=name
+                )
             checked.append([])
             for layer, (x, mine) in enumerate(zip(given, own, strict=True)):
                 label = f"{name}[{layer}]"
                 array = to_array(label, x, self._device)
                 if tuple(array.shape) != tuple(mine.shape):
                     raise InputError(
-                        f"{label}: expected shape {tuple(mine.shape)}, got {tuple(array.shape)}"
+                        f"expected shape {tuple(mine.shape)}, got {tuple(array.shape)}",
+                        argument=label,
                     )
                 checked[-1].append(place(label, array, self._device, DTYPES[self._dtype]))
         self.parameters[...] = self._structure.flatten(self._device.xp, *checked)
@@ -402,13 +405,15 @@ class Network:
         """
         if y is not None and self.output != "identity":
             raise InputError(
-                f"y: expected None, since targets are standardized for output='identity' only "
-                f"and this network has output={self.output!r}"
+                f"expected None, since targets are standardized for output='identity' only "
+                f"and this network has output={self.output!r}",
+                argument="y",
             )
         if isinstance(X, Source) and y is not None and y is not X:
             raise InputError(
-                "y: expected the source again, to standardize the targets that it has, got "
-                f"{type(y).__name__}: net.standardize(source, source)"
+                "expected the source again, to standardize the targets that it has, got "
+                f"{type(y).__name__}: net.standardize(source, source)",
+                argument="y",
             )
         source = as_source(X, None if isinstance(X, Source) and y is X else y)
         given = look("X", X) if source is None else source
@@ -454,8 +459,9 @@ class Network:
         """Refuse other trainings of this network within the context."""
         if not self._trainer.acquire(blocking=False):
             raise InputError(
-                "net: expected a network that is not being trained, got one that another thread, "
-                "or the training that this callback belongs to, is training; train net.copy()"
+                "expected a network that is not being trained, got one that another thread, "
+                "or the training that this callback belongs to, is training; train net.copy()",
+                argument="net",
             )
         try:
             yield
@@ -545,9 +551,10 @@ class Network:
         if bool(xp.any(bad)):
             row = int(xp.argmax(xp.astype(bad, xp.int64)))
             raise InputError(
-                f"X: expected features for which the network's numbers stay finite, got NaN as the "
+                f"expected features for which the network's numbers stay finite, got NaN as the "
                 f"output of row {row}: its numbers are too large for {self._dtype}; scale X, or "
-                "use net.astype('float64')"
+                "use net.astype('float64')",
+                argument="X",
             )
 
     @_on_device
@@ -572,8 +579,9 @@ class Network:
         """
         if self.output not in ("sigmoid", "softmax"):
             raise InputError(
-                f"predict_proba: expected a network with output='sigmoid' or 'softmax', got "
-                f"{self.output!r}; use predict"
+                f"expected a network with output='sigmoid' or 'softmax', got "
+                f"{self.output!r}; use predict",
+                argument="predict_proba",
             )
         given = look("X", X)
         A = self._forward(given)

@@ -117,13 +117,15 @@ class Team:
         mpi = sys.modules.get("mpi4py.MPI")
         if mpi is None or not isinstance(communicator, mpi.Intracomm):
             raise InputError(
-                "communicator: expected one of mpi4py's, such as mpi4py.MPI.COMM_WORLD, got "
-                f"{type(communicator).__name__}; mpi4py comes with: pip install 'nnbackend[mpi]'"
+                "expected one of mpi4py's, such as mpi4py.MPI.COMM_WORLD, got "
+                f"{type(communicator).__name__}; mpi4py comes with: pip install 'nnbackend[mpi]'",
+                argument="communicator",
             )
         if communicator == mpi.COMM_NULL:
             raise InputError(
-                "communicator: expected one with processes in it, got COMM_NULL; call this only in "
-                "those that belong to it"
+                "expected one with processes in it, got COMM_NULL; call this only in "
+                "those that belong to it",
+                argument="communicator",
             )
         self._mpi: Any = mpi
         self.rank: int = communicator.Get_rank()
@@ -426,7 +428,8 @@ class Team:
         text = json.dumps(record).encode()
         if len(text) > _RECORD_BYTES:
             raise InputError(
-                f"facts: expected at most {_RECORD_BYTES} bytes, got {len(text)}; pass digests"
+                f"expected at most {_RECORD_BYTES} bytes, got {len(text)}; pass digests",
+                argument="facts",
             )
         own, table = np.zeros(_RECORD_BYTES, np.uint8), np.empty((self.size, _RECORD_BYTES), "u1")
         own[: len(text)] = np.frombuffer(text, np.uint8)

@@ -43,11 +43,13 @@ def examples_of(
     if source is not None:
         if batch_size is None:
             raise InputError(
-                "batch_size: expected a number with data that is read in blocks, got None"
+                "expected a number with data that is read in blocks, got None",
+                argument="batch_size",
             )
         if callable(shuffle):
             raise InputError(
-                "shuffle: expected True or False with data that is read in blocks, got a callable"
+                "expected True or False with data that is read in blocks, got a callable",
+                argument="shuffle",
             )
         stream = Stream(net.preparation, source, loss, batch_size, shuffle)
         memory.learn_feature_names(source.feature_names)
@@ -56,13 +58,15 @@ def examples_of(
     if y is None:
         if sample_weight is not None:
             raise InputError(
-                "sample_weight: expected None without y, got weights; a batch that X yields "
-                "has its own: (X, y, sample_weight)"
+                "expected None without y, got weights; a batch that X yields "
+                "has its own: (X, y, sample_weight)",
+                argument="sample_weight",
             )
         if team is not None:
             raise InputError(
-                "X: expected arrays or a source of nb.sources with a communicator, got "
-                f"{type(X).__name__}, which may yield other batches in each process"
+                "expected arrays or a source of nb.sources with a communicator, got "
+                f"{type(X).__name__}, which may yield other batches in each process",
+                argument="X",
             )
         nothing = net.parameters[:0]
         return Feed(net.preparation, X, loss), Data(nothing, nothing), 1
@@ -83,8 +87,9 @@ def placed_optimizer_state(
     expected = [(problem.objective.structure.n_parameters,)] * len(names)
     if shapes != expected:
         raise InputError(
-            f"optimizer_state: expected {len(names)} arrays of {expected[:1] or 'no'} numbers, as "
-            f"{problem.optimizer.name} has for this network, got shapes {shapes}"
+            f"expected {len(names)} arrays of {expected[:1] or 'no'} numbers, as "
+            f"{problem.optimizer.name} has for this network, got shapes {shapes}",
+            argument="optimizer_state",
         )
     return OptimizerState(state.step, tuple(map(device.place, state.arrays)))
 
@@ -95,12 +100,13 @@ def validation_of(memory: Memory, loss: Loss, validation_data: Any) -> Data | No
         return None
     if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
         raise InputError(
-            "validation_data: expected a tuple (X, y) or (X, y, sample_weight), got "
+            "expected a tuple (X, y) or (X, y, sample_weight), got "
             + (
                 f"{len(validation_data)} entries"
                 if isinstance(validation_data, tuple | list)
                 else type(validation_data).__name__
-            )
+            ),
+            argument="validation_data",
         )
     X, y, weight = (*validation_data, None)[:3]
     names = ("validation_data[0]", "validation_data[1]", "validation_data[2]")
@@ -115,6 +121,7 @@ def check_early_stopping(early_stopping: EarlyStopping | None, validation: Data 
         and early_stopping.monitor == "validation_loss"
     ):
         raise InputError(
-            "early_stopping: expected validation_data to watch its loss, got None; pass it, or use "
-            "EarlyStopping(monitor='loss')"
+            "expected validation_data to watch its loss, got None; pass it, or use "
+            "EarlyStopping(monitor='loss')",
+            argument="early_stopping",
         )

@@ -117,7 +117,7 @@ class Checkpoint:
         position = positive_integer("position", description["position"], minimum=0)
         step = positive_integer("optimizer_step", description["optimizer_step"], minimum=0)
         if step > 2**53:
-            raise InputError(f"optimizer_step: expected at most 2**53, got {step:.1e}")
+            raise InputError(f"expected at most 2**53, got {step:.1e}", argument="optimizer_step")
         totals = None
         if position:
             loss, weight = (real("totals", value) for value in description["totals"])
@@ -180,7 +180,8 @@ def _parse_training(
     attachment = read_attachment(contents, _ATTACHMENT, claim)
     if attachment is None:
         raise ModelFileError(
-            f"path: {source!r} is not a checkpoint: it holds a model, and no state of a training"
+            f"{source!r} is not a checkpoint: it holds a model, and no state of a training",
+            argument="path",
         )
     return net, attachment.description, attachment.arrays
 
@@ -212,12 +213,13 @@ def parse_checkpoint(content: bytes, source: str, net: Network) -> Checkpoint:
     stored, description, arrays = _parse_training(content, source)
     if (stored.structure, stored.dtype) != (net.structure, net.dtype):
         raise CheckpointError(
-            f"checkpoint: expected one of {net!r}, got {source!r} of {stored!r}; choose another "
-            "folder"
+            f"expected one of {net!r}, got {source!r} of {stored!r}; choose another folder",
+            argument="checkpoint",
         )
     try:
         return Checkpoint.from_parts(stored, description, arrays)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise UnusableModelError(
-            f"path: {source!r} is not a valid checkpoint: {type(error).__name__}: {error}"
+            f"{source!r} is not a valid checkpoint: {type(error).__name__}: {error}",
+            argument="path",
         ) from error

@@ -58,7 +58,9 @@ class CheckpointFolder:
         self._keep = positive_integer("checkpoints_kept", keep)
         self._lock: FolderLock | None = None
         if os.path.isfile(self.path):
-            raise CheckpointError(f"checkpoint: expected a folder, got the file {self.path!r}")
+            raise CheckpointError(
+                f"expected a folder, got the file {self.path!r}", argument="checkpoint"
+            )
         try:
             make_folders(self.path)
             self._lock = FolderLock(self.path)
@@ -66,8 +68,9 @@ class CheckpointFolder:
             remove_leftovers(self.path)
         except BlockingIOError as error:
             raise CheckpointError(
-                f"checkpoint: expected a folder that no other training is using, got "
-                f"{self.path!r}; choose another, or wait"
+                f"expected a folder that no other training is using, got "
+                f"{self.path!r}; choose another, or wait",
+                argument="checkpoint",
             ) from error
         except (InputError, OSError) as error:
             self.close()
@@ -105,20 +108,21 @@ class CheckpointFolder:
                 checkpoint = read_checkpoint(path, net)
             except UnusableModelError as error:
                 # The file is undamaged: it can be used once the missing package is installed.
-                reason = str(error).removeprefix("path: ")
+                reason = error.message
                 raise CheckpointError(
-                    f"checkpoint: expected one that can be resumed from: {reason}; the file is kept"
+                    f"expected one that can be resumed from: {reason}; the file is kept",
+                    argument="checkpoint",
                 ) from error
             except ModelFileError as error:
                 cause = error.__cause__
                 if isinstance(cause, OSError) and not isinstance(cause, IsADirectoryError):
                     # The file may be undamaged, and readable later or for another user.
                     raise CheckpointError(
-                        f"checkpoint: cannot read {path!r} ({cause}); make it readable"
+                        f"cannot read {path!r} ({cause}); make it readable", argument="checkpoint"
                     ) from error
                 _LOGGER.warning("nnbackend: passing over a damaged checkpoint: %s", error)
                 damaged.append(path)
-                reason = reason or str(error).removeprefix("path: ")
+                reason = reason or error.message
                 continue
             for other in damaged:
                 # Under this name it no longer counts among the checkpoints to keep.
@@ -127,8 +131,9 @@ class CheckpointFolder:
             return checkpoint
         if files:
             raise CheckpointError(
-                f"checkpoint: expected a whole checkpoint in {self.path!r}, got {len(files)} that "
-                f"are damaged, the newest because {reason}; delete them to begin anew"
+                f"expected a whole checkpoint in {self.path!r}, got {len(files)} that "
+                f"are damaged, the newest because {reason}; delete them to begin anew",
+                argument="checkpoint",
             )
         return None
 
@@ -155,8 +160,9 @@ class CheckpointFolder:
     def _require_own(self) -> None:
         if self._lock is not None and not self._lock.holds:
             raise CheckpointError(
-                f"checkpoint: expected {self.path!r} to stay this training's, but it was deleted "
-                "or is another's by now; nothing more is written there: choose another folder"
+                f"expected {self.path!r} to stay this training's, but it was deleted "
+                "or is another's by now; nothing more is written there: choose another folder",
+                argument="checkpoint",
             )
 
     def _unwritable(self, error: Exception) -> CheckpointError:
@@ -165,8 +171,9 @@ class CheckpointFolder:
         files = self.files()
         kept = f"; the newest is {files[0]!r}" if files else ""
         return CheckpointError(
-            f"checkpoint: cannot write into {self.path!r} ({reason}){kept}; make room, or choose "
-            "another folder"
+            f"cannot write into {self.path!r} ({reason}){kept}; make room, or choose "
+            "another folder",
+            argument="checkpoint",
         )
 
 

@@ -93,13 +93,15 @@ class History:
         n_epochs = len(lists["loss"])
         wrong = {name for name, entries in lists.items() if len(entries) != n_epochs}
         if wrong and (wrong != {"validation_loss"} or lists["validation_loss"]):
-            raise InputError(f"history: expected {n_epochs} entries in each of {sorted(wrong)}")
+            raise InputError(
+                f"expected {n_epochs} entries in each of {sorted(wrong)}", argument="history"
+            )
         best_epoch, peak = facts["best_epoch"], facts["peak_device_bytes"]
         if (
             best_epoch is not None
             and not 1 <= positive_integer("best_epoch", best_epoch) <= n_epochs
         ):
-            raise InputError(f"best_epoch: expected 1 to {n_epochs}, got {best_epoch}")
+            raise InputError(f"expected 1 to {n_epochs}, got {best_epoch}", argument="best_epoch")
         return cls(
             **lists,
             best_epoch=best_epoch,
@@ -141,9 +143,13 @@ class EarlyStopping:
         object.__setattr__(self, "patience", positive_integer("patience", self.patience))
         object.__setattr__(self, "min_delta", real("min_delta", self.min_delta, minimum=0.0))
         if not isinstance(self.restore_best, bool):
-            raise InputError(f"restore_best: expected True or False, got {self.restore_best!r}")
+            raise InputError(
+                f"expected True or False, got {self.restore_best!r}", argument="restore_best"
+            )
         if self.monitor not in ("validation_loss", "loss"):
-            raise InputError(f"monitor: expected 'validation_loss' or 'loss', got {self.monitor!r}")
+            raise InputError(
+                f"expected 'validation_loss' or 'loss', got {self.monitor!r}", argument="monitor"
+            )
 
 
 @dataclass

@@ -105,9 +105,10 @@ def require_same(found: Mapping[str, Any], asked: Mapping[str, Any], *, is_text:
         if different is not None:
             where, before, after = different
             raise CheckpointError(
-                f"checkpoint: expected to go on with the same {where} ({before}), got {after}; "
+                f"expected to go on with the same {where} ({before}), got {after}; "
                 "only epochs and engine may change: pass what the training began with, or choose "
-                "another folder"
+                "another folder",
+                argument="checkpoint",
             )
 
 

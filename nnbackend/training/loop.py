@@ -126,19 +126,22 @@ class Loop:
         n_arrays = len(self._problem.optimizer.state_names)
         if checkpoint.position >= steps or len(arrays) != n_arrays:
             raise CheckpointError(
-                f"checkpoint: expected less than {steps} steps of an epoch and {n_arrays} arrays "
+                f"expected less than {steps} steps of an epoch and {n_arrays} arrays "
                 f"of {self._problem.optimizer.name}, got {checkpoint.position} and {len(arrays)}; "
-                "choose another folder"
+                "choose another folder",
+                argument="checkpoint",
             )
         if checkpoint.position and not self._engine.runs_parts:
             raise CheckpointError(
-                "checkpoint: expected the end of an epoch for engine='cuda', got one in mid-epoch; "
-                "resume with the engine that the training began with"
+                "expected the end of an epoch for engine='cuda', got one in mid-epoch; "
+                "resume with the engine that the training began with",
+                argument="checkpoint",
             )
         if checkpoint.history.n_epochs > self.epochs:
             raise CheckpointError(
-                f"epochs: expected at least the {checkpoint.history.n_epochs} that the checkpoint "
-                f"has, got {self.epochs}"
+                f"expected at least the {checkpoint.history.n_epochs} that the checkpoint "
+                f"has, got {self.epochs}",
+                argument="epochs",
             )
 
     def run(self) -> History:

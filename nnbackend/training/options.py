@@ -45,7 +45,7 @@ def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
 
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise InputError(f"{name}: expected True or False, got {value!r}")
+        raise InputError(f"expected True or False, got {value!r}", argument=name)
     return value
 
 
@@ -55,7 +55,7 @@ def _optimizer(_name: str, value: Any) -> Optimizer:
 
 def _shuffle(name: str, value: Any) -> Any:
     if not (isinstance(value, bool) or callable(value)):
-        raise InputError(f"{name}: expected True, False or a callable, got {value!r}")
+        raise InputError(f"expected True, False or a callable, got {value!r}", argument=name)
     return value
 
 
@@ -73,7 +73,7 @@ def _bound(name: str, value: Any) -> float:
 
 def _early_stopping(name: str, value: Any) -> EarlyStopping:
     if not isinstance(value, EarlyStopping):
-        raise InputError(f"{name}: expected an EarlyStopping or None, got {value!r}")
+        raise InputError(f"expected an EarlyStopping or None, got {value!r}", argument=name)
     return value
 
 
@@ -82,8 +82,8 @@ def _callbacks(name: str, value: Any) -> tuple[Callback, ...]:
     for callback in given:
         if not callable(callback):
             raise InputError(
-                f"{name}: expected a callable or several, called as callback(state), got "
-                f"{callback!r}"
+                f"expected a callable or several, called as callback(state), got {callback!r}",
+                argument=name,
             )
     return given
 
@@ -91,7 +91,7 @@ def _callbacks(name: str, value: Any) -> tuple[Callback, ...]:
 def _optimizer_state(name: str, value: Any) -> OptimizerState:
     if not isinstance(value, OptimizerState):
         raise InputError(
-            f"{name}: expected the optimizer_state of a History, got {type(value).__name__}"
+            f"expected the optimizer_state of a History, got {type(value).__name__}", argument=name
         )
     return value
 
@@ -99,12 +99,13 @@ def _optimizer_state(name: str, value: Any) -> OptimizerState:
 def _interval(name: str, value: Any) -> float | timedelta:
     if isinstance(value, timedelta):
         if value <= timedelta(0):
-            raise InputError(f"{name}: expected a time > 0, got {value}")
+            raise InputError(f"expected a time > 0, got {value}", argument=name)
         return value
     if isinstance(value, str):
         raise InputError(
-            f"{name}: expected a number of epochs or a datetime.timedelta, such as "
-            f"timedelta(minutes=1), got {value!r}"
+            f"expected a number of epochs or a datetime.timedelta, such as "
+            f"timedelta(minutes=1), got {value!r}",
+            argument=name,
         )
     return real(name, value, above=0.0)
 
@@ -148,7 +149,9 @@ class TrainingOptions:
             value = entry.metadata["check"](entry.name, getattr(self, entry.name))
             object.__setattr__(self, entry.name, value)
         if self.resume and self.checkpoint is None:
-            raise InputError("resume: expected checkpoint, the folder to resume from, got None")
+            raise InputError(
+                "expected checkpoint, the folder to resume from, got None", argument="resume"
+            )
         if self.checkpoint is not None:
             self._require_known_order("checkpoint")
 
@@ -156,16 +159,17 @@ class TrainingOptions:
         """Raise an InputError if several processes would draw different random numbers."""
         if self.seed is None:
             raise InputError(
-                "seed: expected a number with a communicator, so that all processes draw alike, "
-                "got None"
+                "expected a number with a communicator, so that all processes draw alike, got None",
+                argument="seed",
             )
         self._require_known_order("communicator")
 
     def _require_known_order(self, other: str) -> None:
         if callable(self.shuffle):
             raise InputError(
-                f"shuffle: expected True or False with a {other}, got a callable, whose state "
-                "nnbackend does not know"
+                f"expected True or False with a {other}, got a callable, whose state "
+                "nnbackend does not know",
+                argument="shuffle",
             )
 
     def deciding(self) -> dict[str, Any]:

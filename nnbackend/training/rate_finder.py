@@ -98,7 +98,9 @@ class RateFinder:
         target = checked_path(path)
         file_format = os.path.splitext(target)[1].lower().removeprefix(".")
         if file_format not in ("png", "svg"):
-            raise InputError(f"path: expected a file that ends in .png or .svg, got {target!r}")
+            raise InputError(
+                f"expected a file that ends in .png or .svg, got {target!r}", argument="path"
+            )
         content = rate_curve(
             self.rates,
             self.losses,
@@ -200,11 +202,12 @@ def find_learning_rate(
     True
     """
     if not isinstance(net, Network):
-        raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
+        raise InputError(f"expected a nnbackend.Network, got {type(net).__name__}", argument="net")
     if y is None:
         raise InputError(
-            "y: expected targets, got None; the range test draws batches of its own: pass arrays X "
-            "and y rather than an iterable of batches"
+            "expected targets, got None; the range test draws batches of its own: pass arrays X "
+            "and y rather than an iterable of batches",
+            argument="y",
         )
     chosen: Any = Adam() if optimizer is None else get_optimizer(optimizer)
     lowest, highest = _range(lowest, highest)
@@ -259,7 +262,9 @@ def _range(lowest: float, highest: float) -> tuple[float, float]:
     """Return the checked range of the rates."""
     lowest, highest = real("lowest", lowest, above=0.0), real("highest", highest, above=0.0)
     if highest <= lowest:
-        raise InputError(f"highest: expected a number > lowest, {lowest:g}, got {highest:g}")
+        raise InputError(
+            f"expected a number > lowest, {lowest:g}, got {highest:g}", argument="highest"
+        )
     return lowest, highest
 
 

@@ -42,8 +42,9 @@ def checkpoint_folder(options: TrainingOptions, team: Team | None) -> Checkpoint
     if not options.resume and folder.files():
         folder.close()
         raise CheckpointError(
-            f"checkpoint: expected a folder without checkpoints, got {folder.path!r}, which holds "
-            "some; pass resume=True to continue from them, or choose another folder"
+            f"expected a folder without checkpoints, got {folder.path!r}, which holds "
+            "some; pass resume=True to continue from them, or choose another folder",
+            argument="checkpoint",
         )
     return folder
 

@@ -249,7 +249,7 @@ def _prepared(
 ) -> Loop:
     """Return the loop that runs a training; the stack closes its resources."""
     if not isinstance(net, Network):
-        raise InputError(f"net: expected a nnbackend.Network, got {type(net).__name__}")
+        raise InputError(f"expected a nnbackend.Network, got {type(net).__name__}", argument="net")
     if team is not None:
         options.require_shared()
     folder = checkpoint_folder(options, team)
@@ -300,20 +300,23 @@ def _engine_name(
     if isinstance(examples, Feed):
         if engine not in ("auto", "reference"):
             raise InputError(
-                f"engine: expected 'auto' or 'reference' with an iterable of batches, got "
-                f"{engine!r}; pass arrays X and y for it"
+                f"expected 'auto' or 'reference' with an iterable of batches, got "
+                f"{engine!r}; pass arrays X and y for it",
+                argument="engine",
             )
         return "reference"
     if isinstance(examples, Resident) and examples.n_without_weight and engine == "cuda":
         raise InputError(
-            "sample_weight: expected fewer weights of 0 than examples in a batch with "
+            "expected fewer weights of 0 than examples in a batch with "
             f"engine='cuda', got {examples.n_without_weight} that are 0; leave those examples out, "
-            "or use engine='reference'"
+            "or use engine='reference'",
+            argument="sample_weight",
         )
     if isinstance(examples, Stream) and engine == "cuda":
         raise InputError(
-            "engine: expected 'auto' or 'reference' with data that is read in blocks, got 'cuda', "
-            "whose steps are planned for data on the GPU"
+            "expected 'auto' or 'reference' with data that is read in blocks, got 'cuda', "
+            "whose steps are planned for data on the GPU",
+            argument="engine",
         )
     if engine != "auto":
         return engine

@@ -290,32 +290,36 @@ def layout(product: Product) -> Layout:
     ):
         if matrix.dtype != dtype:
             raise InputError(
-                f"{name}: expected {dtype} with precision {product.precision!r}, got {matrix.dtype}"
+                f"expected {dtype} with precision {product.precision!r}, got {matrix.dtype}",
+                argument=name,
             )
         if matrix.ld < matrix.columns:
-            raise InputError(f"{name}: expected ld >= {matrix.columns}, got {matrix.ld}")
+            raise InputError(f"expected ld >= {matrix.columns}, got {matrix.ld}", argument=name)
     if min(rows, k, columns) < 1 or (k, rows, columns) != (k_of_B, out.rows, out.columns):
         raise InputError(
-            f"out: expected the shape of ({rows}, {k}) times ({k_of_B}, {columns}), none of them "
-            f"empty, got ({out.rows}, {out.columns})"
+            f"expected the shape of ({rows}, {k}) times ({k_of_B}, {columns}), none of them "
+            f"empty, got ({out.rows}, {out.columns})",
+            argument="out",
         )
     name = product.epilogue.name
     if product.epilogue is Epilogue.BGRAD_B and product.transpose_B:
-        raise InputError(f"transpose_B: expected False with {name}, got True")
+        raise InputError(f"expected False with {name}, got True", argument="transpose_B")
     wanted = (columns, precision.result) if form.has_vector else None
     if (vector and (vector.size, vector.dtype)) != wanted:
-        raise InputError(f"vector: expected {wanted} with {name}, got {vector}")
+        raise InputError(f"expected {wanted} with {name}, got {vector}", argument="vector")
     aux_dtype = "bit" if form.aux_multiple == _BITS else precision.result
     wanted_aux = (rows, columns, aux_dtype) if form.aux_multiple else None
     if (aux and (aux.rows, aux.columns, aux.dtype)) != wanted_aux:
-        raise InputError(f"aux: expected {wanted_aux} with {name}, got {aux}")
+        raise InputError(f"expected {wanted_aux} with {name}, got {aux}", argument="aux")
     if aux and (aux.ld < columns or aux.ld % form.aux_multiple):
         raise InputError(
-            f"aux: expected an ld >= {columns} that is a multiple of {form.aux_multiple}, "
-            f"got {aux.ld}"
+            f"expected an ld >= {columns} that is a multiple of {form.aux_multiple}, got {aux.ld}",
+            argument="aux",
         )
     if aux and aux.offset * _TYPE_BITS[aux.dtype] % 8:
-        raise InputError(f"aux: expected an offset in whole bytes, got {aux.offset} bits")
+        raise InputError(
+            f"expected an offset in whole bytes, got {aux.offset} bits", argument="aux"
+        )
     return Layout(
         m=columns,
         n=rows,
@@ -434,7 +438,8 @@ class CublasLt:
     def __init__(self, workspace_pointer: int, workspace_bytes: int) -> None:
         if workspace_pointer % _ALIGNMENT:
             raise InputError(
-                f"workspace_pointer: expected a multiple of {_ALIGNMENT}, got {workspace_pointer}"
+                f"expected a multiple of {_ALIGNMENT}, got {workspace_pointer}",
+                argument="workspace_pointer",
             )
         self.library = load_library()
         self.handle = _Object(self.library, "")

@@ -51,14 +51,16 @@ def cuda_engine(start: Start) -> Engine:
     """
     if start.team is not None:
         raise InputError(
-            "engine: expected 'reference' on GPUs with a communicator, got 'cuda', whose steps are "
-            "planned for one process"
+            "expected 'reference' on GPUs with a communicator, got 'cuda', whose steps are "
+            "planned for one process",
+            argument="engine",
         )
     problem, dtype = start.problem, str(start.parameters.dtype)
     if problem.precision != "float32" and dtype != "float32":
         raise InputError(
-            f"precision: expected 'float32' with a network of dtype {dtype}, got "
-            f"{problem.precision!r}: it is a way to multiply float32 numbers"
+            f"expected 'float32' with a network of dtype {dtype}, got "
+            f"{problem.precision!r}: it is a way to multiply float32 numbers",
+            argument="precision",
         )
     precision = "float64" if dtype == "float64" else problem.precision
     try:
@@ -68,8 +70,9 @@ def cuda_engine(start: Start) -> Engine:
     except UnrecordedError as error:
         if problem.precision != "float32":
             raise InputError(
-                f"precision: {problem.precision!r} needs kernels, but a formula of this problem "
-                f"cannot be made one ({error}); use 'float32'"
+                f"{problem.precision!r} needs kernels, but a formula of this problem "
+                f"cannot be made one ({error}); use 'float32'",
+                argument="precision",
             ) from error
         _LOGGER.warning(
             "nnbackend: a formula cannot be made a CUDA kernel (%s): training runs on the slower "
