@@ -77,7 +77,7 @@ def data(n_samples, dtype, mean=0.0, n_features=5):
     return X[:n_samples].astype(dtype)
 
 
-def assert_same(net, found, X):
+def assert_same(net, found, X, tolerance=None):
     """Assert that outputs are what the network's own methods return: names, shapes and dtypes too.
 
     Values may differ by the tolerance at the size of 1, or of the targets' deviation; those of exp
@@ -88,7 +88,7 @@ def assert_same(net, found, X):
     else:
         expected = {"prediction": net.predict(X)}
     assert list(found) == list(expected)
-    tolerance = TOLERANCE[net.dtype]
+    tolerance = tolerance or TOLERANCE[net.dtype]
     target = net.target_standardization
     scale = 1.0 if target is None else float(target.scale.max())
     rtol = tolerance if net.output == "exp" else 2 * np.finfo(net.dtype).eps
@@ -332,7 +332,8 @@ def test_a_network_of_tens_of_megabytes_is_one_file(serve):
     net = nb.Network([784, 2048, 2048, 10], output="softmax", seed=3)
     _, run = serve(net)
     X = data(3, "float32", n_features=784)
-    assert_same(net, run(X), X)
+    # Two sums of 2048 products differ by sqrt(2048) roundings of 6e-8 of their size, which is 1.
+    assert_same(net, run(X), X, tolerance=2048**0.5 * 6e-8 * 4)
 
 
 @pytest.mark.parametrize("given", [None, "model.safetensors", nb.Network])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ __all__ = ["watched"]
 _LOGGER = logging.getLogger("nnbackend")
 
 
+@cache
 def watched(make_engine: EngineFactory) -> EngineFactory:
     """Return what makes an engine that gives way to the reference engine if a formula changes."""
 
