@@ -33,6 +33,7 @@ from nnbackend.training.checkpoint import (
 )
 from nnbackend.training.checkpoint_folder import CheckpointFolder, Keeper, checkpoint_files
 from nnbackend.training.errors import CheckpointError, DivergenceError
+from nnbackend.training.options import TrainingOptions
 
 N_SAMPLES, BATCH_SIZE = 23, 5
 STEPS = 5
@@ -613,6 +614,12 @@ OTHERS = {
     "seed": {"seed": 1},
     "early_stopping": {"early_stopping": nb.EarlyStopping(monitor="loss")},
 }
+
+
+def test_every_option_that_decides_the_outcome_is_compared():
+    # Another precision needs the CUDA engine.
+    deciding = set(TrainingOptions().deciding()) - {"precision"}
+    assert deciding <= {name.partition(".")[0] for name in OTHERS}
 
 
 @pytest.mark.parametrize("other", OTHERS)

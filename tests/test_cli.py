@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 import nnbackend as nb
 from nnbackend.cli import evaluation, result
+from nnbackend.cli.experiment import OPTIONS
 from nnbackend.cli.naming import renamed
 from nnbackend.data.datasets import load_dataset
 
@@ -223,6 +225,12 @@ def test_every_option_is_told_by_history_and_command(run):
     assert json.loads(Path("s/command.json").read_text())["options"] == {"epochs": 2}
 
 
+def test_every_declared_option_is_typed_here(run):
+    declared = re.findall(r"^  --([a-z0-9-]+)", run("train", "--help")[1], flags=re.MULTILINE)
+    names = {name.replace("-", "_") for name in declared}
+    assert names & set(OPTIONS) - {"hidden"} == set(TYPED)
+
+
 def test_help_tells_the_defaults(run):
     code, out, _ = run("train", "--help")
     words = " ".join(out.split())
@@ -235,21 +243,12 @@ def test_help_tells_the_defaults(run):
         assert text in words
 
 
-class NamedError(nb.InputError):
-    """An error that carries the name of its argument."""
-
-    def __init__(self, message, argument):
-        super().__init__(message)
-        self.argument = argument
-
-
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (nb.InputError("batch_size: expected 1: got 0"), "--batch-size: expected 1: got 0"),
-        (NamedError("batch_size: expected 1", "batch_size"), "--batch-size: expected 1"),
-        (NamedError("batch_size: expected 1", "epochs"), "batch_size: expected 1"),
-        (nb.InputError("batch_sizes: expected 1"), "batch_sizes: expected 1"),
+        (nb.InputError("expected 1: got 0", "batch_size"), "--batch-size: expected 1: got 0"),
+        (nb.InputError("expected 1", "batch_sizes"), "batch_sizes: expected 1"),
+        (nb.InputError("batch_size: expected 1"), "batch_size: expected 1"),
         (nb.InputError("batch_size is 0"), "batch_size is 0"),
     ],
 )

@@ -1,7 +1,9 @@
 """The training loop: what it computes, when it stops, and what it leaves alone."""
 
+import inspect
 import json
 import math
+from dataclasses import fields
 from functools import partial
 
 import factories
@@ -14,6 +16,7 @@ from nnbackend.device import Device
 from nnbackend.engines.reference import ReferenceEngine
 from nnbackend.errors import InputError
 from nnbackend.training.errors import DivergenceError
+from nnbackend.training.options import TrainingOptions
 
 OPTIMIZERS = {
     "SGD": nb.SGD(0.01),
@@ -1122,3 +1125,28 @@ def test_an_interrupt_between_two_entries_of_an_epoch_leaves_lists_of_one_length
     assert history.stopped == "interrupted"
     assert history.loss == history.validation_loss == history.learning_rate == []
     assert history.epoch_seconds == []
+
+
+def test_the_options_of_train_are_those_that_are_checked(monkeypatch):
+    data = {"net", "X", "y", "sample_weight", "validation_data", "communicator"}
+    parameters = inspect.signature(nb.train).parameters
+    options = {name: entry.default for name, entry in parameters.items() if name not in data}
+    assert options == {entry.name: entry.default for entry in fields(TrainingOptions)}
+    # And each arrives there.
+    given = {name: object() for name in options}
+
+    def checked(**asked):
+        assert asked == given
+        raise nb.InputError("seen")
+
+    monkeypatch.setattr("nnbackend.training.train.TrainingOptions", checked)
+    with pytest.raises(nb.InputError, match="seen"):
+        nb.train(nb.Network([2, 1]), [[0.0, 1.0]], [1], **given)
+
+
+def test_a_warning_names_the_line_that_trains(monkeypatch):
+    monkeypatch.setattr("nnbackend.engines.choice._missing_packages", lambda: "numba")
+    monkeypatch.setattr("nnbackend.engines.choice.COMPILATION_SECONDS", 0.0)
+    with pytest.warns(UserWarning, match="numba is not installed") as caught:
+        nb.train(nb.Network([2, 1]), [[0.0, 1.0]], [1], epochs=1)
+    assert [warning.filename for warning in caught] == [__file__]

@@ -31,7 +31,7 @@ class Feed:
     Parameters
     ----------
     preparation : Preparation
-        Of the network that they are for.
+        The preparation of the network that they are for.
     batches : iterable
         Of tuples (X, y) or (X, y, sample_weight); it has a length, and each pass over it is an
         epoch.

@@ -1,4 +1,4 @@
-"""The door for data: what a caller gives is classified here, once, for every way in."""
+"""Classify what a caller passes as data, once, for all functions that take data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HOST = Device("cpu")
 
 
 def look(name: str, x: Any) -> Given:
-    """Return what was given, classified: nothing asks again what it is.
+    """Return the argument as a ``Given``, so that later code need not ask for its type.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Examples as a training takes them: data in the core's form, and the parts of an epoch."""
+"""The examples of a training, and the parts of an epoch."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Examples(Protocol):
         """
 
     def digest(self, to_numpy: Callable[[Any], Any]) -> str:
-        """Return what tells these examples from others; ``to_numpy`` reads the device's arrays."""
+        """Return a digest of these examples; ``to_numpy`` reads the device's arrays."""
 
 
 class Resident:
@@ -132,7 +132,7 @@ class Resident:
 
     def __init__(self, data: Data, batch_size: int, shuffle: bool | Callable[[], Any]) -> None:
         self.data, self._batch_size, self._shuffle = data, batch_size, shuffle
-        # One batch of all has weight: that was checked.
+        # A full batch has some weight, which was checked before.
         self._is_zero = None if len(self) == 1 else is_zero_weight(data, batch_size)
 
     @property
@@ -150,7 +150,7 @@ class Resident:
 
     def draw(self, rng: np.random.Generator) -> Any:
         """Return the order of an epoch; None where the rows stay as they are."""
-        # That of a full batch's rows changes nothing.
+        # The order within a full batch does not matter.
         if callable(self._shuffle):
             order = self._called()
             return None if len(self) == 1 else order

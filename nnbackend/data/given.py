@@ -31,7 +31,7 @@ class Given(ABC):
     value : Any
         What was given; it is only to be read.
     device : Device or None
-        Where it is; None for lists and data frames, which go with arrays on any device.
+        Its device. None for lists and data frames, which fit any device.
     columns : tuple or None
         The labels of a data frame's columns, whatever they are.
     """
@@ -64,7 +64,7 @@ class Given(ABC):
 
     @property
     def two_axes_hint(self) -> str:
-        """How to make a table of it where it has one axis."""
+        """A hint on how to make a one-dimensional array two-dimensional."""
         return f"for one example use numpy.atleast_2d({self.name})"
 
     def array(self, device: Device | None = None, names: Sequence[str] | None = None) -> Array:

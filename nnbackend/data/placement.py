@@ -26,11 +26,11 @@ class Memory:
     Parameters
     ----------
     preparation : Preparation
-        Of the network that is trained.
+        The preparation of the network that is trained.
     objective : Objective
         Its objective.
     optimizer : Optimizer
-        Has a state.
+        The optimizer, whose state takes memory.
     batch_size : int or None
         Examples per step; None: all.
     """
@@ -71,7 +71,7 @@ class Memory:
         X = look(names[0], X)
         home, n_samples = X.device, X.n_rows
         rows = min(self._batch_size or n_samples, n_samples)
-        # Of each layer pre-activations, activations and gradient; roughly.
+        # Each layer needs about three arrays: pre-activations, activations, gradient.
         batch = 3 * rows * sum(self._structure.layer_sizes) * self._itemsize
         self._batch = max(self._batch, batch)
         size = n_samples * self._structure.layer_sizes[0] * self._itemsize

@@ -42,7 +42,7 @@ class Preparation:
     output : Output
         The output activation: says what targets are without a loss.
     dtype : {"float32", "float64"}
-        Of what is computed with.
+        The dtype of the computation.
     device : Device
         Where it is computed.
     standardization, target_standardization : Standardization or None
@@ -137,7 +137,7 @@ class Preparation:
         Raises
         ------
         InputError
-            If anything about them is not as said.
+            If a shape, a dtype or a value is not as described.
         """
         given_X, given_y = look(names[0], X), look(names[1], y)
         given_weight = None if sample_weight is None else look(names[2], sample_weight)

@@ -44,7 +44,7 @@ class Stream:
     Parameters
     ----------
     preparation : Preparation
-        Of the network that the rows are for.
+        The preparation of the network that the rows are for.
     source : Source
         The examples, with targets. Its ``buffer_bytes`` bound what a part takes: its rows as they
         are read, their prepared copies (on the network's device), the order, and one block's

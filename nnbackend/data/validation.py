@@ -115,7 +115,7 @@ def check_features(
     Raises
     ------
     InputError
-        If anything about it is not as said.
+        If its shape, dtype or values are not as described.
     """
     name, X = given.name, given.array(device, names)
     if X.ndim != 2:
@@ -168,7 +168,7 @@ def check_targets(
     Raises
     ------
     InputError
-        If anything about it is not as said.
+        If its shape, dtype or values are not as described.
     """
     name, y = given.name, given.array(device)
     is_distribution = loss.kind == "classes"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import math
 import warnings
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from nnbackend.checks import lookup
 from nnbackend.device import Device
@@ -15,7 +17,14 @@ from nnbackend.engines.reference import ReferenceEngine
 from nnbackend.engines.watched import watched
 from nnbackend.errors import InputError, MissingDependencyError
 
-__all__ = ["ENGINES", "default_engine", "get_engine", "reference_seconds"]
+__all__ = [
+    "ENGINES",
+    "checked_engine",
+    "checked_precision",
+    "default_engine",
+    "get_engine",
+    "reference_seconds",
+]
 
 
 def _reference(device: Device) -> EngineFactory:
@@ -77,10 +86,19 @@ def default_engine(device: Device, reference_seconds: float = math.inf) -> str:
         warnings.warn(
             f"{missing} is not installed: training runs on the slower reference engine; install it "
             f"with: pip install {missing}",
-            stacklevel=4,
+            stacklevel=_frames_of_this_package() + 1,
         )
         return "reference"
     return "cpu"
+
+
+def _frames_of_this_package() -> int:
+    """Return how many frames there are up to the caller's, which a warning is to name."""
+    frame, count = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals["__name__"].partition(".")[0] == "nnbackend":
+        frame, count = frame.f_back, count + 1
+    # This function's own frame is gone when the warning is given.
+    return count - 1
 
 
 def reference_seconds(problem: Problem, n_samples: int, epochs: int) -> float:
@@ -98,10 +116,23 @@ def _missing_packages() -> str:
     return " and ".join(name for name in names if importlib.util.find_spec(name) is None)
 
 
-def get_engine(
-    engine: str, precision: str, device: Device, reference_seconds: float = math.inf
-) -> EngineFactory:
-    """Return the factory of the named engine; ``default_engine`` resolves ``"auto"``.
+def checked_engine(name: str, engine: Any) -> str:
+    """Return the name of an engine, or ``"auto"``; raise if it is another."""
+    lookup(name, engine, dict.fromkeys(("auto", *ENGINES)))
+    return str(engine)
+
+
+def checked_precision(name: str, precision: Any) -> str:
+    """Return the name of a precision; raise if it is another."""
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"expected one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}", argument=name
+        )
+    return str(precision)
+
+
+def get_engine(engine: str, precision: str, device: Device) -> EngineFactory:
+    """Return the factory of the named engine; ``"auto"`` is that of a long training.
 
     Raises
     ------
@@ -110,11 +141,8 @@ def get_engine(
     MissingDependencyError
         If a named engine needs a package that is not installed.
     """
-    if precision not in PRECISIONS:
-        raise InputError(
-            f"expected one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}",
-            argument="precision",
-        )
+    engine = checked_engine("engine", engine)
+    precision = checked_precision("precision", precision)
     if precision != "float32" and engine != "cuda":
         raise InputError(
             f"{precision!r} is one of engine='cuda' on device='cuda', got "
@@ -122,6 +150,6 @@ def get_engine(
             argument="precision",
         )
     if engine == "auto":
-        engine = default_engine(device, reference_seconds)
-    make = lookup("engine", engine, {"auto": _reference, **ENGINES})(device)
+        engine = default_engine(device)
+    make = ENGINES[engine](device)
     return make if engine == "reference" else watched(make)

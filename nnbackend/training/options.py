@@ -14,6 +14,7 @@ from nnbackend.checks import positive_integer, real
 from nnbackend.core.losses import Loss
 from nnbackend.core.optimizers import Adam, Optimizer, OptimizerState
 from nnbackend.core.optimizers import optimizer as get_optimizer
+from nnbackend.engines.choice import checked_engine, checked_precision
 from nnbackend.errors import InputError
 from nnbackend.training.history import Callback, EarlyStopping
 
@@ -134,8 +135,8 @@ class TrainingOptions:
     loss_by_rows: bool = _option(False, _flag)
     clip_value: float | None = _option(None, _optional(_bound))
     clip_norm: float | None = _option(None, _optional(_bound))
-    engine: str = _option("auto", _any, decides=False)
-    precision: str = _option("float32", _any)
+    engine: str = _option("auto", checked_engine, decides=False)
+    precision: str = _option("float32", checked_precision)
     optimizer_state: OptimizerState | None = _option(
         None, _optional(_optimizer_state), decides=False
     )

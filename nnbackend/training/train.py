@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -42,8 +41,6 @@ from nnbackend.training.resuming import (
 from nnbackend.training.signals import Interruption
 
 __all__ = ["train"]
-
-_LOGGER = logging.getLogger("nnbackend")
 
 
 @own_errors
