@@ -297,6 +297,12 @@ def test_text_and_dates_are_refused_by_column_with_what_makes_numbers_of_them(li
     assert network().predict(fixed).shape == (N,)
 
 
+def test_a_gap_among_dates_is_to_be_filled_before_they_become_seconds(library):
+    given = library.frame({"float": FLOATS, "what": [*DAYS[:-2], None, DAYS[-1]]})
+    with pytest.raises(InputError, match=r"dates .*; fill the gaps \(1 of them\) first, then pass"):
+        network().predict(given)
+
+
 @pytest.mark.parametrize("kind", ["text", "dates"])
 def test_text_and_dates_as_targets_are_refused_by_their_argument(library, kind):
     values, _, expected = NO_NUMBERS[kind]
@@ -485,7 +491,20 @@ def named():
     return net
 
 
-@pytest.mark.parametrize("columns", [["b", "f"], ["float", "b"], ["f", "bit"]])
+@pytest.mark.parametrize("columns", [["float", "b"], ["f", "bit"]])
+def test_a_renamed_column_is_not_taken_by_position_where_others_have_moved(library, columns):
+    net, given = named(), library.frame(dict(zip(columns, X.T, strict=True)))
+    (unknown,) = set(columns) - {"bit", "float"}
+    check_network_refuses(
+        net,
+        lambda: net.predict(given),
+        f"X: expected a data frame with the network's feature_names, got '{unknown}', and the "
+        "column ",
+        "is missing; rename the columns that are not among ['bit', 'float']",
+    )
+
+
+@pytest.mark.parametrize("columns", [["b", "f"], ["bit", "f"], ["b", "float"]])
 def test_other_names_are_refused_and_the_advice_works(library, columns):
     net, given = named(), library.frame(dict(zip(columns, X.T, strict=True)))
     with pytest.raises(

@@ -4,6 +4,7 @@ import doctest
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -511,3 +512,19 @@ def test_the_command_replaces_nothing_of_a_run(model, out, message, tmp_path, mo
     # An earlier export is no part of the run.
     for _ in range(2):
         assert cli.main(["export", "run", "run/model.onnx"]) == 0
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="needs /dev/stdout")
+def test_what_is_exported_to_standard_output_is_the_file_alone(tmp_path):
+    net = nb.Network([2, 3, 1])
+    nb.save(net, tmp_path / "model.safetensors")
+    command = [sys.executable, "-m", "nnbackend", "export", "model.safetensors", "/dev/stdout"]
+    with (tmp_path / "model.onnx").open("wb") as out:
+        done = subprocess.run(
+            command, cwd=tmp_path, stdout=out, stderr=subprocess.PIPE, text=True, check=True
+        )
+    assert "X (n_samples, 2) float32" in done.stderr
+    nb.export_onnx(net, tmp_path / "expected.onnx")
+    assert (tmp_path / "model.onnx").read_bytes() == (tmp_path / "expected.onnx").read_bytes()

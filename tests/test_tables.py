@@ -154,3 +154,18 @@ def test_npz_files_of_another_shape_are_refused(tmp_path, arrays, message):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(nb.InputError, match=message):
         read_table(str(tmp_path / "x.npz"))
+
+
+@pytest.mark.parametrize(
+    ("header", "words", "where"),
+    [("kind", ["cat", "dög"], "column 'kind'"), ("größe", ["cat", "dog"], "the header line")],
+)
+def test_text_that_is_not_utf_8_is_refused(tmp_path, header, words, where):
+    path = tmp_path / "latin.csv"
+    path.write_bytes(f"x,{header}\n1,{words[0]}\n2,{words[1]}\n".encode("latin1"))
+    with pytest.raises(nb.InputError) as caught:
+        read_table(str(path))
+    assert str(caught.value) == (
+        f"DATA: expected text in UTF-8, got other bytes in {where} of {str(path)!r}; convert the "
+        "file, for example with: iconv -f latin1 -t utf-8 OLD.csv > NEW.csv"
+    )

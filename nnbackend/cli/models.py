@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from typing import Any
@@ -174,11 +175,19 @@ def _export(options: argparse.Namespace) -> None:
         export_onnx(net, options.out)
     is_classifier = net.output in ("sigmoid", "softmax")
     outputs = ["label", "probabilities"] if is_classifier else ["prediction"]
-    if options.json:
+    if options.json and not _is_standard_output(options.out):
         sys.stdout.write(to_json({"file": options.out, "inputs": ["X"], "outputs": outputs}))
         return
     X = f"X (n_samples, {net.layer_sizes[0]}) {net.dtype}"
-    print_lines([("file", options.out), ("input", X), ("outputs", ", ".join(outputs))])
+    lines = [("file", options.out), ("input", X), ("outputs", ", ".join(outputs))]
+    print_lines(lines, sys.stderr if _is_standard_output(options.out) else None)
+
+
+def _is_standard_output(path: str) -> bool:
+    """Whether a path leads to where this process prints, such as /dev/stdout."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.stat(path), os.fstat(1))
+    return False
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TextIO
 
 from nnbackend.cli.terminal import printable, show
 
@@ -34,7 +35,7 @@ def score_lines(scores: dict[str, float], prefix: str = "") -> list[tuple[str, s
     return lines
 
 
-def print_lines(lines: list[tuple[str, str]]) -> None:
-    """Print names and values in two columns."""
+def print_lines(lines: list[tuple[str, str]], file: TextIO | None = None) -> None:
+    """Print names and values in two columns, by default to standard output."""
     width = max(len(name) for name, _ in lines)
-    show("\n".join(f"{name:<{width}}  {printable(value)}" for name, value in lines))
+    show("\n".join(f"{name:<{width}}  {printable(value)}" for name, value in lines), file)

@@ -6,6 +6,7 @@ None, NA, null, NaT - becomes NaN, which the check for finite numbers then finds
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -109,6 +110,19 @@ def _is_number(kind: type) -> bool:
     return issubclass(kind, Real | Decimal | np.bool_) or kind.__name__ in _GAPS
 
 
+def _n_gaps(values: _Array) -> int:
+    """Return how many values are gaps, of dates, durations or objects."""
+    if values.dtype.kind in "mM":
+        return int(np.isnat(values).sum())
+    if values.dtype.kind != "O":
+        return 0
+    items = values.ravel().tolist()
+    return sum(
+        type(item).__name__ in _GAPS or (isinstance(item, float) and math.isnan(item))
+        for item in items
+    )
+
+
 def _refusal(name: str, where: str, values: _Array, row: int) -> InputError:
     """Return the error of a column that holds something else than numbers."""
     example = values.ravel()[row] if values.size else None
@@ -116,8 +130,8 @@ def _refusal(name: str, where: str, values: _Array, row: int) -> InputError:
     if values.dtype.kind in "US" or isinstance(example, str | bytes):
         what = "text"
         advice = (
-            f"number its words, such as numpy.unique({column}, return_inverse=True)[1], or leave "
-            "it out"
+            f"number its words as the training data's were, such as numpy.unique({column}, "
+            "return_inverse=True)[1], or leave it out"
         )
     elif values.dtype.kind == "M" or isinstance(example, date):
         what = "dates"
@@ -130,6 +144,9 @@ def _refusal(name: str, where: str, values: _Array, row: int) -> InputError:
     else:
         kind = values.dtype.name if values.dtype.kind != "O" else type(example).__name__
         what, advice = kind, "convert it to numbers, or leave it out"
+    gaps = _n_gaps(values)
+    if gaps:
+        advice = f"fill the gaps ({gaps} of them) first, then {advice}"
     shown = "" if example is None else f" ({str(example)[:40]!r} in row {row})"
     return InputError(
         f"expected real numbers, got {what}{where and f' in {where}'}{shown}; {advice}",

@@ -346,11 +346,28 @@ def _csv(path: str, suffix: str) -> Any:
             f"{path!r}, got the one column {names[0][:60]!r}; convert the separator",
             argument="DATA",
         )
-    return pyarrow.csv.read_csv(
+    content = pyarrow.csv.read_csv(
         stream(),
         read_options=pyarrow.csv.ReadOptions(block_size=LINE_BYTES),
         parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
         convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
+    )
+    try:
+        kinds = dict(zip(content.column_names, content.schema.types, strict=True))
+    except UnicodeDecodeError as error:
+        raise _encoding_error(f"the header line of {path!r}") from error
+    # Arrow reads a column of text that is not UTF-8 as one of bytes.
+    for name, kind in kinds.items():
+        if kind in (pa.binary(), pa.large_binary()):
+            raise _encoding_error(f"column {name!r} of {path!r}")
+    return content
+
+
+def _encoding_error(where: str) -> InputError:
+    return InputError(
+        f"expected text in UTF-8, got other bytes in {where}; convert the file, for example with: "
+        "iconv -f latin1 -t utf-8 OLD.csv > NEW.csv",
+        argument="DATA",
     )
 
 
