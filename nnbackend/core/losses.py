@@ -109,7 +109,7 @@ class Loss(ABC):
 
     @property
     def expected_targets(self) -> str:
-        """What targets have to be, as an error says it."""
+        """The targets that the loss takes, in the words of an error."""
         if self.kind == "binary":
             hint = " (for other values use output='identity')" if self.output == "sigmoid" else ""
             return f"labels 0 and 1 for a {self.output} output{hint}"
@@ -322,7 +322,7 @@ class Huber(Loss):
     Parameters
     ----------
     delta : float > 0, default 1.0
-        Where the loss turns from quadratic to linear, in units of the target.
+        The residual at which the loss turns from quadratic to linear, in units of the target.
     """
 
     name: ClassVar[str] = "huber"
@@ -389,7 +389,7 @@ def loss_function(loss: str | Loss | None, output: Output) -> Loss:
     Raises
     ------
     InputError
-        For an unknown name, or a loss that is written for another output's logits.
+        If the name is unknown, or the loss is written for another output's logits.
     """
     if loss is None:
         return implied_loss(output)

@@ -33,7 +33,7 @@ class Feed:
     preparation : Preparation
         The preparation of the network that they are for.
     batches : iterable
-        Of tuples (X, y) or (X, y, sample_weight); it has a length, and each pass over it is an
+        Yields tuples (X, y) or (X, y, sample_weight); it has a length, and each pass over it is an
         epoch.
     loss : Loss
         Decides which targets are allowed.

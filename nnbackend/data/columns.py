@@ -69,11 +69,11 @@ def numbers(name: str, where: str, values: _Array) -> _Array:
     Parameters
     ----------
     name : str
-        What the caller calls the data.
+        The name of the argument, for messages.
     where : str
         Which column of it; empty where it is nothing else.
     values : array (n_rows,)
-        Of whatever dtype.
+        The column, in any dtype.
 
     Raises
     ------

@@ -25,7 +25,7 @@ class Dataset:
     Attributes
     ----------
     name : str
-        What a run folder is named after.
+        The name of the data; run folders are named after it.
     X : array (n_samples, n_features) of float64
         Features.
     y : array (n_samples,)
@@ -33,7 +33,7 @@ class Dataset:
     feature_names : tuple of str
         One per column of ``X``.
     target_name : str
-        What ``y`` is.
+        The name of the target.
     class_names : tuple of str or None
         One per class; None for a regression.
     """

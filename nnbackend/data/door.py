@@ -28,7 +28,7 @@ def look(name: str, x: Any) -> Given:
     Parameters
     ----------
     name : str
-        What the caller calls it.
+        The name of the argument, for messages.
     x : array of any library, nested sequence of numbers, data frame or column
         A ``Given`` is returned as it is.
 

@@ -81,7 +81,7 @@ def empty_steps(is_zero: Any, order: Any, batch_size: int) -> Any:
     Parameters
     ----------
     is_zero : NumPy array (n_samples,) of bool or None
-        What ``is_zero_weight`` returns.
+        The result of ``is_zero_weight``.
     order, batch_size
         As for ``Part``.
     """
@@ -93,7 +93,7 @@ def empty_steps(is_zero: Any, order: Any, batch_size: int) -> Any:
 
 
 class Examples(Protocol):
-    """What training asks of its data."""
+    """The interface of the data of a training."""
 
     @property
     def n_samples(self) -> int:
@@ -110,7 +110,7 @@ class Examples(Protocol):
     ) -> Generator[Part, None, None]:
         """Yield an epoch from some step on; ``rng`` draws as for the whole epoch, at once.
 
-        Where a part takes long to come, ``while_waiting`` is called, which may end the epoch.
+        While a part is not ready, call ``while_waiting``, which may raise to end the epoch.
         """
 
     def digest(self, to_numpy: Callable[[Any], Any]) -> str:
@@ -220,7 +220,7 @@ class Data:
     Attributes
     ----------
     X, y, sample_weight : array
-        As in ``Objective.value``.
+        The arrays that ``Objective.value`` takes.
     streams : bool
         Whether ``X`` is a NumPy array in the host's memory, for want of room on the device: then
         engines copy the rows of a batch.

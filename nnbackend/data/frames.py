@@ -27,7 +27,7 @@ class Column(Given):
 
     @property
     def two_axes_hint(self) -> str:
-        """How to make a table of it."""
+        """A hint on how to make a table of it."""
         hint = ".to_frame()" if hasattr(self.value, "to_frame") else ".to_numpy().reshape(-1, 1)"
         return f"for one feature use {self.name}{hint}"
 

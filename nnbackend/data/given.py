@@ -27,9 +27,9 @@ class Given(ABC):
     Attributes
     ----------
     name : str
-        What the caller calls it.
+        The name of the argument, for messages.
     value : Any
-        What was given; it is only to be read.
+        The argument, which is only read.
     device : Device or None
         Its device. None for lists and data frames, which fit any device.
     columns : tuple or None
@@ -132,7 +132,7 @@ class Native(Given):
 
     @property
     def two_axes_hint(self) -> str:
-        """How to make a table of it where it has one axis."""
+        """A hint on how to make a one-dimensional array two-dimensional."""
         return "for one example use X[None, :]"
 
     def _read(self, names: Sequence[str] | None) -> Array:
@@ -156,7 +156,7 @@ class Foreign(Given):
 
     @property
     def two_axes_hint(self) -> str:
-        """How to make a table of it where it has one axis."""
+        """A hint on how to make a one-dimensional array two-dimensional."""
         return "for one example use X[None, :]"
 
     def returned(self, result: Array) -> Array:

@@ -50,11 +50,11 @@ class MappedFile:
     Parameters
     ----------
     name : str
-        What the caller calls the array.
+        The name of the argument, for messages.
     x : numpy.memmap, or a view of one
         Any part of it, in any order.
     owner, mapped
-        What ``map_of`` returns of it.
+        The memory map that ``map_of`` found.
     """
 
     def __init__(

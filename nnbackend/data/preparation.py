@@ -33,7 +33,7 @@ _ROWS_PER_BLOCK = 2**16
 
 @dataclass(frozen=True)
 class Preparation:
-    """What turns a caller's data into what a step takes, the same for every door.
+    """Turn a caller's data into what a step takes, for every function that takes data.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class Preparation:
     dtype : {"float32", "float64"}
         The dtype of the computation.
     device : Device
-        Where it is computed.
+        The device of the computation.
     standardization, target_standardization : Standardization or None
         Applied to features and targets.
     feature_names : tuple of str or None
@@ -80,9 +80,9 @@ class Preparation:
             One example per row. Of a data frame the columns ``feature_names``, whatever others it
             has; all of them, by position, where there are no names.
         name : str, default "X"
-            What the caller calls it.
+            The name of the argument, for messages.
         home : Device, optional
-            Where the features are kept, if not on the network's device.
+            The device that keeps the features; by default the network's.
 
         Raises
         ------
@@ -128,7 +128,7 @@ class Preparation:
         loss : Loss
             Decides which targets are allowed.
         names : tuple of str
-            What the caller calls them.
+            The names of the arguments, for messages.
         home : Device, optional
             Keep the features there instead of on the network's device.
         is_whole : bool, default True

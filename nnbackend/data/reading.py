@@ -28,7 +28,7 @@ class Reading:
     Parameters
     ----------
     source : Source
-        What is read.
+        The source to read from.
     blocks : sequence of (start, stop)
         Its rows, in this order.
     """

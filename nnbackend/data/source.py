@@ -59,7 +59,7 @@ class Rows(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """What they take, in bytes."""
+        """The memory of the rows, in bytes."""
         return sum(column.nbytes for column in self if column is not None)
 
 
@@ -163,7 +163,7 @@ class Source(ABC):
         Parameters
         ----------
         working_bytes : int
-            What the caller needs for a row, beside the row itself.
+            Memory that the caller needs for a row, besides the row itself.
         batch_size : int, optional
             Blocks have a multiple of so many rows, the last one at least as many if there are; by
             default a multiple of ``block_rows``, where there is room for that.
@@ -171,7 +171,7 @@ class Source(ABC):
         Yields
         ------
         place : slice
-            Of the block in the source.
+            The rows of the block in the source.
         rows : Rows
         """
         # The block before, which the caller may still hold, this one, and that in its file's form.

@@ -32,7 +32,7 @@ class StoredChunks:
     Parameters
     ----------
     name : str
-        What the caller calls the array.
+        The name of the argument, for messages.
     x : zarr.Array
         The array.
     """

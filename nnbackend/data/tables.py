@@ -39,7 +39,7 @@ class Table:
     Attributes
     ----------
     path : str
-        Where it came from.
+        The path of its file.
     columns : dict of str to array (n_rows,)
         Numbers, booleans or text.
     has_names : bool
@@ -47,7 +47,7 @@ class Table:
     target : str or None
         The column that an NPZ file itself marks as the target, by holding it as ``y``.
     missing : dict of str to array (n_rows,) of bool
-        Where values are missing, for the columns that have such.
+        For each column with gaps, which rows are missing.
     """
 
     path: str

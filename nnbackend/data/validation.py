@@ -108,7 +108,7 @@ def check_features(
     device : Device
         The network's.
     dtype : dtype, optional
-        What to convert to; by default floating dtypes are kept and others become float64.
+        The dtype to convert to. By default, floating dtypes stay and others become float64.
     names : sequence of str, optional
         The columns of a data frame that are read, in this order.
 

@@ -28,7 +28,7 @@ FLOATS = (np.dtype("float64"), np.dtype("float32"))
 
 
 class Predictor(LayeredEstimator, BaseEstimator):  # type: ignore[misc]
-    """What predicts; subclasses have the parameters, and say what outputs mean."""
+    """The predicting half of an estimator; subclasses define the parameters and decode outputs."""
 
     coefs_: list[_Array]
     intercepts_: list[_Array]

@@ -45,7 +45,7 @@ _Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Passed:
-    """What the caller passed to ``fit`` or ``partial_fit``, before it is checked and encoded."""
+    """The arguments of ``fit`` or ``partial_fit``, before they are checked and encoded."""
 
     X: Any
     y: Any
@@ -73,14 +73,14 @@ class _Examples:
 
 @dataclass
 class _Standing:
-    """Where the optimizer stands: what ``partial_fit`` goes on with."""
+    """The state of the optimizer, from which ``partial_fit`` continues."""
 
     learning_rate: float
     state: OptimizerState | None = None
 
 
 class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
-    """What fits the coefficients; subclasses have the parameters, and say what targets mean."""
+    """The fitting half of an estimator; subclasses define the parameters and encode targets."""
 
     _rules: ClassVar[Mapping[str, Sequence[Rule]]]
     # What validate_data is told of targets.

@@ -60,10 +60,11 @@ class MLPClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
     activation : str or sequence of str, default "relu"
         Any hidden activation of nnbackend, or one for each hidden layer.
     optimizer : str or Optimizer, optional
-        Of nnbackend, such as ``nb.AdamW(nb.schedules.OneCycle(1e-2))``, in place of the solver's;
-        ``learning_rate``, ``learning_rate_init``, momenta and ``epsilon`` are its own then.
+        An optimizer of nnbackend, such as ``nb.AdamW(nb.schedules.OneCycle(1e-2))``, in place of
+        the solver's. ``learning_rate``, ``learning_rate_init``, momenta and ``epsilon`` are then
+        those of the optimizer.
     label_smoothing : float, default 0.0
-        Of softmax cross-entropy, for three and more classes.
+        The label smoothing of softmax cross-entropy, for three and more classes.
     class_weight : dict, list of dict or "balanced", optional
         Weights of the classes, which multiply the sample weights; "balanced": inversely
         proportional to their frequencies. With several labels at once, a list with a dict

@@ -36,7 +36,7 @@ class Rule:
     Attributes
     ----------
     text : str
-        What is expected, as it follows "must be".
+        The expected value, in words that follow "must be".
     holds : callable
         Return whether a value is valid in this way.
     """

@@ -21,7 +21,7 @@ __all__ = ["Watch"]
 
 
 class Watch:
-    """What happens after every epoch: curves, the search for a better score, and the rate."""
+    """Record curves, look for a better score, and set the rate, after every epoch."""
 
     def __init__(
         self,

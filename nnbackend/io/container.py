@@ -33,7 +33,7 @@ _LONGEST_HEADER = 100_000_000
 
 @dataclass(frozen=True)
 class Claim:
-    """What an array in a file must be like.
+    """The shape and dtype that an array in a file must have.
 
     Attributes
     ----------
@@ -142,7 +142,7 @@ class Contents:
     Parameters
     ----------
     content : bytes
-        What ``encode`` returned, or anything else.
+        The result of ``encode``, or anything else.
     source : str
         The name of the content in errors, such as its path.
 

@@ -36,14 +36,14 @@ STANDARDIZATIONS = ("standardization", "target_standardization")
 
 @dataclass(frozen=True)
 class Attachment:
-    """What a model file holds besides the model; ``load`` ignores it.
+    """Data that a model file holds besides the model; ``load`` ignores it.
 
     Attributes
     ----------
     name : str
         The entry of the file's description; the names of the arrays begin with it.
     description : mapping
-        What JSON can hold.
+        Values that JSON can hold.
     arrays : mapping of str to array
         Contiguous NumPy arrays of float32 or float64.
     """

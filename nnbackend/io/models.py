@@ -56,7 +56,7 @@ def load(path: str | os.PathLike[str], device: str | Device = "cpu") -> Network:
     path : path-like
         The file.
     device : str, default "cpu"
-        Where the network is to live, wherever it lived before.
+        The device of the network, whatever it was before.
 
     Returns
     -------

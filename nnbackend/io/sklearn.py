@@ -61,7 +61,7 @@ def from_sklearn(estimator: Any, *, device: str | Device = "cpu") -> Network:
         Fitted, scikit-learn's or nnbackend's; or a fitted Pipeline of StandardScaler and one of
         them: the scaler becomes the network's standardization.
     device : str, default "cpu"
-        Where the network is to live.
+        The device of the network.
 
     Returns
     -------

@@ -63,7 +63,7 @@ def from_torch(
         layer gives an identity output, what it computes; if it was trained on logits, with
         CrossEntropyLoss or BCEWithLogitsLoss, say ``"softmax"`` or ``"sigmoid"``.
     device : str, default "cpu"
-        Where the network is to live, wherever the tensors are.
+        The device of the network, whatever the device of the tensors.
 
     Returns
     -------
@@ -157,7 +157,7 @@ def to_torch(net: Network) -> dict[str, Any]:
     Parameters
     ----------
     net : Network
-        Of any activations.
+        A network with any activations.
 
     Returns
     -------
