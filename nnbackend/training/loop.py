@@ -210,8 +210,8 @@ class Loop:
         """Run one epoch, or several if nothing happens between them, and record them."""
         start = perf_counter()
         is_watched = self._validation is not None or self._stopping.is_watching
-        # Lent for the call: kept, they would be a cycle, and the device's memory would stay taken
-        # after the training until Python looks for cycles.
+        # Pass the methods at each call. If the runner stored them, the two objects would refer to
+        # each other, and only the garbage collector would free the device's memory.
         epochs = self._runner.run(
             self._epoch,
             is_watched=is_watched,
