@@ -498,9 +498,8 @@ def test_a_renamed_column_is_not_taken_by_position_where_others_have_moved(libra
     check_network_refuses(
         net,
         lambda: net.predict(given),
-        f"X: expected a data frame with the network's feature_names, got '{unknown}', and the "
-        "column ",
-        "is missing; rename the columns that are not among ['bit', 'float']",
+        "X: expected a data frame with the network's feature_names, the column ",
+        f"is missing; rename '{unknown}', which is none of ['bit', 'float']",
     )
 
 
@@ -527,6 +526,15 @@ def test_labels_that_are_no_distinct_strings_are_never_taken_by_position_for_nam
     with pytest.raises(InputError, match=r"^X: expected .* feature_names") as caught:
         net.predict(given)
     np.testing.assert_allclose(net.forward(followed(str(caught.value), given, net)), net.forward(X))
+
+
+def test_names_that_are_there_twice_in_place_of_one_that_is_missing_are_refused():
+    net = nb.Network([3, 1])
+    net.feature_names = ("a", "b", "c")
+    given = pandas().DataFrame(np.ones((2, 3)), columns=["b", "a", "a"])
+    check_network_refuses(
+        net, lambda: net.predict(given), "'c' is missing; pass one that has every column once"
+    )
 
 
 def test_a_name_that_is_there_twice_is_refused_and_another_that_is_no_matter():

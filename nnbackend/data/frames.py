@@ -62,14 +62,15 @@ class Frame(Nested):
         missing = [name for name in names if name not in places]
         if missing:
             others = [column for column in columns if column not in names]
-            got = f"got {others[0]!r}, and " if others else ""
             # By position, names that are known would be taken for others.
             in_place = all(i in places.get(name, [i]) for i, name in enumerate(names))
             advice = self._renaming(names)
             if len(columns) == len(names) and not in_place:
-                advice = f"rename the columns that are not among {list(names)[:8]}"
+                advice = "pass one that has every column once"
+                if others:
+                    advice = f"rename {others[0]!r}, which is none of {list(names)[:8]}"
             raise InputError(
-                f"expected a data frame with the network's feature_names, {got}the column "
+                f"expected a data frame with the network's feature_names, the column "
                 f"{missing[0]!r} is missing; {advice}",
                 argument=self.name,
             )
