@@ -533,7 +533,10 @@ def test_names_that_are_there_twice_in_place_of_one_that_is_missing_are_refused(
     net.feature_names = ("a", "b", "c")
     given = pandas().DataFrame(np.ones((2, 3)), columns=["b", "a", "a"])
     check_network_refuses(
-        net, lambda: net.predict(given), "'c' is missing; pass one that has every column once"
+        net,
+        lambda: net.predict(given),
+        "X: ",
+        "'c' is missing; pass one that has every column once",
     )
 
 
