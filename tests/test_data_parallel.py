@@ -99,5 +99,5 @@ def test_a_killed_process_ends_all_within_ten_seconds(tmp_path):
         finally:
             process.kill()
         assert process.returncode != 0
-    done = run(2, "--resume", str(folder), "--epochs", "1")
+    done = run(2, "--resume", str(folder), "--epochs", "60")
     assert done.returncode == 0, done.stderr
