@@ -1,49 +1,55 @@
-"""The CPU engine: products into allocated buffers, and everything else in compiled kernels."""
+"""The native engine: whole epochs in one call of the C library."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import ctypes
+import math
+import weakref
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nnbackend.core.optimizers import OptimizerState
-from nnbackend.core.propagation import CACHED_ELEMENTS as _BLOCK_ELEMENTS
+from nnbackend.core.propagation import output_elements
 from nnbackend.core.types import Array
 from nnbackend.engines.base import EngineState
-from nnbackend.engines.native.kernel_cache import load_kernels
-from nnbackend.engines.native.kernels import Kernels
-from nnbackend.engines.native.steps import Steps
-from nnbackend.engines.tracing.formulas import (
-    coefficient_table,
-    hidden_kinds,
-    is_in_place,
-    is_label_target,
-)
+from nnbackend.engines.native import interface
+from nnbackend.engines.native.formulas import Formulas, record
+from nnbackend.engines.native.interface import NO_CALLBACK, Functions, address, aligned
+from nnbackend.engines.native.library import library
+from nnbackend.engines.native.threads import n_threads
+from nnbackend.engines.tracing.formulas import coefficient_table, is_label_target
 from nnbackend.parallel import Share
 
 if TYPE_CHECKING:
+    from nnbackend.core.types import Namespace
     from nnbackend.data.examples import Data
-    from nnbackend.device import Device
     from nnbackend.engines.base import Problem, Start
+    from nnbackend.engines.native.program import Program
+    from nnbackend.parallel import Team
 
-__all__ = ["CpuEngine"]
+__all__ = ["NativeEngine"]
 
 _Array = np.ndarray[Any, Any]
 
-# Steps with fewer operations than this are compiled, since Python's calls would cost more than a
-# tenth of such a step. Larger products run on several threads. The threads of SciPy's BLAS, which
-# compiled code calls, and those of NumPy's, which a callback may call, spin for a while after each
-# product: if both are used, a step takes four times as long.
-_COMPILED_FLOPS = 5e6
+_TRAIN, _LOSS, _GRADIENT, _LOGITS = range(4)
+_REDUCE, _ACTIVATE, _PULL_BACK, _OUTPUT_LOSS, _UPDATE = range(5)
+_REDUCTIONS = {"nothing": 0, "sum": 1, "max": 2}
+
+# A call of the library goes on for so long before Python looks for signals.
+_SECONDS_PER_CALL = 0.05
+
+# Networks whose layers are all this narrow hold one unit per row, so that examples fill vectors.
+_NARROW = 16
+_LEAST_BATCH_OF_NARROW = 32
 
 
-class CpuEngine:
-    """Computes products into allocated buffers, and everything else in kernels fused by Numba.
+class NativeEngine:
+    """Runs whole epochs in the C library; what cannot be recorded runs on NumPy in between.
 
-    The numbers equal those of the reference engine up to rounding. A small network's epochs are one
-    compiled call. A large network's steps run in Python, with products in NumPy's BLAS. A formula
-    that cannot be recorded, such as a user's activation that branches on data, runs on NumPy.
+    The numbers equal those of the reference engine up to rounding. They do not depend on the number
+    of threads.
 
     Parameters
     ----------
@@ -55,69 +61,141 @@ class CpuEngine:
     runs_parts = True
 
     def __init__(self, start: Start) -> None:
-        problem, device, parameters, data = (
-            start.problem, start.device, start.parameters, start.data,
-        )  # fmt: skip
+        problem, parameters, data = start.problem, start.parameters, start.data
         self._problem, self._team, self._dropout_rng = problem, start.team, start.dropout
-        self._dtype = np.dtype(str(parameters.dtype))
-        self._step = 0
-        self._xp = device.xp
+        self._xp, self._dtype = start.device.xp, np.dtype(str(parameters.dtype))
         self._labels = is_label_target(problem.objective, data.y.ndim)
-        kernels = Kernels(problem, self._dtype.name, labels=self._labels)
-        self._steps: Steps | None = None
-        self._program: Callable[..., tuple[int, bool]]
-        if _is_small(problem) and not kernels.unrecorded and start.team is None:
-            self._program = load_kernels(kernels.compiled_source()).run
-        else:
-            module = load_kernels(kernels.source())
-            self._steps = Steps(problem, device.xp, kernels, module, start.dropout, start.team)
-            self._program = self._steps.run
-        self._hyper = np.asarray(kernels.hyperparameters, self._dtype)
-        self._allocate(problem, data, device, parameters)
-        self._data = data, self._columns(data)
-        self._validation: tuple[Data, Any] | None = None
+        structure = problem.objective.structure
+        own = library()
+        if own is None:
+            raise RuntimeError("the native library is missing")
+        self._functions: Functions = interface.functions(own, self._dtype.name)
+        formulas = record(problem, self._dtype.name, labels=self._labels)
+        self._allocate(problem, start)
+        self._calls = _Calls(problem, self._xp, self._dtype, self._vectors, start.team)
+        self._callback = NO_CALLBACK
+        self._needs_calls = bool(formulas.unrecorded) or start.team is not None
+        if self._needs_calls:
+            answers = _answers(self._calls, self._labels)
+            next(answers)
+            self._callback = interface.CALLBACK(answers.send)
+        self._network = self._new(problem, formulas)
+        self._step = 0
         self._totals = np.zeros(2)
+        self._sizes = structure.layer_sizes
+        self._finalizer = weakref.finalize(self, self._functions.free, self._network)
+        self._columns_of: list[tuple[Data, dict[str, Any]]] = []
 
-    def _allocate(self, problem: Problem, data: Data, device: Device, parameters: Array) -> None:
-        """Allocate every array that a step needs."""
-        structure, dtype, rows = problem.objective.structure, self._dtype, problem.batch_size
-        sizes = structure.layer_sizes
-        self._parameters, self._gradient, self._finite = (
-            np.empty(structure.n_parameters, dtype) for _ in range(3)
+    def _allocate(self, problem: Problem, start: Start) -> None:
+        n = problem.objective.structure.n_parameters
+        self._parameters, self._gradient, self._finite = (aligned(n, self._dtype) for _ in "pgf")
+        self._parameters[:] = self._finite[:] = start.parameters
+        self._state = []
+        for initial in problem.optimizer.init(self._xp, self._parameters):
+            if np.shape(initial) == (n,) and initial.dtype == self._dtype:
+                array = aligned(n, self._dtype)
+                array[:] = initial
+            else:
+                array = np.array(initial)
+            self._state.append(array)
+        self._vectors = self._parameters, self._gradient, self._state
+
+    def _new(self, problem: Problem, formulas: Formulas) -> int:
+        """Make the library's network; keep alive what it refers to."""
+        structure, dtype = problem.objective.structure, self._dtype
+        sizes, batch = structure.layer_sizes, problem.batch_size
+        programs: list[interface.ProgramSpec] = []
+        kept: list[Any] = []
+
+        def place(program: Program | None) -> int:
+            if program is None:
+                return -1
+            spec, arrays = interface.program_spec(program, self._functions, dtype)
+            programs.append(spec)
+            kept.append(arrays)
+            return len(programs) - 1
+
+        kinds = {
+            kind: (*map(place, pair), formulas.in_place[kind])
+            for kind, pair in formulas.hidden.items()
+        }
+        layers = (interface.LayerSpec * len(structure.weight_shapes))()
+        for index, (n_in, n_out) in enumerate(structure.weight_shapes):
+            layers[index].n_in, layers[index].n_out = n_in, n_out
+            if index < len(structure.hidden):
+                rate = structure.dropout[index]
+                kind = structure.hidden[index], rate > 0.0
+                layers[index].activate, layers[index].pull_back, layers[index].in_place = kinds[kind]
+                layers[index].dropout = rate
+        clips = (interface.PassSpec * max(len(formulas.clips), 1))()
+        for index, (program, reduction) in enumerate(formulas.clips):
+            clips[index].program, clips[index].reduction = place(program), _REDUCTIONS[reduction]
+        loss, penalize, update = map(place, (formulas.loss, formulas.penalize, formulas.update))
+        is_narrow = max(sizes) <= _NARROW and batch >= _LEAST_BATCH_OF_NARROW
+        table = (interface.ProgramSpec * len(programs))(*programs)
+        n = structure.n_parameters
+        # An update that is not recorded may have any state.
+        own_state = self._state if formulas.update is not None else []
+        state = (ctypes.c_void_p * max(len(own_state), 1))(
+            *(address(array, dtype, (n,), writes=True) for array in own_state)
         )
-        self._parameters[:] = self._finite[:] = parameters
-        # Numba cannot infer a type for an empty tuple.
-        nothing = np.empty((0, 0), dtype)
-        initial = problem.optimizer.init(device.xp, self._parameters)
-        self._state = tuple(map(np.array, initial)) or (np.empty(0, dtype),)
-        self._W, self._b = map(tuple, structure.unflatten(np, self._parameters))
-        self._gW, self._gb = map(tuple, structure.unflatten(np, self._gradient))
-        self._Z = tuple(np.empty((rows, width), dtype) for width in sizes[1:])
-        self._L = np.empty_like(self._Z[-1])
-        kinds = hidden_kinds(problem)
-        A, H, M, D, numbers = [], [], [], [], []
-        for layer, kind in enumerate(zip(structure.hidden, structure.dropout, strict=True)):
-            activation, rate = kind
-            Z = self._Z[layer]
-            A.append(Z if is_in_place(activation, dtype.name) else np.empty_like(Z))
-            H.append(np.empty_like(Z) if rate else A[-1])
-            M.append(np.empty_like(Z) if rate else nothing)
-            D.append(np.empty_like(Z))
-            numbers.append(kinds.index((activation, rate > 0.0)))
-        self._A, self._H, self._M, self._D = (tuple(x) or (nothing,) for x in (A, H, M, D))
-        self._kinds = np.asarray(numbers, np.int64)
-        gathered = 0 if rows == data.n_samples and self._team is None else rows
-        self._X0 = np.empty((gathered, sizes[0]), dtype)
-        self._y0 = np.empty((gathered, *_column(data.y).shape[1:]), data.y.dtype)
-        self._w0 = np.ones((rows, 1), dtype)
-        self._block = _rows_per_block(sizes, rows)
+        random = self._dropout_rng.bit_generator.ctypes
+        vectors = self._parameters, self._gradient, self._finite
+        spec = interface.Spec(
+            n_layers=len(layers),
+            batch=batch,
+            n_targets=0 if self._labels else sizes[-1],
+            labels=self._labels,
+            features_major=is_narrow and not (self._needs_calls or structure.has_dropout),
+            layers=ctypes.addressof(layers),
+            programs=ctypes.addressof(table),
+            n_programs=len(programs),
+            loss=loss,
+            penalize=penalize,
+            update=update,
+            n_clips=len(formulas.clips),
+            clips=ctypes.addressof(clips),
+            penalty_per_sample=problem.objective.penalty_per_sample,
+            by_rows=problem.loss_by_rows,
+            n_state=len(own_state),
+            n_coefficients=len(problem.optimizer.coefficients(1.0, 1)),
+            parameters=address(vectors[0], dtype, (n,), writes=True),
+            gradient=address(vectors[1], dtype, (n,), writes=True),
+            finite=address(vectors[2], dtype, (n,), writes=True),
+            state=ctypes.addressof(state),
+            random=random.state_address,
+            next_uint32=ctypes.cast(random.next_uint32, ctypes.c_void_p),
+            next_double=ctypes.cast(random.next_double, ctypes.c_void_p),
+        )
+        self._kept = kept, layers, table, clips, state, random
+        threads = 1 if formulas.unrecorded or spec.features_major else n_threads(problem)
+        network = self._functions.new(ctypes.byref(spec), threads)
+        if not network:
+            raise MemoryError("the training's buffers do not fit the memory")
+        return int(network)
 
-    def _columns(self, data: Data) -> tuple[_Array, _Array, _Array]:
-        """Return the data in the form that the kernels take."""
-        weight = np.empty(0, self._dtype) if data.sample_weight is None else data.sample_weight
-        # Steps in Python pass X only to NumPy, which takes any array.
-        X = data.X if self._steps is not None else _plain(data.X)
-        return X, _plain(_column(data.y)), _plain(_column(weight))
+    def _columns(self, data: Data) -> dict[str, Any]:
+        """Return the addresses of data as the library takes it, and the arrays themselves."""
+        for known, columns in self._columns_of:
+            if known is data:
+                return columns
+        n, dtype = data.n_samples, self._dtype
+        X = np.ascontiguousarray(data.X)
+        y = np.ascontiguousarray(data.y, np.int64 if self._labels else dtype)
+        columns = {
+            "X": address(X, dtype, (n, self._sizes[0])),
+            "label" if self._labels else "y": address(
+                y, y.dtype, (n,) if y.ndim == 1 else (n, self._sizes[-1])
+            ),
+        }
+        kept = [X, y]
+        if data.sample_weight is not None:
+            kept.append(np.ascontiguousarray(data.sample_weight))
+            columns["weight"] = address(kept[-1], dtype, (n,))
+        # The training data, and the data of validation.
+        self._columns_of = [*self._columns_of[-1:], (data, columns)]
+        columns["kept"] = kept
+        return columns
 
     @property
     def parameters(self) -> Array:
@@ -127,8 +205,7 @@ class CpuEngine:
     @property
     def state(self) -> EngineState:
         """A copy of the state between two steps."""
-        names = self._problem.optimizer.state_names
-        arrays = tuple(array.copy() for array in self._state[: len(names)])
+        arrays = tuple(array.copy() for array in self._state)
         loss, weight = self._totals.tolist()
         return EngineState(
             self._parameters.copy(),
@@ -142,7 +219,7 @@ class CpuEngine:
         """Continue from a state; call this before the first step."""
         self._parameters[:], self._finite[:] = state.parameters, state.finite
         self._step = state.optimizer.step
-        for own, given in zip(self._state, state.optimizer.arrays, strict=False):
+        for own, given in zip(self._state, state.optimizer.arrays, strict=True):
             own[...] = given
         self._totals[:] = state.totals or 0.0
         if state.dropout is not None:
@@ -157,70 +234,95 @@ class CpuEngine:
         ends: bool = True,
     ) -> tuple[Array, Array]:
         """Run whole epochs, or a part of one; see ``Engine.run``."""
-        columns = self._data[1] if data is self._data[0] else self._columns(data)
-        rows = None
-        if orders is not None:
-            rows = np.stack([np.asarray(order, np.int64) for order in orders])
-        if self._team is None or self._steps is None or not rates[0]:
-            losses = np.empty(len(rates))
-            done, is_finite = self._train(columns, rows, rates, losses, ends=ends)
-        else:
-            # In a team, a call is one epoch or a part of one, so that processes stop together.
-            losses, (epoch_rates,) = np.empty(1), rates
-            every = np.arange(data.n_samples) if rows is None else rows[0]
-            size = len(every) if len(epoch_rates) == 1 else self._problem.batch_size
-            for number, rate in enumerate(epoch_rates, 1):
-                batch = every[(number - 1) * size : number * size]
-                self._steps.share = part = Share.of(self._team, len(batch))
-                is_end = ends and number == len(epoch_rates)
-                done, is_finite = self._train(
-                    columns, batch[None, part.rows], [[rate]], losses, ends=is_end
-                )
-        return losses[: done if ends else 0], np.asarray(is_finite)
-
-    def _train(
-        self,
-        columns: tuple[_Array, _Array, _Array],
-        order: _Array | None,
-        rates: Sequence[Sequence[float]],
-        losses: _Array,
-        *,
-        ends: bool,
-    ) -> tuple[int, bool]:
-        """Run ``driver.run`` and count the steps."""
-        if self._steps is not None:
-            self._steps.n_updates = 0
+        losses = np.empty(len(rates))
         table = coefficient_table(self._problem.optimizer, rates, self._step)
         with np.errstate(over="ignore"):
             coefficients = table.astype(self._dtype)
-        if order is None:
-            order = np.empty((0, 0), np.int64)
-        try:
-            result = self._run(
-                True, columns, order, self._w0, coefficients, losses, self._totals, ends
+        rows = None
+        if orders is not None:
+            rows = np.stack([np.asarray(order, np.int64) for order in orders])
+            if rows.size and not 0 <= rows.min() <= rows.max() < data.n_samples:
+                raise IndexError("an order names rows that the data lacks")
+        if self._team is None or not rates[0]:
+            done, is_finite = self._run(_TRAIN, data, rows, len(rates), losses, coefficients, ends)
+        else:
+            done, is_finite = self._run_shares(data, rows, losses, coefficients, ends=ends)
+        return losses[: done if ends else 0], np.asarray(is_finite)
+
+    def _run_shares(
+        self, data: Data, rows: _Array | None, losses: _Array, coefficients: _Array, *, ends: bool
+    ) -> tuple[int, bool]:
+        """Run this process's part of each step; processes of a team stop together, after a step."""
+        assert self._team is not None  # noqa: S101
+        every = np.arange(data.n_samples) if rows is None else rows[0]
+        size = len(every) if len(coefficients) == 1 else self._problem.batch_size
+        done, is_finite = 0, True
+        for number, row in enumerate(coefficients, 1):
+            batch = every[(number - 1) * size : number * size]
+            self._calls.share = part = Share.of(self._team, len(batch))
+            is_end = ends and number == len(coefficients)
+            done, is_finite = self._run(
+                _TRAIN, data, batch[None, part.rows], 1, losses, row[None], is_end
             )
-        except BaseException:
-            if self._steps is not None:
-                self._step += self._steps.n_updates
-                if self._steps.is_updating:
-                    self.restore(self._finite)
-            raise
-        self._step += len(table)
-        return result
+        return done, is_finite
 
     def _run(
-        self, trains: bool, columns: tuple[_Array, _Array, _Array], order: _Array, w0: _Array,
-        coefficients: _Array, losses: _Array, totals: _Array, ends: bool,
-    ) -> tuple[int, bool]:  # fmt: skip
-        # Do not warn here: the training reports a loss that diverges.
-        by_rows = trains and self._problem.loss_by_rows
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            return self._program(
-                trains, *columns, order, self._X0, self._y0, w0, by_rows, coefficients, losses,
-                totals, ends, self._parameters, self._gradient, self._state, self._finite, self._W,
-                self._b, self._gW, self._gb, self._Z, self._A, self._H, self._M, self._D, self._L,
-                self._kinds, self._hyper, self._block,
-            )  # fmt: skip
+        self,
+        mode: int,
+        data: Data,
+        rows: _Array | None,
+        n_epochs: int,
+        losses: _Array,
+        coefficients: _Array | None,
+        ends: bool,
+        totals: _Array | None = None,
+        logits: _Array | None = None,
+    ) -> tuple[int, bool]:
+        """Run the library until it is done; return the finished epochs, and whether all is finite."""
+        columns = self._columns(data)
+        n_samples = data.n_samples if rows is None else rows.shape[1]
+        run = interface.Run(
+            mode=mode,
+            X=columns["X"],
+            y=columns.get("y"),
+            weight=columns.get("weight"),
+            label=columns.get("label"),
+            order=None if rows is None else address(rows, np.int64, (n_epochs, n_samples)),
+            n_samples=n_samples,
+            n_epochs=n_epochs,
+            ends=ends,
+            losses=losses.ctypes.data,
+            totals=(self._totals if totals is None else totals).ctypes.data,
+            call=self._callback,
+            seconds=_SECONDS_PER_CALL,
+        )
+        if logits is not None:
+            run.logits = address(logits, self._dtype, (n_samples, self._sizes[-1]), writes=True)
+        if coefficients is not None:
+            coefficients = np.ascontiguousarray(coefficients)
+            run.coefficients = coefficients.ctypes.data
+            self._calls.coefficients = coefficients
+        share = self._calls.share
+        if share is not None:
+            run.batch_rows, run.first_row, run.reduces = share.n, share.rows.start, True
+        before, call = self._step, self._functions.run
+        # A signal's handler may raise between two calls.
+        while not (run.is_over or run.has_failed):
+            call(self._network, run)
+            if mode == _TRAIN:
+                self._step = before + run.step
+        if run.has_failed:
+            self._raise()
+        return run.epoch, bool(run.is_finite)
+
+    def _raise(self) -> None:
+        """Raise what an answer to the library raised."""
+        error, self._calls.error = self._calls.error, None
+        if self._calls.is_updating:
+            self.restore(self._finite)
+            self._calls.is_updating = False
+        assert error is not None  # noqa: S101
+        raise error
 
     def restore_finite(self) -> None:
         """Restore the parameters after the last epoch without a NaN or infinity."""
@@ -235,54 +337,137 @@ class CpuEngine:
         self._parameters[...] = snapshot
 
     def data_loss(self, data: Data) -> Array:
-        """Return the loss of the current parameters on ``data`` without penalties, as 0-d array.
-
-        Use the engine's own kernels and BLAS: the threads of two BLAS libraries, which spin for a
-        while after each product, would slow each other down.
-        """
+        """Return the loss of the current parameters on ``data`` without penalties, as 0-d array."""
         objective = self._problem.objective
         if is_label_target(objective, data.y.ndim) != self._labels:
-            # The kernels take only the form of the training targets, either labels or rows.
+            # The programs take only the form of the training targets, either labels or rows.
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 return objective.data_loss(
                     self._xp, self._parameters, data.X, data.y, data.sample_weight
                 )
-        if self._validation is None or self._validation[0] is not data:
-            self._validation = data, self._columns(data)
-        no_order, no_coefficients = np.empty((0, 0), np.int64), np.empty((0, 0), self._dtype)
-        losses = np.empty(1)
-        ones = np.ones_like(self._w0)
-        self._run(
-            False, self._validation[1], no_order, ones, no_coefficients, losses, np.zeros(2), True
-        )
+        losses, share = np.empty(1), self._calls.share
+        self._calls.share = None
+        try:
+            self._run(_LOSS, data, None, 1, losses, None, True, totals=np.zeros(2))
+        finally:
+            self._calls.share = share
         return losses[0, ...]
 
 
-def _is_small(problem: Problem) -> bool:
-    structure = problem.objective.structure
-    flops = sum(6 * problem.batch_size * n_in * n_out for n_in, n_out in structure.weight_shapes)
-    # NumPy draws dropout masks between the steps, which compiled code cannot.
-    return flops < _COMPILED_FLOPS and not structure.has_dropout
+class _Calls:
+    """What the library asks Python for: formulas that are not recorded, and a team's sums.
 
-
-def _rows_per_block(layer_sizes: Sequence[int], batch_size: int) -> int:
-    """Return how many rows to propagate at once.
-
-    A layer's activations should stay in the second-level cache from product to kernel to product.
-    If the weights exceed that cache, read them once for all rows instead.
+    Attributes
+    ----------
+    share : Share or None
+        With a team, this process's part of the next batch.
+    error : BaseException or None
+        What an answer raised; the library returns first.
+    coefficients : array (n_steps, n_coefficients)
+        The coefficients of the steps of this call.
+    is_updating : bool
+        Whether an update has changed only some of the parameters.
     """
-    width = max(layer_sizes)
-    rows = _BLOCK_ELEMENTS // width
-    return rows if width <= rows < batch_size else batch_size
+
+    def __init__(
+        self,
+        problem: Problem,
+        xp: Namespace,
+        dtype: Any,
+        vectors: tuple[_Array, _Array, list[_Array]],
+        team: Team | None,
+    ) -> None:
+        self._problem, self._xp, self._dtype, self._team = problem, xp, dtype, team
+        self._parameters, self._gradient, self._state = vectors
+        self.share: Share | None = None
+        self.error: BaseException | None = None
+        self.coefficients: _Array | None = None
+        self.is_updating = False
+
+    def answer(self, request: interface.Request, labels: bool) -> None:
+        """Do what the library asks for."""
+        what, layer, rows = request.what, request.layer, request.rows
+        structure, xp = self._problem.objective.structure, self._xp
+        if what == _REDUCE:
+            self._reduce(request.arrays)
+        elif what == _UPDATE:
+            self._update(layer)
+        elif what == _OUTPUT_LOSS:
+            self._loss(request.arrays, rows, labels=labels)
+        else:
+            shape = rows, structure.layer_sizes[layer + 1]
+            first, second, third, fourth = (
+                self._view(request.arrays[k], shape, self._dtype) for k in range(4)
+            )
+            activation, drops = structure.hidden[layer], structure.dropout[layer] > 0.0
+            if what == _ACTIVATE:
+                Z, A, H, M = first, second, third, fourth
+                A[:] = activation.function(xp, Z)
+                if drops:
+                    np.multiply(A, M, out=H)
+            elif what == _PULL_BACK:
+                D, Z, A, M = first, second, third, fourth
+                if drops:
+                    D *= M
+                D *= activation.derivative(xp, Z, A)
+
+    @staticmethod
+    def _view(memory: int, shape: tuple[int, ...], dtype: Any) -> _Array:
+        """Return the array at an address."""
+        dtype = np.dtype(dtype)
+        kind = ctypes.c_char * (math.prod(shape) * dtype.itemsize)
+        return np.frombuffer(kind.from_address(memory), dtype).reshape(shape)
+
+    def _reduce(self, arrays: Any) -> None:
+        """Reduce gradient, loss, weight and rows to those of the whole batch."""
+        assert self._team is not None and self.share is not None  # noqa: PT018, S101
+        loss, weight = (self._view(arrays[k], (1,), np.float64) for k in range(2))
+        rows = self._view(arrays[2], (1,), np.intp)
+        own = 0.0 if self.share.is_idle else float(weight[0])
+        loss[0], weight[0] = self._team.reduce_step(self._gradient, float(loss[0]), own)
+        rows[0] = self.share.n
+
+    def _update(self, step: int) -> None:
+        optimizer, state = self._problem.optimizer, self._state
+        assert self.coefficients is not None  # noqa: S101
+        new, new_state = optimizer.update(
+            self._xp, self._parameters, self._gradient, tuple(state), tuple(self.coefficients[step])
+        )
+        # Copy the state, which may be views of arrays that are overwritten first.
+        new, new_state = np.array(new), [np.array(value) for value in new_state]
+        self.is_updating = True
+        self._parameters[:] = new
+        for entry, value in zip(state, new_state, strict=True):
+            entry[...] = value
+        self.is_updating = False
+
+    def _loss(self, arrays: Any, rows: int, *, labels: bool) -> None:
+        objective = self._problem.objective
+        width = objective.structure.layer_sizes[-1]
+        Z = self._view(arrays[0], (rows, width), self._dtype)
+        if labels:
+            target = self._view(arrays[1], (rows,), np.int64)
+        else:
+            target = self._view(arrays[1], (rows, width), self._dtype)
+        share = self._view(arrays[2], (rows, 1), self._dtype)
+        L, dZ = output_elements(self._xp, objective.structure.output, objective.loss, Z, target)
+        self._view(arrays[3], (rows,), self._dtype)[:] = np.sum(L * share, axis=1)
+        Z[:] = dZ * share
 
 
-def _column(x: Any) -> _Array:
-    """Return a vector as a column, and other arrays unchanged."""
-    array = np.asarray(x)
-    return array[:, None] if array.ndim == 1 else array
+def _answers(calls: _Calls, labels: bool) -> Generator[int, int, None]:
+    """Answer each request, given its address, by 0; or by 1, and keep the error.
 
-
-def _plain(x: Any) -> _Array:
-    """Return a writeable, C-contiguous array, for which the code is compiled."""
-    array = np.ascontiguousarray(x)
-    return array if array.flags.writeable else array.copy()
+    A signal's handler may raise wherever Python runs, also before a function's first line. A
+    generator goes on within its ``try``.
+    """
+    result = 0
+    while True:
+        try:
+            request = yield result
+            result = 0
+            calls.answer(interface.Request.from_address(request), labels)
+        except GeneratorExit:
+            return
+        except BaseException as error:  # noqa: BLE001 - it is raised when the library has returned
+            calls.error, result = error, 1

@@ -28,6 +28,12 @@
 #define VECTOR_REGISTERS 16
 #endif
 
+#ifdef _WIN32
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
 #define INLINE static inline __attribute__((always_inline, unused))
 
 #if REAL_BITS == 32

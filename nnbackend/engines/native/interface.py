@@ -1,0 +1,174 @@
+"""The C structures and functions of the library, and the checks of what goes into them."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from nnbackend.engines.native.program import Program
+
+__all__ = [
+    "CALLBACK",
+    "NO_CALLBACK",
+    "Functions",
+    "LayerSpec",
+    "PassSpec",
+    "ProgramSpec",
+    "Request",
+    "Run",
+    "Spec",
+    "address",
+    "aligned",
+    "functions",
+    "program_spec",
+]
+
+_Array = np.ndarray[Any, Any]
+
+_SIZE, _POINTER, _REAL = ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_double
+
+# The registers of a program, as many as program.h takes.
+MAX_REGISTERS = 256
+
+
+def _structure(*fields: tuple[str, Any]) -> Any:
+    """Return the fields of a structure, each declared as ``"name name": type``."""
+    return [(name, kind) for names, kind in fields for name in names.split()]
+
+
+class LayerSpec(ctypes.Structure):
+    """A layer, as network.h declares it."""
+
+    _fields_ = _structure(
+        ("n_in n_out activate pull_back in_place", _SIZE),
+        ("dropout", _REAL),
+    )
+
+
+class PassSpec(ctypes.Structure):
+    """A pass over all parameters."""
+
+    _fields_ = _structure(("program reduction", _SIZE))
+
+
+class ProgramSpec(ctypes.Structure):
+    """A program."""
+
+    _fields_ = _structure(
+        ("code", _POINTER),
+        ("n_instructions n_arrays n_registers", _SIZE),
+        ("numbers kernel", _POINTER),
+    )
+
+
+class Spec(ctypes.Structure):
+    """A network in training."""
+
+    _fields_ = _structure(
+        ("n_layers batch n_targets labels features_major", _SIZE),
+        ("layers programs", _POINTER),
+        ("n_programs loss penalize update n_clips", _SIZE),
+        ("clips", _POINTER),
+        ("penalty_per_sample by_rows n_state n_coefficients", _SIZE),
+        ("parameters gradient finite state random next_uint32 next_double", _POINTER),
+    )
+
+
+class Request(ctypes.Structure):
+    """What the library asks Python for."""
+
+    _fields_ = _structure(("what layer rows", _SIZE), ("arrays", _POINTER * 4))
+
+
+CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER)
+NO_CALLBACK = CALLBACK(0)
+
+
+class Run(ctypes.Structure):
+    """A run of epochs."""
+
+    _fields_ = _structure(
+        ("mode", _SIZE),
+        ("X y weight label order", _POINTER),
+        ("n_samples n_epochs ends", _SIZE),
+        ("coefficients losses totals logits", _POINTER),
+        ("batch_rows first_row reduces", _SIZE),
+        ("call", CALLBACK),
+        ("seconds", _REAL),
+        ("epoch start step is_over has_failed is_finite", _SIZE),
+    )
+
+
+class Functions:
+    """The functions of the library for one dtype.
+
+    Attributes
+    ----------
+    lanes : int
+        The elements of a vector.
+    new, free, run : callables
+        As in network.h and step.h.
+    kernel : callable
+        Returns the address of the compiled form of a program, or None.
+    """
+
+    def __init__(self, library: ctypes.CDLL, dtype: str) -> None:
+        def function(name: str, result: Any, *arguments: Any) -> Any:
+            entry = getattr(library, f"nnbackend_{name}_{dtype}")
+            entry.restype, entry.argtypes = result, arguments
+            return entry
+
+        self.lanes: int = function("lanes", ctypes.c_int)()
+        self.new = function("new", _POINTER, ctypes.POINTER(Spec), _SIZE)
+        self.free = function("free", None, _POINTER)
+        self.run = function("run", None, _POINTER, ctypes.POINTER(Run))
+        self.kernel = function("kernel", _POINTER, ctypes.c_uint64)
+
+
+@cache
+def functions(library: ctypes.CDLL, dtype: str) -> Functions:
+    """Return the library's functions for a dtype."""
+    return Functions(library, dtype)
+
+
+def address(array: _Array, dtype: Any, shape: tuple[int, ...], *, writes: bool = False) -> int:
+    """Return the address of an array's memory, after checking all that C takes for granted."""
+    flags = array.flags
+    if array.dtype != dtype or array.shape != shape or not flags.c_contiguous:
+        raise ValueError(
+            f"expected a C-contiguous array of {dtype} and shape {shape}, got {array.dtype}, "
+            f"{array.shape}, strides {array.strides}"
+        )
+    if writes and not flags.writeable:
+        raise ValueError("expected an array that can be written, got one that is read-only")
+    return array.ctypes.data
+
+
+def aligned(n: int, dtype: Any) -> _Array:
+    """Return zeros (n,) that begin with a cache line."""
+    dtype = np.dtype(dtype)
+    memory = np.zeros(n * dtype.itemsize + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + n * dtype.itemsize].view(dtype)
+
+
+def program_spec(program: Program, own: Functions, dtype: Any) -> tuple[ProgramSpec, list[_Array]]:
+    """Return a program as the library takes it, and the arrays that have to live as long."""
+    values = [0.0] * len(program.numbers) + program.constants
+    numbers = aligned(max(len(values), 1) * own.lanes, dtype)
+    with np.errstate(over="ignore"):
+        numbers[: len(values) * own.lanes] = np.repeat(np.asarray(values, dtype), own.lanes)
+    if program.n_registers > MAX_REGISTERS:
+        raise NotImplementedError(f"a formula of {program.n_registers} registers")
+    spec = ProgramSpec(
+        address(program.code, np.int32, program.code.shape),
+        len(program.code),
+        len(program.arrays),
+        program.n_registers,
+        address(numbers, dtype, numbers.shape),
+        own.kernel(program.key),
+    )
+    return spec, [program.code, numbers]

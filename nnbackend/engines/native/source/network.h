@@ -1,0 +1,218 @@
+/* A network in training: what Python describes, and the memory that its steps need. */
+#ifndef NNBACKEND_NETWORK_H
+#define NNBACKEND_NETWORK_H
+
+#include <stdlib.h>
+
+#include "product.h"
+#include "program.h"
+
+/* Memory behind every buffer, so that whole vectors may be read and written at its end. */
+#define SLACK 64
+
+/* Rows of a tile of a features-major network: its layers stay in the first-level cache. */
+#define TILE ((intptr_t)512)
+
+/* Elements of a layer's activations that fit a core's second-level cache. */
+#define CACHED_ELEMENTS ((intptr_t)1 << 17)
+
+/* From this many elements on, a weight matrix is packed for its products. */
+#define LARGE_MATRIX 8192
+
+typedef struct {
+    intptr_t n_in, n_out;
+    intptr_t activate, pull_back; /* programs of a hidden layer; -1: the callback computes it */
+    intptr_t in_place;            /* whether the activations overwrite the pre-activations */
+    double dropout;
+} LayerSpec;
+
+/* What a pass over all parameters reduces its value to. */
+enum { NOTHING, SUM, LARGEST };
+
+typedef struct {
+    intptr_t program, reduction;
+} PassSpec;
+
+typedef struct {
+    intptr_t n_layers, batch, n_targets, labels, features_major;
+    const LayerSpec *layers;
+    const Program *programs;
+    intptr_t n_programs;
+    intptr_t loss, penalize, update; /* programs; -1: see there */
+    intptr_t n_clips;
+    const PassSpec *clips;
+    intptr_t penalty_per_sample, by_rows, n_state, n_coefficients;
+    REAL *parameters, *gradient, *finite;
+    REAL *const *state;
+    void *random; /* a generator of NumPy */
+    uint32_t (*next_uint32)(void *);
+    double (*next_double)(void *);
+} Spec;
+
+typedef struct {
+    intptr_t n_in, n_out;
+    const Program *activate, *pull_back;
+    intptr_t is_large;
+    REAL rate, kept;
+    REAL *W, *b, *gW, *gb;  /* in the vectors of parameters and gradient */
+    REAL *Z, *A, *H, *M, *D; /* pre-activations, activations, dropped ones, mask, gradient */
+    REAL *transposed;       /* W^T, in panels if it is large */
+    REAL *panels, *dZ_panels, *turned;
+    double *penalties; /* of groups of 16 rows */
+} Layer;
+
+typedef struct {
+    Spec spec;
+    Layer *layers;
+    intptr_t n_parameters, widest, n_threads;
+    REAL *X, *y, *weight, *losses; /* of a batch: gathered features, targets, weights; losses */
+    int64_t *labels;
+    double *sums; /* partial sums of a pass over all parameters */
+    REAL **scratch, **workspace; /* of each thread: for programs, for products */
+    intptr_t scratch_size;
+    void *memory; /* the last block, which begins with the address of the one before */
+    int has_failed;
+} Network;
+
+static intptr_t round_up(intptr_t n, intptr_t to) { return (n + to - 1) / to * to; }
+
+static intptr_t least(intptr_t a, intptr_t b) { return a < b ? a : b; }
+
+static intptr_t most(intptr_t a, intptr_t b) { return a > b ? a : b; }
+
+/* Return memory of bytes that starts with a cache line, all zero; it is freed with the network. */
+static void *reserve(Network *net, intptr_t bytes) {
+    void *block = NULL;
+    if (net->has_failed) return NULL;
+#ifdef _WIN32
+    block = _aligned_malloc((size_t)bytes + 64, 64);
+#else
+    if (posix_memalign(&block, 64, (size_t)bytes + 64)) block = NULL;
+#endif
+    if (!block) {
+        net->has_failed = 1;
+        return NULL;
+    }
+    memset(block, 0, (size_t)bytes + 64);
+    *(void **)block = net->memory;
+    net->memory = block;
+    return (char *)block + 64;
+}
+
+static REAL *reals(Network *net, intptr_t n) {
+    return reserve(net, (n + SLACK) * (intptr_t)sizeof(REAL));
+}
+
+EXPORT void NAME(nnbackend_free)(Network *net) {
+    while (net->memory) {
+        void *before = *(void **)net->memory;
+#ifdef _WIN32
+        _aligned_free(net->memory);
+#else
+        free(net->memory);
+#endif
+        net->memory = before;
+    }
+    free(net->layers);
+    free(net);
+}
+
+static const Program *program_of(const Network *net, intptr_t index) {
+    return index < 0 ? NULL : net->spec.programs + index;
+}
+
+static void place_parameters(Network *net) {
+    intptr_t start = 0;
+    for (intptr_t l = 0; l < net->spec.n_layers; l++) {
+        Layer *layer = net->layers + l;
+        layer->W = net->spec.parameters + start, layer->gW = net->spec.gradient + start;
+        start += layer->n_in * layer->n_out;
+        layer->b = net->spec.parameters + start, layer->gb = net->spec.gradient + start;
+        start += layer->n_out;
+    }
+    net->n_parameters = start;
+}
+
+static void reserve_layer(Network *net, intptr_t l) {
+    const intptr_t rows = net->spec.features_major ? least(TILE, round_up(net->spec.batch, LANES))
+                                                   : net->spec.batch;
+    const LayerSpec *given = net->spec.layers + l;
+    Layer *layer = net->layers + l;
+    const intptr_t p = layer->n_in, q = layer->n_out, n = rows * q;
+    layer->Z = reals(net, n);
+    layer->A = layer->H = layer->D = layer->Z;
+    layer->M = layer->Z;
+    if (l + 1 < net->spec.n_layers) {
+        layer->activate = program_of(net, given->activate);
+        layer->pull_back = program_of(net, given->pull_back);
+        if (!given->in_place) layer->A = reals(net, n);
+        layer->H = layer->A;
+        layer->rate = (REAL)given->dropout;
+        layer->kept = (REAL)1 / (REAL)(1.0 - given->dropout);
+        if (given->dropout > 0) layer->H = reals(net, n), layer->M = reals(net, n);
+        layer->D = reals(net, n);
+    }
+    layer->penalties = reserve(net, (p / 16 + 1) * (intptr_t)sizeof(double));
+    if (net->spec.features_major) return;
+    layer->is_large = p * q >= LARGE_MATRIX;
+    /* Few units waste most of a vector. */
+    const int is_turned = 2 * round_up(q, LANES) >= 3 * q && p >= q;
+    if (is_turned) layer->turned = reals(net, p * q);
+    if (l > 0) layer->transposed = reals(net, layer->is_large ? panels_size(q, p) : p * q);
+    if (!layer->is_large) return;
+    layer->panels = reals(net, panels_size(p, q));
+    if (!is_turned) layer->dZ_panels = reals(net, panels_size(rows, q));
+}
+
+/* Return the rows of a block of the loss, whose outputs stay in the first-level cache. */
+static intptr_t loss_rows(const Network *net) {
+    const intptr_t q = net->layers[net->spec.n_layers - 1].n_out;
+    if (net->spec.features_major) return TILE;
+    return most(LANES, least(512, 2 * BLOCK / q / LANES * LANES));
+}
+
+static void reserve_scratch(Network *net, intptr_t n_threads) {
+    const intptr_t q = net->layers[net->spec.n_layers - 1].n_out, rows = loss_rows(net);
+    intptr_t flat = 0;
+    for (intptr_t k = 0; k < net->spec.n_programs; k++)
+        flat = most(flat, net->spec.programs[k].n_registers + 1);
+    /* A register of a block of the loss, or of a flat block. */
+    net->scratch_size = round_up(most(q * rows, BLOCK), 16) * (flat + 3);
+    net->scratch = reserve(net, n_threads * (intptr_t)sizeof *net->scratch);
+    net->workspace = reserve(net, n_threads * (intptr_t)sizeof *net->workspace);
+    for (intptr_t t = 0; t < n_threads && !net->has_failed; t++) {
+        net->scratch[t] = reals(net, most(net->scratch_size, net->widest * LANES));
+        net->workspace[t] = reals(net, product_workspace());
+    }
+}
+
+EXPORT Network *NAME(nnbackend_new)(const Spec *spec, intptr_t n_threads) {
+    Network *net = calloc(1, sizeof *net);
+    if (!net) return NULL;
+    net->spec = *spec;
+    net->n_threads = n_threads;
+    net->layers = calloc((size_t)spec->n_layers, sizeof *net->layers);
+    if (!net->layers) {
+        free(net);
+        return NULL;
+    }
+    const intptr_t batch = round_up(spec->batch, 16);
+    for (intptr_t l = 0; l < spec->n_layers; l++) {
+        net->layers[l].n_in = spec->layers[l].n_in, net->layers[l].n_out = spec->layers[l].n_out;
+        net->widest = most(net->widest, most(spec->layers[l].n_in, spec->layers[l].n_out));
+    }
+    place_parameters(net);
+    for (intptr_t l = 0; l < spec->n_layers; l++) reserve_layer(net, l);
+    net->X = reals(net, batch * net->layers[0].n_in);
+    net->y = reals(net, batch * most(spec->n_targets, 1));
+    net->labels = reserve(net, (batch + SLACK) * (intptr_t)sizeof(int64_t));
+    net->weight = reals(net, batch);
+    net->losses = reals(net, batch);
+    net->sums = reserve(net, (net->n_parameters / BLOCK + SLACK) * (intptr_t)sizeof(double));
+    reserve_scratch(net, n_threads);
+    if (!net->has_failed) return net;
+    NAME(nnbackend_free)(net);
+    return NULL;
+}
+
+#endif

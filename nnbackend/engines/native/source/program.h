@@ -1,0 +1,154 @@
+/* Programs: lists of vector operations over blocks that stay in the first-level cache.
+ *
+ * A block has units x rows elements, rows contiguous and a multiple of LANES. A register is full
+ * (units x rows), a column (rows) or a number, which holds LANES copies. See program.py.
+ */
+#ifndef NNBACKEND_PROGRAM_H
+#define NNBACKEND_PROGRAM_H
+
+#include "elementary.h"
+#include "vector.h"
+
+enum {
+    ADD, SUBTRACT, MULTIPLY, DIVIDE, NEGATE, LESS, LESS_EQUAL, GREATER, GREATER_EQUAL, EQUAL,
+    NOT_EQUAL, CHOOSE, MAXIMUM, MINIMUM, MULTIPLY_ADD, MULTIPLY_SUBTRACT, SUBTRACT_PRODUCT, EXP,
+    EXPM1, LOG, LOG1P, TANH, SQRT, ABS, COPY, INDEX, ROW_MAX, ROW_SUM, OPERATIONS
+};
+
+enum { FULL, COLUMN, NUMBER };
+
+/* Elements of a block of a flat array: 4 KiB a register. */
+#define BLOCK ((intptr_t)(4096 / sizeof(REAL)))
+
+/* At most this many registers, so that their addresses fit on the stack. */
+#define MAX_REGISTERS 256
+
+typedef struct {
+    int32_t operation, extents, target, operands[3];
+} Instruction;
+
+typedef void (*Kernel)(REAL *const *arrays, const REAL *numbers, intptr_t units, intptr_t rows);
+
+typedef struct {
+    const Instruction *code;
+    intptr_t n_instructions, n_arrays, n_registers;
+    REAL *numbers; /* LANES copies of each */
+    Kernel kernel; /* the same, compiled; or NULL */
+} Program;
+
+static void set_number(const Program *program, intptr_t index, REAL value) {
+    for (intptr_t i = 0; i < LANES; i++) program->numbers[index * LANES + i] = value;
+}
+
+/* For each unit: operands are read at p + (i & mask), since numbers repeat. */
+#define EACH(expression)                                                          \
+    for (intptr_t unit = 0; unit < n_units; unit++) {                             \
+        for (intptr_t i = 0; i < n; i += LANES) {                                 \
+            const V a = load(x[0] + (i & mask[0]));                               \
+            const V b = load(x[1] + (i & mask[1]));                               \
+            const V c = load(x[2] + (i & mask[2]));                               \
+            (void)a, (void)b, (void)c;                                            \
+            store(out + i, (V)(expression));                                      \
+        }                                                                         \
+        out += n, x[0] += step[0], x[1] += step[1], x[2] += step[2];              \
+    }                                                                             \
+    break
+
+static void execute(const Instruction *instruction, const REAL *x[3], REAL *out, intptr_t units,
+                    intptr_t rows) {
+    const int extents = instruction->extents;
+    intptr_t n_units = 1, n = units * rows, mask[3], step[3];
+    int has_columns = 0;
+    for (int k = 0; k < 3; k++) has_columns |= (extents >> 2 * (k + 1) & 3) == COLUMN;
+    if ((extents & 3) == NUMBER) n = LANES;
+    if ((extents & 3) == COLUMN) n = rows;
+    if ((extents & 3) == FULL && (has_columns || instruction->operation == INDEX))
+        n_units = units, n = rows;
+    for (int k = 0; k < 3; k++) {
+        const int extent = extents >> 2 * (k + 1) & 3;
+        mask[k] = extent == NUMBER ? 0 : -1;
+        step[k] = extent == FULL ? n : 0;
+    }
+    switch (instruction->operation) {
+    case ADD: EACH(a + b);
+    case SUBTRACT: EACH(a - b);
+    case MULTIPLY: EACH(a * b);
+    case DIVIDE: EACH(a / b);
+    case NEGATE: EACH(-a);
+    case LESS: EACH(a < b);
+    case LESS_EQUAL: EACH(a <= b);
+    case GREATER: EACH(a > b);
+    case GREATER_EQUAL: EACH(a >= b);
+    case EQUAL: EACH(a == b);
+    case NOT_EQUAL: EACH(a != b);
+    case CHOOSE: EACH(choose((I)a, b, c));
+    case MAXIMUM: EACH(larger(a, b));
+    case MINIMUM: EACH(smaller(a, b));
+    case MULTIPLY_ADD: EACH(a * b + c);
+    case MULTIPLY_SUBTRACT: EACH(a * b - c);
+    case SUBTRACT_PRODUCT: EACH(c - a * b);
+    case EXP: EACH(exponential(a));
+    case EXPM1: EACH(exponential_minus_one(a));
+    case LOG: EACH(logarithm(a));
+    case LOG1P: EACH(logarithm_of_one_plus(a));
+    case TANH: EACH(hyperbolic_tangent(a));
+    case SQRT: EACH(square_root(a));
+    case ABS: EACH(absolute(a));
+    case COPY: EACH(a);
+    case INDEX: EACH(all_of((REAL)unit));
+    case ROW_MAX:
+    case ROW_SUM:
+        for (intptr_t i = 0; i < rows; i += LANES) {
+            V total = load(x[0] + i);
+            for (intptr_t unit = 1; unit < units; unit++) {
+                const V other = load(x[0] + unit * rows + i);
+                total = instruction->operation == ROW_MAX ? larger(total, other) : (V)(total + other);
+            }
+            store(out + i, total);
+        }
+    }
+}
+
+/* Run a program on one block. The arrays come first among the registers; scratch has room for
+ * n_registers - n_arrays registers of the block's size, each at least LANES. */
+static void run_block(const Program *program, REAL *const *arrays, intptr_t units, intptr_t rows,
+                      REAL *scratch) {
+    if (program->kernel) {
+        program->kernel(arrays, program->numbers, units, rows);
+        return;
+    }
+    REAL *registers[MAX_REGISTERS];
+    for (intptr_t k = 0; k < program->n_registers; k++)
+        registers[k] = k < program->n_arrays ? arrays[k]
+                                             : scratch + (k - program->n_arrays) * units * rows;
+    for (intptr_t k = 0; k < program->n_instructions; k++) {
+        const Instruction *instruction = program->code + k;
+        const REAL *x[3];
+        for (int j = 0; j < 3; j++) {
+            const int32_t operand = instruction->operands[j];
+            x[j] = operand < 0 ? program->numbers + ~operand * LANES : registers[operand];
+        }
+        execute(instruction, x, registers[instruction->target], units, rows);
+    }
+}
+
+/* Run a program on n elements of flat arrays; touch no memory behind them. */
+static void run_flat(const Program *program, REAL *const *arrays, intptr_t n, REAL *scratch) {
+    REAL *part[MAX_REGISTERS];
+    const intptr_t whole = n - n % LANES;
+    for (intptr_t start = 0; start < whole; start += BLOCK) {
+        for (intptr_t k = 0; k < program->n_arrays; k++) part[k] = arrays[k] + start;
+        run_block(program, part, 1, whole - start < BLOCK ? whole - start : BLOCK, scratch);
+    }
+    if (whole == n) return;
+    REAL rest[program->n_arrays][LANES];
+    for (intptr_t k = 0; k < program->n_arrays; k++) {
+        part[k] = rest[k];
+        store(rest[k], load_part(arrays[k] + whole, n - whole));
+    }
+    run_block(program, part, 1, LANES, scratch);
+    for (intptr_t k = 0; k < program->n_arrays; k++)
+        store_part(arrays[k] + whole, load(rest[k]), n - whole);
+}
+
+#endif

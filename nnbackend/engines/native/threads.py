@@ -1,0 +1,48 @@
+"""Decide how many threads a training uses."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnbackend.engines.base import Problem
+
+__all__ = ["n_threads"]
+
+# A thread is worth starting for so many operations of a step, and so many rows of a batch.
+_FLOPS_PER_THREAD = 4e6
+_ROWS_PER_THREAD = 16
+
+
+def n_threads(problem: Problem) -> int:
+    """Return how many threads run a step: no more than are allowed, nor than its work is worth.
+
+    The limit is that of the BLAS libraries in this process, which take theirs from the environment
+    (``OMP_NUM_THREADS`` and the like) and from ``threadpoolctl``, and the processors that this
+    process may use.
+    """
+    structure = problem.objective.structure
+    flops = sum(6 * problem.batch_size * n_in * n_out for n_in, n_out in structure.weight_shapes)
+    worth = min(flops // _FLOPS_PER_THREAD, problem.batch_size // _ROWS_PER_THREAD)
+    return 1 if worth < 2 else min(int(worth), _limit())
+
+
+def _limit() -> int:
+    blas = [library.get_num_threads() for library in _blas_libraries()]
+    return max(1, min([_processors(), *(count for count in blas if count)]))
+
+
+def _processors() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@cache
+def _blas_libraries() -> list[Any]:
+    from threadpoolctl import ThreadpoolController
+
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
