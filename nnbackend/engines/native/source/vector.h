@@ -10,6 +10,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "export.h"
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
