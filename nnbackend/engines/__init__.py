@@ -10,7 +10,7 @@ from nnbackend.engines.base import (
     Problem,
     Start,
 )
-from nnbackend.engines.choice import ENGINES, default_engine, get_engine, reference_seconds
+from nnbackend.engines.choice import ENGINES, default_engine, get_engine
 
 __all__ = [
     "ENGINES",
@@ -22,5 +22,4 @@ __all__ = [
     "Start",
     "default_engine",
     "get_engine",
-    "reference_seconds",
 ]

@@ -1,18 +1,15 @@
-"""Choose the engine of a training by its name, device and length."""
+"""Choose the engine of a training by its name and device."""
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import math
 import warnings
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from nnbackend.checks import lookup
 from nnbackend.device import Device
-from nnbackend.engines.base import PRECISIONS, EngineFactory, Problem
+from nnbackend.engines.base import PRECISIONS, EngineFactory
 from nnbackend.engines.reference import ReferenceEngine
 from nnbackend.engines.watched import watched
 from nnbackend.errors import InputError, MissingDependencyError
@@ -23,7 +20,6 @@ __all__ = [
     "checked_precision",
     "default_engine",
     "get_engine",
-    "reference_seconds",
 ]
 
 
@@ -32,19 +28,21 @@ def _reference(device: Device) -> EngineFactory:
     return ReferenceEngine
 
 
-def _cpu(device: Device) -> EngineFactory:
+def _native(device: Device) -> EngineFactory:
     if device.kind != "cpu":
         raise InputError(
-            f"'cpu' runs on device='cpu', got a network on {device}", argument="engine"
+            f"'native' runs on device='cpu', got a network on {device}", argument="engine"
         )
-    if missing := _missing_packages():
-        raise MissingDependencyError(
-            f"engine='cpu' needs {missing}, which is not installed; install it with: pip install "
-            f"{missing}, or use engine='reference'"
-        )
-    from nnbackend.engines.native.engine import CpuEngine
+    from nnbackend.engines.native.library import library, why_missing
 
-    return CpuEngine
+    if library() is None:
+        raise MissingDependencyError(
+            f"engine='native' needs its compiled library: {why_missing()}; or use "
+            "engine='reference'"
+        )
+    from nnbackend.engines.native.engine import NativeEngine
+
+    return NativeEngine
 
 
 def _cuda(device: Device) -> EngineFactory:
@@ -58,38 +56,34 @@ def _cuda(device: Device) -> EngineFactory:
 
 
 ENGINES: dict[str, Callable[[Device], EngineFactory]] = {
-    "cpu": _cpu,
+    "native": _native,
     "cuda": _cuda,
     "reference": _reference,
 }
 
-# Compiling a kind of network takes some seconds; a training shorter than that is not worth it.
-COMPILATION_SECONDS = 3.0
+# Names that engines had, or that say the same.
+ALIASES = {"cpu": "native"}
 
 
-def default_engine(device: Device, reference_seconds: float = math.inf) -> str:
-    """Return the name of the engine that ``"auto"`` stands for.
-
-    The choice depends only on the device and the length of the training, so that a repeated
-    training gives the same bits.
+def default_engine(device: Device) -> str:
+    """Return the name of the engine that ``"auto"`` stands for, which depends on the device alone.
 
     Parameters
     ----------
     device : Device
         The device of the network.
-    reference_seconds : float
-        An estimate of how long the training would take on the reference engine.
     """
-    if device.kind != "cpu" or reference_seconds < COMPILATION_SECONDS:
+    if device.kind != "cpu":
         return "reference"
-    if missing := _missing_packages():
-        warnings.warn(
-            f"{missing} is not installed: training runs on the slower reference engine; install it "
-            f"with: pip install {missing}",
-            stacklevel=_frames_of_this_package() + 1,
-        )
-        return "reference"
-    return "cpu"
+    from nnbackend.engines.native.library import library, why_missing
+
+    if library() is not None:
+        return "native"
+    warnings.warn(
+        f"training runs on the slower reference engine: {why_missing()}",
+        stacklevel=_frames_of_this_package() + 1,
+    )
+    return "reference"
 
 
 def _frames_of_this_package() -> int:
@@ -101,25 +95,10 @@ def _frames_of_this_package() -> int:
     return count - 1
 
 
-def reference_seconds(problem: Problem, n_samples: int, epochs: int) -> float:
-    """Estimate the seconds of a training on the reference engine, on two cores of 2021."""
-    shapes = problem.objective.structure.weight_shapes
-    flops_per_sample = 6 * sum(n_in * n_out for n_in, n_out in shapes)
-    n_steps = -(-n_samples // problem.batch_size)
-    return epochs * (2e-4 * n_steps + n_samples * flops_per_sample / 4e10)
-
-
-@cache
-def _missing_packages() -> str:
-    """Return the names of the packages that the CPU engine needs and that are not installed."""
-    names = ("numba", "scipy")
-    return " and ".join(name for name in names if importlib.util.find_spec(name) is None)
-
-
 def checked_engine(name: str, engine: Any) -> str:
     """Return the name of an engine, or ``"auto"``; raise if it is another."""
-    lookup(name, engine, dict.fromkeys(("auto", *ENGINES)))
-    return str(engine)
+    lookup(name, engine, dict.fromkeys(("auto", *ENGINES, *ALIASES)))
+    return ALIASES.get(engine, str(engine))
 
 
 def checked_precision(name: str, precision: Any) -> str:
@@ -132,7 +111,7 @@ def checked_precision(name: str, precision: Any) -> str:
 
 
 def get_engine(engine: str, precision: str, device: Device) -> EngineFactory:
-    """Return the factory of the named engine; ``"auto"`` is that of a long training.
+    """Return the factory of the named engine.
 
     Raises
     ------

@@ -317,4 +317,4 @@ def _engine_name(
         )
     if engine != "auto":
         return engine
-    return default_engine(device, reference_seconds(problem, examples.n_samples, options.epochs))
+    return default_engine(device)
