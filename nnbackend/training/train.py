@@ -17,7 +17,7 @@ from nnbackend.data.examples import Examples, Resident
 from nnbackend.data.placement import Memory
 from nnbackend.data.stream import Stream
 from nnbackend.device import Device, get_device
-from nnbackend.engines import Problem, Start, default_engine, get_engine, reference_seconds
+from nnbackend.engines import Problem, Start, default_engine, get_engine
 from nnbackend.errors import InputError
 from nnbackend.floating_point import own_errors
 from nnbackend.model.network import Network

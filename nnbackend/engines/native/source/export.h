@@ -1,14 +1,11 @@
-/* Small functions that Python asks. */
+/* Mark what the loader calls; every other function stays hidden in the library. */
 #ifndef NNBACKEND_EXPORT_H
 #define NNBACKEND_EXPORT_H
 
-#include "step.h"
-
-EXPORT int NAME(nnbackend_lanes)(void) { return (int)LANES; }
-
-EXPORT Kernel NAME(nnbackend_kernel)(uint64_t key) {
-    (void)key;
-    return NULL;
-}
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
 
 #endif

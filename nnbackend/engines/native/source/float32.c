@@ -1,4 +1,4 @@
 /* The library for float32. */
 #define REAL_BITS 32
 
-#include "export.h"
+#include "queries.h"

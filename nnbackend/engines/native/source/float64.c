@@ -1,4 +1,4 @@
 /* The library for float64. */
 #define REAL_BITS 64
 
-#include "export.h"
+#include "queries.h"

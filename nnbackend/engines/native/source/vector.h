@@ -12,6 +12,8 @@
 
 #include "export.h"
 
+#include "export.h"
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -28,12 +30,6 @@
 #else
 #define VECTOR_BYTES 16
 #define VECTOR_REGISTERS 16
-#endif
-
-#ifdef _WIN32
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
 #endif
 
 #define INLINE static inline __attribute__((always_inline, unused))
