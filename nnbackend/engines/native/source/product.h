@@ -36,7 +36,7 @@
 #define PANEL_DEPTH 256
 #endif
 #ifndef PANEL_ROWS
-#define PANEL_ROWS 192
+#define PANEL_ROWS (VECTOR_BYTES == 64 && REAL_BITS == 32 ? 384 : 192)
 #endif
 #define PANEL_WIDTH (PANEL_VECTORS * LANES)
 
@@ -52,18 +52,24 @@ typedef struct {
     const REAL *bias;      /* of the columns, or NULL */
     const REAL *bias_rows; /* of the rows, or NULL */
     int adds;              /* whether to add to C */
+    const REAL *next;      /* what the next call reads from B, or NULL */
 } PRODUCT;
 
 /* Compute a tile of rows x vectors; the last vector has last <= LANES columns. rows, vectors,
  * masked (whether to read only `last` columns of B) are constants: each choice is a kernel. */
 INLINE void tile(const int rows, const int vectors, const int masked, intptr_t last, intptr_t k,
                  const REAL *A, intptr_t a_row, intptr_t a_step, const REAL *B, intptr_t b_step,
-                 REAL *C, intptr_t c_row, const REAL *bias, const REAL *bias_rows, int adds) {
+                 REAL *C, intptr_t c_row, const REAL *bias, const REAL *bias_rows, int adds, const int fetches) {
     V sum[TILE_ROWS_MOST][TILE_VECTORS];
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) sum[r][v] = (V){0};
+    if (fetches)
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) __builtin_prefetch(C + r * c_row + v * LANES, 1);
     for (; k > 0; k--) {
         V b[TILE_VECTORS];
 #pragma GCC unroll 4
@@ -122,15 +128,22 @@ INLINE void strip(const int vectors, const int masked, const int packed, intptr_
     const intptr_t c_row = p->c_row;
     const REAL *A = p->A, *bias_rows = p->bias_rows;
     REAL *C = p->C;
+    const REAL *next = p->next;
+    const intptr_t p_m = m;
     const int most = TILE_ROWS(packed ? PANEL_VECTORS : vectors);
     for (intptr_t tiles = share(m, most); tiles > 0; tiles--) {
         const intptr_t rows = share(m, tiles);
+        if (packed && p->next) {
+            const intptr_t part = k * PANEL_WIDTH * rows / p_m;
+            for (intptr_t i = 0; i < part; i += 64 / (REAL_BITS / 8)) __builtin_prefetch(next + i, 0, 2);
+            next += part;
+        }
         switch (rows) {
 #define CASE(r)                                                                                   \
     case r:                                                                                       \
         if (r <= most)                                                              \
             tile(r, vectors, masked, last, k, A, packed ? 1 : a_row, packed ? r : a_step, p->B,   \
-                 packed ? PANEL_WIDTH : b_step, C, c_row, p->bias, bias_rows, p->adds);           \
+                 packed ? PANEL_WIDTH : b_step, C, c_row, p->bias, bias_rows, p->adds, packed);           \
         break;
             CASE(1)
             CASE(2)
@@ -212,9 +225,10 @@ INLINE void strips(intptr_t m, intptr_t n, PRODUCT p) {
 }
 
 /* Dot products of rows of A with rows of B: rows x columns <= DOTS of them at once. */
+#define DOTS 16
 #define DOTS_COLUMNS 4
 #define DOTS_ROWS (VECTOR_REGISTERS == 32 ? 4 : 2)
-#define DOTS (LANES > 16 ? LANES : 16)
+#define DOTS_ROWS_OF_1 (VECTOR_REGISTERS == 32 ? 16 : 8)
 
 /* Put rows x columns dot products into sums, a row of them after the other. */
 INLINE void dots(const int rows, const int columns, intptr_t k, const REAL *A, intptr_t a_row,
@@ -222,44 +236,46 @@ INLINE void dots(const int rows, const int columns, intptr_t k, const REAL *A, i
     V sum[DOTS];
 #pragma GCC unroll 16
     for (int i = 0; i < DOTS; i++) sum[i] = (V){0};
-    for (; k >= LANES; k -= LANES, A += LANES, B += LANES) {
+    for (; k > 0; k -= LANES, A += LANES, B += LANES) {
         V b[DOTS_COLUMNS];
+        if (k >= LANES) {
 #pragma GCC unroll 4
-        for (int c = 0; c < columns; c++) b[c] = load(B + c * b_row);
+            for (int c = 0; c < columns; c++) b[c] = load(B + c * b_row);
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) {
-            const V a = load(A + r * a_row);
+            for (int r = 0; r < rows; r++) {
+                const V a = load(A + r * a_row);
 #pragma GCC unroll 4
-            for (int c = 0; c < columns; c++) sum[r * columns + c] += a * b[c];
-        }
-    }
-    if (k > 0) {
-        V b[DOTS_COLUMNS];
+                for (int c = 0; c < columns; c++) sum[r * columns + c] += a * b[c];
+            }
+        } else {
 #pragma GCC unroll 4
-        for (int c = 0; c < columns; c++) b[c] = load_part(B + c * b_row, k);
+            for (int c = 0; c < columns; c++) b[c] = load_part(B + c * b_row, k);
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) {
-            const V a = load_part(A + r * a_row, k);
+            for (int r = 0; r < rows; r++) {
+                const V a = load_part(A + r * a_row, k);
 #pragma GCC unroll 4
-            for (int c = 0; c < columns; c++) sum[r * columns + c] += a * b[c];
+                for (int c = 0; c < columns; c++) sum[r * columns + c] += a * b[c];
+            }
         }
     }
 #pragma GCC unroll 8
     for (int i = 0; i < rows * columns; i += (int)LANES) store(sums + i, sums_of(sum + i));
 }
 
-static void product_dots(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
-                         const REAL *B, intptr_t b_row, REAL *C, intptr_t c_row) {
-    for (intptr_t j = 0; j < n; j += DOTS_COLUMNS) {
-        const intptr_t columns = n - j < DOTS_COLUMNS ? n - j : DOTS_COLUMNS;
-        const REAL *rows_of_A = A;
-        for (intptr_t i = 0; i < m; i += DOTS_ROWS, rows_of_A += DOTS_ROWS * a_row) {
-            const intptr_t rows = m - i < DOTS_ROWS ? m - i : DOTS_ROWS;
+/* Compute C[i * c_row + j] = sum over k of A[i * a_row + k] * B[j * b_row + k]. */
+static __attribute__((unused)) void product_dots(intptr_t m, intptr_t n, intptr_t k,
+                                                 const REAL *A, intptr_t a_row, const REAL *B,
+                                                 intptr_t b_row, REAL *C, intptr_t c_row) {
+    for (intptr_t parts = share(n, DOTS_COLUMNS); parts > 0; parts--) {
+        const intptr_t columns = share(n, parts);
+        intptr_t rows;
+        for (intptr_t i = 0; i < m; i += rows) {
+            rows = share(m - i, share(m - i, DOTS_ROWS));
             REAL sums[DOTS];
             switch (rows * 8 + columns) {
 #define CASE(r, c)                                                                                \
     case r * 8 + c:                                                                               \
-        if (r <= DOTS_ROWS) dots(r, c, k, rows_of_A, a_row, B, b_row, sums);                      \
+        if (r <= DOTS_ROWS) dots(r, c, k, A + i * a_row, a_row, B, b_row, sums);                  \
         break;
 #define CASES(r) CASE(r, 1) CASE(r, 2) CASE(r, 3) CASE(r, 4)
                 CASES(1)
@@ -271,19 +287,87 @@ static void product_dots(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intp
             }
             for (intptr_t r = 0; r < rows; r++)
                 for (intptr_t c = 0; c < columns; c++)
-                    C[(i + r) * c_row + j + c] = sums[r * columns + c];
+                    C[(i + r) * c_row + c] = sums[r * columns + c];
         }
-        B += DOTS_COLUMNS * b_row;
+        B += columns * b_row;
+        C += columns;
+        n -= columns;
+    }
+}
+
+/* Compute one column of C as dot products, where A and B are contiguous along k. */
+static __attribute__((noinline)) void product_column(intptr_t m, const PRODUCT *p) {
+    const REAL *A = p->A;
+    intptr_t rows;
+    for (intptr_t i = 0; i < m; i += rows, A += rows * p->a_row) {
+        REAL sums[DOTS];
+        if (m - i >= DOTS_ROWS_OF_1)
+            dots(rows = DOTS_ROWS_OF_1, 1, p->k, A, p->a_row, p->B, 0, sums);
+        else if (m - i >= 4)
+            dots(rows = 4, 1, p->k, A, p->a_row, p->B, 0, sums);
+        else
+            dots(rows = 1, 1, p->k, A, p->a_row, p->B, 0, sums);
+        for (intptr_t r = 0; r < rows; r++) {
+            REAL *c = p->C + (i + r) * p->c_row;
+            *c = sums[r] + (p->bias        ? *p->bias
+                            : p->bias_rows ? p->bias_rows[i + r]
+                            : p->adds      ? *c
+                                           : 0);
+        }
+    }
+}
+
+/* Narrow products are computed as C^T = B^T A^T, where the rows of A^T are contiguous. Those of A^T
+ * that lie far apart are copied together first: they tend to share a few places in the caches. */
+#define NARROW 32
+#define NARROW_STRIP (TILE_VECTORS * LANES)
+#define NARROW_DEPTH 256
+
+static __attribute__((noinline)) void product_narrow(intptr_t m, intptr_t n, const PRODUCT *p) {
+    REAL transposed[NARROW * NARROW_STRIP], packed[NARROW_DEPTH * NARROW_STRIP];
+    const int packs = n > TILE_ROWS(TILE_VECTORS) && p->a_step >= 1024 && p->k <= NARROW_DEPTH;
+    intptr_t vectors = share(m, LANES);
+    for (intptr_t first = 0, parts = share(vectors, TILE_VECTORS); parts > 0; parts--) {
+        const intptr_t part = share(vectors, parts);
+        const intptr_t rows = part * LANES < m - first ? part * LANES : m - first;
+        PRODUCT q = {p->k, p->B,       1,           p->b_step, p->A + first, p->a_step,
+                     transposed, NARROW_STRIP, NULL, NULL,      0,            NULL};
+        if (packs) {
+            for (intptr_t step = 0; step < p->k; step++)
+                for (intptr_t i = 0; i < rows; i += LANES)
+                    store(packed + step * NARROW_STRIP + i,
+                          rows - i >= LANES ? load(q.B + step * p->a_step + i)
+                                            : load_part(q.B + step * p->a_step + i, rows - i));
+            q.B = packed;
+            q.b_step = NARROW_STRIP;
+        }
+        strips(n, rows, q);
+        for (intptr_t i = 0; i < rows; i++) {
+            REAL *c = p->C + (first + i) * p->c_row;
+            for (intptr_t j = 0; j < n; j++)
+                c[j] = transposed[j * NARROW_STRIP + i] + (p->bias        ? p->bias[j]
+                                                           : p->bias_rows ? p->bias_rows[first + i]
+                                                           : p->adds      ? c[j]
+                                                                          : 0);
+        }
+        first += rows;
+        vectors -= part;
     }
 }
 
 /* Compute C[i * c_row + j] = start + sum over k of A[i * a_row + k * a_step] * B[k * b_step + j].
  * start is bias[j], else bias_rows[i], else what C holds if adds, else 0. */
-static void product(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
-                    intptr_t a_step, const REAL *B, intptr_t b_step, REAL *C, intptr_t c_row,
-                    const REAL *bias, const REAL *bias_rows, int adds) {
-    const PRODUCT p = {k, A, a_row, a_step, B, b_step, C, c_row, bias, bias_rows, adds};
-    strips(m, n, p);
+static __attribute__((unused)) void product(intptr_t m, intptr_t n, intptr_t k, const REAL *A,
+                                            intptr_t a_row, intptr_t a_step, const REAL *B,
+                                            intptr_t b_step, REAL *C, intptr_t c_row,
+                                            const REAL *bias, const REAL *bias_rows, int adds) {
+    const PRODUCT p = {k, A, a_row, a_step, B, b_step, C, c_row, bias, bias_rows, adds, NULL};
+    if (b_step == 1 && a_step == 1 && n == 1)
+        product_column(m, &p);
+    else if (a_row == 1 && n <= NARROW && n * share(m, LANES) * 4 < m * share(n, LANES) * 3)
+        product_narrow(m, n, &p);
+    else
+        strips(m, n, p);
 }
 
 INLINE intptr_t panels_of(intptr_t n) { return share(n, PANEL_WIDTH); }
@@ -419,6 +503,7 @@ static void product_panels(intptr_t m, intptr_t n, intptr_t k, const REAL *A, in
                     .c_row = c_row,
                     .bias = bias && step == 0 ? bias + column : NULL,
                     .adds = adds || step > 0,
+                    .next = panel + 1 < last_panel ? panels + (panel + 1) * k * PANEL_WIDTH + step * PANEL_WIDTH : NULL,
                 };
                 const intptr_t last = columns - (vectors - 1) * LANES;
                 switch (vectors) {
