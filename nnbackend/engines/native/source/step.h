@@ -222,7 +222,7 @@ static void multiply(Job *job, intptr_t t, intptr_t m, intptr_t n, intptr_t k, c
                      intptr_t a_row, intptr_t a_step, const REAL *B, const REAL *panels, REAL *C,
                      const REAL *bias) {
     if (panels)
-        product_panels(m, n, k, A, a_row, a_step, panels, 0, n_panels(n), C, n, bias, 0,
+        product_panels(m, n, k, A, a_row, a_step, panels, 0, panels_of(n), C, n, bias, 0,
                        job->net->workspace[t]);
     else
         product(m, n, k, A, a_row, a_step, B, n, C, n, bias, NULL, 0);
@@ -253,7 +253,7 @@ static int backward(Job *job, intptr_t t, intptr_t first, intptr_t last) {
         const intptr_t p = layer->n_in, q = layer->n_out;
         const REAL *dZ = layer->D + first * q;
         if (layer->dZ_panels)
-            pack_rows(layer->dZ_panels, net->spec.batch, q, layer->D, q, first, last);
+            pack_rows(layer->dZ_panels, job->rows, q, layer->D, q, first, last);
         if (l == 0) break;
         multiply(job, t, m, p, q, dZ, q, 1, layer->transposed,
                  layer->is_large ? layer->transposed : NULL, layer[-1].D + first * p, NULL);
@@ -270,13 +270,13 @@ static void prepare_weights(Job *job, intptr_t t, int trains) {
         const Layer *layer = net->layers + l;
         const intptr_t p = layer->n_in, q = layer->n_out;
         if (layer->is_large) {
-            pack_panels(layer->panels, p, q, layer->W, q, 1, n_panels(q) * t / T,
-                        n_panels(q) * (t + 1) / T);
+            pack_panels(layer->panels, p, q, layer->W, q, 1, panels_of(q) * t / T,
+                        panels_of(q) * (t + 1) / T);
             if (trains && l > 0)
-                pack_panels(layer->transposed, q, p, layer->W, 1, q, n_panels(p) * t / T,
-                            n_panels(p) * (t + 1) / T);
+                pack_panels(layer->transposed, q, p, layer->W, 1, q, panels_of(p) * t / T,
+                            panels_of(p) * (t + 1) / T);
         } else if (trains && l > 0 && t == 0) {
-            transpose(layer->W, p, q, layer->transposed);
+            transpose_matrix(layer->W, p, q, layer->transposed);
         }
     }
 }
@@ -293,9 +293,9 @@ static void weight_gradient(Job *job, intptr_t t, intptr_t l, intptr_t n, intptr
         /* The features fill vectors better than the few units. */
         REAL *turned = q == 1 ? gW : layer->turned + q * first;
         product(q, m, n, layer->D, 1, q, H, p, turned, m, NULL, NULL, 0);
-        if (q > 1) transpose(turned, q, m, gW);
+        if (q > 1) transpose_matrix(turned, q, m, gW);
     } else if (layer->is_large) {
-        product_panels(m, q, n, H, 1, p, layer->dZ_panels, 0, n_panels(q), gW, q, NULL, 0,
+        product_panels(m, q, n, H, 1, p, layer->dZ_panels, 0, panels_of(q), gW, q, NULL, 0,
                        net->workspace[t]);
     } else {
         product(m, q, n, H, 1, p, layer->D, q, gW, q, NULL, NULL, 0);

@@ -12,8 +12,6 @@
 
 #include "export.h"
 
-#include "export.h"
-
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -46,11 +44,17 @@ typedef int64_t INTEGER;
 #define REAL_MAX __DBL_MAX__
 #endif
 
-#define LANES ((intptr_t)(VECTOR_BYTES / sizeof(REAL)))
+#define LANES ((intptr_t)(VECTOR_BYTES / (REAL_BITS / 8)))
 
 typedef REAL V __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef INTEGER I __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef REAL UNALIGNED_V __attribute__((vector_size(VECTOR_BYTES), may_alias, aligned(REAL_BITS / 8)));
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (I){__VA_ARGS__})
+#endif
 
 /* Return a vector whose elements are all x, including the sign of zero. */
 INLINE V all_of(REAL x) { return x - (V){0}; }
@@ -72,9 +76,9 @@ INLINE V load_part(const REAL *from, intptr_t count) {
     const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
     return (V)_mm256_maskload_pd(from, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lane));
 #else
-    V x = {0};
+    REAL x[sizeof(V) / sizeof(REAL)] = {0};
     for (intptr_t i = 0; i < count; i++) x[i] = from[i];
-    return x;
+    return load(x);
 #endif
 }
 
@@ -120,6 +124,57 @@ INLINE V square_root(V x) {
     for (intptr_t i = 0; i < LANES; i++) x[i] = (REAL)(REAL_BITS == 32 ? sqrtf((float)x[i]) : sqrt((double)x[i]));
     return x;
 #endif
+}
+
+/* Return a[0], b[0], a[1], b[1], ... from the first half of a and b. */
+INLINE V zip_first(V a, V b) {
+#if VECTOR_BYTES * 8 / REAL_BITS == 16
+    return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#elif VECTOR_BYTES * 8 / REAL_BITS == 8
+    return SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+#elif VECTOR_BYTES * 8 / REAL_BITS == 4
+    return SHUFFLE(a, b, 0, 4, 1, 5);
+#else
+    return SHUFFLE(a, b, 0, 2);
+#endif
+}
+
+/* Return the same of the second half. */
+INLINE V zip_second(V a, V b) {
+#if VECTOR_BYTES * 8 / REAL_BITS == 16
+    return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#elif VECTOR_BYTES * 8 / REAL_BITS == 8
+    return SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#elif VECTOR_BYTES * 8 / REAL_BITS == 4
+    return SHUFFLE(a, b, 2, 6, 3, 7);
+#else
+    return SHUFFLE(a, b, 1, 3);
+#endif
+}
+
+/* Transpose a square of LANES vectors: every pass zips the first half of them with the second. */
+INLINE void transpose(V x[LANES]) {
+#pragma GCC unroll 4
+    for (int pass = 1; pass < LANES; pass *= 2) {
+        V zipped[LANES];
+#pragma GCC unroll 8
+        for (int i = 0; i < LANES / 2; i++) {
+            zipped[2 * i] = zip_first(x[i], x[i + LANES / 2]);
+            zipped[2 * i + 1] = zip_second(x[i], x[i + LANES / 2]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) x[i] = zipped[i];
+    }
+}
+
+/* Return the vector of the sums of LANES vectors, each summed as sum_of does. */
+INLINE V sums_of(V x[LANES]) {
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < half; i++)
+            x[i] = zip_first(x[i], x[i + half]) + zip_second(x[i], x[i + half]);
+    return x[0];
 }
 
 /* Return the sum of all elements, in a fixed order. */
