@@ -12,7 +12,7 @@
 
 #include "export.h"
 
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -35,19 +35,26 @@
 #if REAL_BITS == 32
 typedef float REAL;
 typedef int32_t INTEGER;
+typedef uint32_t UNSIGNED;
 #define NAME(name) name##_float32
 #define REAL_MAX __FLT_MAX__
+#define FRACTION_BITS 23
+#define EXPONENT_BIAS 127
 #else
 typedef double REAL;
 typedef int64_t INTEGER;
+typedef uint64_t UNSIGNED;
 #define NAME(name) name##_float64
 #define REAL_MAX __DBL_MAX__
+#define FRACTION_BITS 52
+#define EXPONENT_BIAS 1023
 #endif
 
 #define LANES ((intptr_t)(VECTOR_BYTES / (REAL_BITS / 8)))
 
 typedef REAL V __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef INTEGER I __attribute__((vector_size(VECTOR_BYTES), may_alias));
+typedef UNSIGNED U __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef REAL UNALIGNED_V __attribute__((vector_size(VECTOR_BYTES), may_alias, aligned(REAL_BITS / 8)));
 
 #if defined(__clang__)
@@ -105,6 +112,98 @@ INLINE V choose(I condition, V yes, V no) {
 }
 
 INLINE V absolute(V x) { return (V)((I)x & ~(I)all_of((REAL)-0.0)); }
+
+/* Return the magnitude, which is not negative or NaN, with the sign of x. */
+INLINE V with_sign_of(V magnitude, V x) {
+    return (V)((I)magnitude | ((I)x & (I)all_of((REAL)-0.0)));
+}
+
+/* Return the nearest number in [low, high]; NaN stays NaN. */
+INLINE V between(REAL low, V x, REAL high) {
+    /* The processor's instructions return the second argument if either is NaN. */
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+    return (V)_mm512_max_ps(_mm512_set1_ps(low), _mm512_min_ps(_mm512_set1_ps(high), (__m512)x));
+#elif VECTOR_BYTES == 64
+    return (V)_mm512_max_pd(_mm512_set1_pd(low), _mm512_min_pd(_mm512_set1_pd(high), (__m512d)x));
+#elif VECTOR_BYTES == 32 && REAL_BITS == 32
+    return (V)_mm256_max_ps(_mm256_set1_ps(low), _mm256_min_ps(_mm256_set1_ps(high), (__m256)x));
+#elif VECTOR_BYTES == 32
+    return (V)_mm256_max_pd(_mm256_set1_pd(low), _mm256_min_pd(_mm256_set1_pd(high), (__m256d)x));
+#elif defined(__SSE2__) && REAL_BITS == 32
+    return (V)_mm_max_ps(_mm_set1_ps(low), _mm_min_ps(_mm_set1_ps(high), (__m128)x));
+#elif defined(__SSE2__)
+    return (V)_mm_max_pd(_mm_set1_pd(low), _mm_min_pd(_mm_set1_pd(high), (__m128d)x));
+#else
+    x = choose(x > high, all_of(high), x);
+    return choose(x < low, all_of(low), x);
+#endif
+}
+
+/* Return a / b to within 2 units in the last place, for b and 1 / b far from overflow. */
+INLINE V quotient(V a, V b) {
+#if VECTOR_BYTES == 64
+    /* A division of 64 bytes takes 16 cycles or more. Refine an estimate of 14 bits instead: each
+     * step of Newton's method doubles its bits, and the last line is such a step for a / b. */
+#if REAL_BITS == 32
+    V inverse = (V)_mm512_rcp14_ps((__m512)b);
+#else
+    V inverse = (V)_mm512_rcp14_pd((__m512d)b);
+    inverse += inverse * (1 - b * inverse);
+#endif
+    inverse += inverse * (1 - b * inverse);
+    V estimate = a * inverse;
+    return estimate + inverse * (a - b * estimate);
+#else
+    return a / b;
+#endif
+}
+
+/* An integer n added to this stands in the last bits of the sum: n + 2 EXPONENT_BIAS. */
+#define ORIGIN ((REAL)(3ll << (FRACTION_BITS - 1)) + 2 * EXPONENT_BIAS)
+
+/* Return x 2^n for ORIGIN + n, rounding once; the power may be too large or small for a number. */
+INLINE V times_power_of_two(V x, V shifted) {
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+    return (V)_mm512_scalef_ps((__m512)x, (__m512)(shifted - ORIGIN));
+#elif VECTOR_BYTES == 64
+    return (V)_mm512_scalef_pd((__m512d)x, (__m512d)(shifted - ORIGIN));
+#else
+    U half = (U)shifted >> 1, other = (U)shifted - half;
+    return x * (V)(half << FRACTION_BITS) * (V)(other << FRACTION_BITS);
+#endif
+}
+
+/* Return 2^n for ORIGIN + n, where it is a normal number. */
+INLINE V power_of_two(V shifted) {
+    return (V)(((U)shifted - EXPONENT_BIAS) << FRACTION_BITS);
+}
+
+/* Return m in [3/4, 3/2] and e with x = m 2^e. e is infinite or NaN where log(x) is. */
+INLINE V fraction_of(V x, V *exponent) {
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+    __m512 m = _mm512_getmant_ps((__m512)x, _MM_MANT_NORM_p75_1p5, 3);
+    *exponent = (V)_mm512_getexp_ps((__m512)x) - (V)_mm512_getexp_ps(m);
+    return (V)m;
+#elif VECTOR_BYTES == 64
+    __m512d m = _mm512_getmant_pd((__m512d)x, _MM_MANT_NORM_p75_1p5, 3);
+    *exponent = (V)_mm512_getexp_pd((__m512d)x) - (V)_mm512_getexp_pd(m);
+    return (V)m;
+#else
+    const INTEGER three_quarters = ((INTEGER)(2 * EXPONENT_BIAS - 1) << (FRACTION_BITS - 1));
+    const INTEGER bias = (INTEGER)EXPONENT_BIAS << FRACTION_BITS;
+    const REAL origin = (REAL)(3ll << (FRACTION_BITS - 1));
+    const REAL multiple = (REAL)(1ll << FRACTION_BITS);
+    /* The bits of a subnormal number mean something else, so take those of a multiple. */
+    I is_subnormal = x < (REAL_BITS == 32 ? (REAL)__FLT_MIN__ : (REAL)__DBL_MIN__);
+    V normal = choose(is_subnormal, x * multiple, x);
+    U biased = ((U)normal + (U)(bias - three_quarters + (I){0})) >> FRACTION_BITS;
+    V e = (V)(biased + (U)all_of(origin)) - (origin + EXPONENT_BIAS);
+    e -= (V)(is_subnormal & (I)all_of(FRACTION_BITS));
+    V other = choose(x > 0, x, choose(x == 0, all_of((REAL)-INFINITY), all_of((REAL)NAN)));
+    *exponent = choose((x > 0) & (x < (REAL)INFINITY), e, other);
+    return (V)((U)normal - ((biased - EXPONENT_BIAS) << FRACTION_BITS));
+#endif
+}
 
 /* As the array API's functions: NaN if either argument is NaN. */
 INLINE V larger(V a, V b) { return choose((a > b) | (a != a), a, b); }
