@@ -27,7 +27,8 @@ typedef struct {
     int32_t operation, extents, target, operands[3];
 } Instruction;
 
-typedef void (*Kernel)(REAL *const *arrays, const REAL *numbers, intptr_t units, intptr_t rows);
+typedef void (*Kernel)(REAL *const *arrays, const REAL *numbers, intptr_t units, intptr_t rows,
+                       REAL *scratch);
 
 typedef struct {
     const Instruction *code;
@@ -114,7 +115,7 @@ static void execute(const Instruction *instruction, const REAL *x[3], REAL *out,
 static void run_block(const Program *program, REAL *const *arrays, intptr_t units, intptr_t rows,
                       REAL *scratch) {
     if (program->kernel) {
-        program->kernel(arrays, program->numbers, units, rows);
+        program->kernel(arrays, program->numbers, units, rows, scratch);
         return;
     }
     REAL *registers[MAX_REGISTERS];
