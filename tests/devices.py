@@ -1,14 +1,12 @@
 """What tests run on: always the CPU, and the GPU where CuPy can use one; and with which engine."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 
 from nnbackend.device import device_of, get_device
 from nnbackend.errors import DeviceError
 
-__all__ = ["CUDA_MARKS", "needs_cuda", "needs_numba", "on_each_device", "on_each_engine", "to_host"]
+__all__ = ["CUDA_MARKS", "needs_cuda", "on_each_device", "on_each_engine", "to_host"]
 
 
 def _why_not_cuda():
@@ -24,14 +22,7 @@ CUDA_MARKS = (pytest.mark.cuda, pytest.mark.skipif(bool(_REASON), reason=_REASON
 
 on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA_MARKS)])
 
-needs_numba = pytest.mark.skipif(
-    importlib.util.find_spec("numba") is None, reason="Numba is not installed"
-)
-
-# Compiling takes seconds for each kind of network.
-on_each_engine = pytest.mark.parametrize(
-    "engine", ["reference", pytest.param("cpu", marks=pytest.mark.slow)]
-)
+on_each_engine = pytest.mark.parametrize("engine", ["reference", "native"])
 
 
 def needs_cuda(test):

@@ -279,7 +279,7 @@ def soak(seconds: float, seed: int = 0, *, n_trainings: int = 10) -> tuple[list[
         with tempfile.TemporaryDirectory() as folder:
             one_training("short", Path(folder), rng, 1, result, expected)
             for number in range(n_trainings):
-                in_process(Path(folder) / str(number), ("reference", "cpu")[number % 2])
+                in_process(Path(folder) / str(number), ("reference", "native")[number % 2])
         looks.append(look(start))
     return looks, result
 

@@ -99,7 +99,7 @@ def child(kind, folder, limit, in_cgroup):
 
     data = source(kind, folder, nb, limit // 16)
     net = nb.Network([N_FEATURES, 64, 1], hidden="relu").standardize(data)
-    history = nb.train(net, data, epochs=2, batch_size=256, engine="cpu")
+    history = nb.train(net, data, epochs=2, batch_size=256, engine="native")
     print(json.dumps({"loss": history.loss, "seconds": history.epoch_seconds, **status()}))
 
 

@@ -207,7 +207,7 @@ def test_a_tensor_of_any_layout_is_read_in_place(view):
     assert array.__array_interface__["data"][0] == x.data_ptr()
     assert array.strides == tuple(4 * stride for stride in x.stride())
     np.testing.assert_array_equal(net.forward(x), net.forward(np.array(array)))
-    nb.train(net, x, Y, epochs=1, engine="cpu")
+    nb.train(net, x, Y, epochs=1, engine="native")
 
 
 def test_the_result_of_a_tensor_is_an_ordinary_tensor():

@@ -16,7 +16,7 @@ import numpy as np
 import own_formulas
 import pytest
 from cuda_executor import HostExecutor
-from devices import CUDA_MARKS, needs_numba, to_host
+from devices import CUDA_MARKS, to_host
 from factories import PROBLEMS, WEIGHT, N, X, Y, trained
 from own_formulas import SWAPPED, Exploding, HeavyBall, assert_follows
 
@@ -174,7 +174,7 @@ def test_rows_and_columns_beyond_a_block_equal_the_reference(place, choose, prog
     choose(program)
     data = wide_data(300)
     nets = []
-    for engine, device in (("reference", "cpu"), ("cuda", place)):
+    for engine, device in (("reference", "native"), ("cuda", place)):
         net = nb.Network(
             [40, 70, 33, 300], hidden=["relu", "tanh"], output="softmax", dtype="float64",
             device=device, dropout=[0.0, 0.25],
@@ -239,7 +239,7 @@ def test_same_seed_gives_the_same_bits_in_whatever_order_blocks_run(
 def test_divergence_is_found_and_the_last_finite_parameters_come_back(place, choose, program):
     choose(program)
     nets = []
-    for engine, device in (("reference", "cpu"), ("cuda", place)):
+    for engine, device in (("reference", "native"), ("cuda", place)):
         net = nb.Network(
             [6, 7, 5, 1], hidden=["relu", "tanh"], dtype="float64", seed=1, device=device
         )
@@ -274,7 +274,7 @@ def test_an_optimizer_that_keeps_parameters_and_tiny_weights(place, choose, prog
     # Training leaves batches without weight out; the kernels are right on them nevertheless.
     monkeypatch.setattr(examples, "is_zero_weight", lambda *_: None)
     losses = []
-    for engine, device in (("reference", "cpu"), ("cuda", place)):
+    for engine, device in (("reference", "native"), ("cuda", place)):
         net = nb.Network([6, 4, 3], output="softmax", seed=1, device=device)
         weight = np.where(np.arange(len(X)) < 32, 0.0, 1e-30)
         history = nb.train(
@@ -592,7 +592,6 @@ def test_coefficients_need_not_change_or_be_there(place, choose, program, optimi
     assert_equal_parameters("cuda", optimizer, place)
 
 
-@needs_numba
 @pytest.mark.parametrize("optimizer", [Constant(), Bare()], ids=["constant", "bare"])
 def test_coefficients_need_not_change_or_be_there_on_the_cpu(optimizer, monkeypatch):
     # Compiling less.

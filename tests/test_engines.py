@@ -1,21 +1,17 @@
 """Every engine gives the numbers of the reference engine, whatever the problem."""
 
-import importlib.util
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import own_formulas
 import pytest
-from devices import needs_numba
 from factories import PROBLEMS, N, X, Y, trained
 from own_formulas import SWAPPED, Cautious, Exploding, HeavyBall, Lopsided, assert_follows
 
 import nnbackend as nb
 from nnbackend.device import get_device
-from nnbackend.engines import base as engines
 from nnbackend.engines import choice
-from nnbackend.engines.native import kernel_cache
 from nnbackend.engines.tracing.expression import Recorder
 from nnbackend.engines.tracing.printer import Printer
 from nnbackend.errors import MissingDependencyError
@@ -26,40 +22,23 @@ def assert_equals_the_reference(hidden, output, options):
     for weighted, batch_size, shuffle in ((False, 16, True), (True, None, False)):
         case = {"dtype": "float64", "weighted": weighted, "batch_size": batch_size}
         expected, said = trained("reference", hidden, output, options, shuffle=shuffle, **case)
-        net, history = trained("cpu", hidden, output, options, shuffle=shuffle, **case)
+        net, history = trained("native", hidden, output, options, shuffle=shuffle, **case)
         assert net.parameters.dtype == np.float64
         np.testing.assert_allclose(net.parameters, expected.parameters, rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(history.loss, said.loss, rtol=1e-10)
         np.testing.assert_allclose(history.validation_loss, said.validation_loss, rtol=1e-10)
 
 
-# Compiling takes seconds, so each problem is run in one way; the kernels and their order are one.
-@needs_numba
-@pytest.mark.slow
-@pytest.mark.parametrize(("hidden", "output", "options"), [PROBLEMS[0], PROBLEMS[4]])
-def test_the_compiled_epoch_equals_the_reference(hidden, output, options):
+@pytest.mark.parametrize(("hidden", "output", "options"), PROBLEMS)
+def test_the_native_engine_equals_the_reference(hidden, output, options):
     assert_equals_the_reference(hidden, output, options)
 
 
-@needs_numba
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("hidden", "output", "options"),
-    [problem for i, problem in enumerate(PROBLEMS) if i not in (0, 1, 4)],
-)
-def test_steps_run_from_python_equal_the_reference(hidden, output, options, monkeypatch):
-    monkeypatch.setattr("nnbackend.engines.native.engine._COMPILED_FLOPS", 0.0)
-    # Blocks of rows, too: seven, so that the last of a batch of 16 has two.
-    monkeypatch.setattr("nnbackend.engines.native.engine._BLOCK_ELEMENTS", 7 * 7)
-    assert_equals_the_reference(hidden, output, options)
-
-
-@needs_numba
-def test_the_compiled_epoch_equals_the_reference_in_float32_with_weights():
+def test_the_native_engine_equals_the_reference_in_float32_with_weights():
     hidden, output, options = PROBLEMS[1]
     case = {"dtype": "float32", "weighted": True, "batch_size": 16, "shuffle": True}
     expected, said = trained("reference", hidden, output, options, **case)
-    net, history = trained("cpu", hidden, output, options, **case)
+    net, history = trained("native", hidden, output, options, **case)
     assert net.parameters.dtype == np.float32
     # float32 roundings of 6e-8, some tens of them over 20 steps of a well-conditioned problem.
     np.testing.assert_allclose(net.parameters, expected.parameters, rtol=1e-4, atol=1e-5)
@@ -67,26 +46,22 @@ def test_the_compiled_epoch_equals_the_reference_in_float32_with_weights():
     np.testing.assert_allclose(history.validation_loss, said.validation_loss, rtol=1e-5)
 
 
-@needs_numba
-@pytest.mark.slow
 def test_same_seed_gives_the_same_bits_and_read_only_data_is_enough():
     hidden, output, options = PROBLEMS[0]
     case = {"dtype": "float64", "weighted": False, "batch_size": 16, "shuffle": True}
-    first, _ = trained("cpu", hidden, output, options, **case)
+    first, _ = trained("native", hidden, output, options, **case)
     X.flags.writeable = False
     try:
-        again, _ = trained("cpu", hidden, output, options, **case)
+        again, _ = trained("native", hidden, output, options, **case)
     finally:
         X.flags.writeable = True
     np.testing.assert_array_equal(first.parameters, again.parameters)
 
 
-@needs_numba
-@pytest.mark.slow
 def test_divergence_is_found_and_the_last_finite_parameters_come_back():
     # After two epochs of a thousand; the reference says which.
     nets, epochs = [], []
-    for engine in ("reference", "cpu"):
+    for engine in ("reference", "native"):
         net = nb.Network([6, 7, 5, 1], hidden=["relu", "tanh"], dtype="float64", seed=1)
         with pytest.raises(nb.DivergenceError, match="epoch 3") as caught:
             nb.train(
@@ -99,12 +74,10 @@ def test_divergence_is_found_and_the_last_finite_parameters_come_back():
     np.testing.assert_allclose(nets[0].parameters, nets[1].parameters, rtol=1e-10, atol=1e-12)
 
 
-@needs_numba
-@pytest.mark.slow
 def test_early_stopping_restores_the_best_epoch():
     case = {"optimizer": nb.SGD(0.1), "early_stopping": nb.EarlyStopping(patience=2)}
     nets = []
-    for engine in ("reference", "cpu"):
+    for engine in ("reference", "native"):
         net = nb.Network([6, 7, 5, 1], hidden=["relu", "tanh"], dtype="float64", seed=1)
         history = nb.train(
             net, X, Y["sigmoid"], epochs=60, validation_data=(X[::-1], Y["sigmoid"]), batch_size=16,
@@ -115,8 +88,6 @@ def test_early_stopping_restores_the_best_epoch():
     np.testing.assert_allclose(nets[0][0], nets[1][0], rtol=1e-10, atol=1e-12)
 
 
-@needs_numba
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hidden", "output", "options"),
     [
@@ -128,18 +99,16 @@ def test_early_stopping_restores_the_best_epoch():
 def test_a_formula_that_cannot_be_recorded_runs_as_it_stands(hidden, output, options):
     case = {"dtype": "float64", "weighted": True, "batch_size": 16, "shuffle": True}
     expected, said = trained("reference", hidden, output, options, **case)
-    net, history = trained("cpu", hidden, output, options, **case)
+    net, history = trained("native", hidden, output, options, **case)
     np.testing.assert_allclose(net.parameters, expected.parameters, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(history.loss, said.loss, rtol=1e-10)
     np.testing.assert_allclose(history.validation_loss, said.validation_loss, rtol=1e-10)
 
 
-@needs_numba
-@pytest.mark.slow
-@pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["compiled", "python"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_what_a_formula_reads_beyond_its_arguments_is_followed(dropout, caplog):
     expected = own_formulas.follows("reference", dropout=dropout)
-    assert_follows(expected, own_formulas.follows("cpu", dropout=dropout))
+    assert_follows(expected, own_formulas.follows("native", dropout=dropout))
     assert caplog.text.count("a formula has changed during the training") == 1
 
 
@@ -151,7 +120,7 @@ def test_a_formula_that_is_another_one_each_time_runs_on_the_reference(caplog):
         lambda xp, Z, _A: xp.ones_like(Z),
     )
     net = nb.Network([6, 4, 1], hidden=[drifting], seed=1)
-    nb.train(net, X, Y["sigmoid"], engine="cpu", epochs=1)
+    nb.train(net, X, Y["sigmoid"], engine="native", epochs=1)
     assert "each time it is called" in caplog.text
     # Called at every step, and not only for what it records.
     assert next(numbers) > 2
@@ -197,12 +166,10 @@ class Counting(nb.SGD):
         return parameters - coefficients[0] * gradient / steps, (steps,)
 
 
-@needs_numba
-@pytest.mark.slow
 def test_formulas_of_ones_own_mean_what_they_mean_on_numpy():
     hidden = [nb.Activation(name, *formulas) for name, formulas in OWN.items()]
     results = []
-    for engine in ("reference", "cpu"):
+    for engine in ("reference", "native"):
         net = nb.Network([6, *[4] * len(OWN), 3], hidden=hidden, output="identity", seed=1)
         biases = [bias.copy() for bias in net.biases]
         # exp is infinite there in float32.
@@ -216,59 +183,27 @@ def test_formulas_of_ones_own_mean_what_they_mean_on_numpy():
 
 
 @pytest.fixture
-def without_numba(monkeypatch):
-    choice._missing_packages.cache_clear()
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "numba" else find(name)
+def without_library(monkeypatch):
+    monkeypatch.setenv("NNBACKEND_VARIANT", "none")
+
+
+@pytest.mark.usefixtures("without_library")
+def test_without_its_library_the_engine_says_what_to_do():
+    with pytest.raises(MissingDependencyError, match=r"engine='native' needs its compiled library"):
+        nb.train(nb.Network([6, 1]), X, Y["sigmoid"], epochs=1, engine="native")
+
+
+@pytest.mark.usefixtures("without_library")
+def test_without_the_library_training_runs_on_the_reference_and_says_so():
+    with pytest.warns(UserWarning, match="slower reference engine: "):
+        assert choice.default_engine(get_device("cpu")) == "reference"
+
+
+def test_auto_on_the_cpu_is_the_native_engine_and_cpu_an_alias():
+    assert choice.default_engine(get_device("cpu")) == "native"
+    assert choice.get_engine("cpu", "float32", get_device("cpu")) is choice.get_engine(
+        "native", "float32", get_device("cpu")
     )
-    yield
-    choice._missing_packages.cache_clear()
-
-
-@pytest.mark.usefixtures("without_numba")
-def test_without_numba_the_engine_says_what_to_install():
-    with pytest.raises(
-        MissingDependencyError, match=r"engine='cpu' needs numba.*pip install numba"
-    ):
-        nb.train(nb.Network([6, 1]), X, Y["sigmoid"], epochs=1, engine="cpu")
-
-
-@pytest.mark.usefixtures("without_numba")
-def test_without_numba_a_long_training_runs_on_the_reference_and_says_so():
-    with pytest.warns(UserWarning, match=r"numba is not installed.*pip install numba"):
-        assert choice.default_engine(get_device("cpu"), 60.0) == "reference"
-
-
-@needs_numba
-@pytest.mark.slow
-def test_auto_depends_on_the_length_of_the_training_alone():
-    cpu = get_device("cpu")
-    assert choice.default_engine(cpu, 60.0) == "cpu"
-    assert choice.default_engine(cpu, 0.1) == "reference"
-    problem = engines.Problem(nb.Network([6, 4, 1]).objective(), nb.SGD(), batch_size=10)
-    # 4 steps of 0.2 ms an epoch; the products of such a network take no time.
-    assert choice.reference_seconds(problem, 40, 100) == pytest.approx(0.08, rel=1e-2)
-
-
-@needs_numba
-@pytest.mark.slow
-def test_a_cache_folder_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    module = kernel_cache.load_kernels("from numba import njit\nvalue = 42\n")
-    assert module.value == 42
-
-
-@needs_numba
-@pytest.mark.slow
-def test_compiling_says_so_once(monkeypatch, tmp_path, caplog):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source = "from numba import njit\n\n@njit(cache=True)\ndef double(x):\n    return 2 * x\n"
-    assert kernel_cache.load_kernels(source).double(2) == 4
-    assert [str(tmp_path) in record.getMessage() for record in caplog.records] == [True]
-    assert kernel_cache.load_kernels(source).double(2) == 4
-    assert len(caplog.records) == 1
 
 
 def test_equal_sub_expressions_are_computed_once_and_reductions_become_loops():
@@ -294,26 +229,20 @@ def test_equal_sub_expressions_are_computed_once_and_reductions_become_loops():
     assert functions == {"exp"}
 
 
-@needs_numba
-@pytest.mark.slow
 def test_two_threads_train_at_once_and_get_what_one_would():
     hidden, output, options = PROBLEMS[0]
     case = {"dtype": "float64", "weighted": False, "batch_size": 16, "shuffle": True}
-    alone, _ = trained("cpu", hidden, output, options, **case)
+    alone, _ = trained("native", hidden, output, options, **case)
     with ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(trained, "cpu", hidden, output, options, **case) for _ in range(4)]
+        futures = [pool.submit(trained, "native", hidden, output, options, **case) for _ in range(4)]
         for future in futures:
             np.testing.assert_array_equal(future.result()[0].parameters, alone.parameters)
 
 
-@needs_numba
-@pytest.mark.slow
-@pytest.mark.parametrize("flops", [0.0, 1e9], ids=["python", "compiled"])
-def test_other_forms_of_validation_targets_tiny_weights_and_optimizers(flops, monkeypatch):
-    monkeypatch.setattr("nnbackend.engines.native.engine._COMPILED_FLOPS", flops)
+def test_other_forms_of_validation_targets_tiny_weights_and_optimizers():
     y, rows = Y["softmax"], np.eye(3)[Y["softmax"]]
     losses = []
-    for engine in ("reference", "cpu"):
+    for engine in ("reference", "native"):
         net = nb.Network([6, 4, 3], output="softmax", seed=1)
         history = nb.train(
             net, X, y, engine=engine, optimizer=HeavyBall(0.1), epochs=4, batch_size=16,

@@ -96,7 +96,7 @@ def test_training_with_compiled_steps_is_the_same_in_any_state():
         # Hundreds of steps in which moments decay below the least number of float32.
         net = nb.Network([3, 4, 1])
         return trained(
-            net, np.zeros((12, 3)), LABELS, engine="cpu", epochs=300,
+            net, np.zeros((12, 3)), LABELS, engine="native", epochs=300,
             validation_data=(1e30 * X, LABELS),
         )  # fmt: skip
 

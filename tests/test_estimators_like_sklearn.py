@@ -211,7 +211,6 @@ def test_saturated_labels_cost_what_they_cost_there():
 
 # Compiling takes seconds: weights and saturation at once, for either way to run a step.
 @pytest.mark.slow
-@needs_numba
 @pytest.mark.parametrize(("name", "compiled_flops"), [("wine", 5e6), ("breast_cancer", 0.0)])
 def test_compiled_kernels_clip_and_count_alike(monkeypatch, name, compiled_flops):
     monkeypatch.setattr("nnbackend.engines.native.engine._COMPILED_FLOPS", compiled_flops)
@@ -219,7 +218,7 @@ def test_compiled_kernels_clip_and_count_alike(monkeypatch, name, compiled_flops
     weight = np.resize(WEIGHT, len(labels))
     options = {"random_state": 0, "max_iter": 20, "batch_size": 50, "alpha": 0.5}
     theirs = TheirClassifier((10,), **options).fit(features, labels, sample_weight=weight)
-    ours = nb.MLPClassifier((10,), engine="cpu", **options)
+    ours = nb.MLPClassifier((10,), engine="native", **options)
     assert_same(theirs, ours.fit(features, labels, sample_weight=weight))
 
 

@@ -104,7 +104,7 @@ def test_weights_beside_batches_are_refused():
 
 def test_other_engines_take_arrays():
     with pytest.raises(nb.InputError, match=r"engine: expected 'auto' or 'reference'.*got 'cpu'"):
-        nb.train(network(), batches(), engine="cpu", **OPTIONS)
+        nb.train(network(), batches(), engine="native", **OPTIONS)
 
 
 # A training that goes on --------------------------------------------------------------------------
@@ -116,7 +116,6 @@ OPTIMIZERS = [nb.SGD(0.1, momentum=0.9, dampening=0.5), nb.RMSprop(0.01, centere
 @on_each_engine
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
 def test_two_trainings_with_the_optimizers_state_are_one(optimizer, engine):
-    pytest.importorskip("numba")
     options = {"optimizer": optimizer, "batch_size": 16, "shuffle": False, "engine": engine}
     whole, halves = network(), network()
     nb.train(whole, X, Y, epochs=6, **options)
@@ -128,7 +127,6 @@ def test_two_trainings_with_the_optimizers_state_are_one(optimizer, engine):
 
 @on_each_engine
 def test_orders_may_be_drawn_by_the_caller(engine):
-    pytest.importorskip("numba")
     orders = [RNG.permutation(70) for _ in range(4)]
     remaining = iter(orders)
     options = {"batch_size": 16, "engine": engine}
@@ -161,7 +159,6 @@ def test_a_state_of_something_else_is_refused(state, message):
 
 @on_each_engine
 def test_penalties_per_sample_are_divided_by_a_batchs_weight(engine):
-    pytest.importorskip("numba")
     weight = RNG.random(70)
     per_sample, per_batch = network(), network()
     options = {"batch_size": None, "engine": engine, "sample_weight": weight, **OPTIONS}

@@ -43,13 +43,13 @@ def arrays(net, weight, engine="reference", **options):
 
 FORMS = {
     "arrays": arrays,
-    "arrays, engine='cpu'": lambda *a, **k: arrays(*a, engine="cpu", **k),
+    "arrays, engine='cpu'": lambda *a, **k: arrays(*a, engine="native", **k),
     "batches": lambda net, weight, **k: nb.train(
         net, [(X[rows], Y[rows], weight[rows]) for rows in CUTS], **k
     ),
     "a source": lambda net, weight, **k: nb.train(net, Blocks(weight), engine="reference", **k),
     "a source, engine='cpu'": lambda net, weight, **k: nb.train(
-        net, Blocks(weight), engine="cpu", **k
+        net, Blocks(weight), engine="native", **k
     ),
 }
 
@@ -75,7 +75,6 @@ def test_a_batch_without_weight_is_a_batch_that_is_left_out(
     form, empty, optimizer, per_sample, seed
 ):
     if "cpu" in form:
-        pytest.importorskip("numba")
     # Some rows of the others have no weight either.
     weight = np.random.default_rng(seed).integers(0, 3, N).astype("float64")
     weight[::SIZE] = 1.5
@@ -95,7 +94,6 @@ def test_a_batch_without_weight_is_a_batch_that_is_left_out(
 @on_each_engine
 def test_shuffled_batches_without_weight_are_left_out_too(engine):
     if engine == "cpu":
-        pytest.importorskip("numba")
     weight = np.where(np.arange(N) < 4, 1.0, 0.0)
     net = network()
     history = arrays(net, weight, engine, **{**OPTIONS, "epochs": 3, "shuffle": True})
@@ -143,7 +141,6 @@ def test_training_goes_on_after_a_batch_that_was_left_out(stop, tmp_path):
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_but_weights_of_zero_is_refused_and_changes_nothing(form):
     if "cpu" in form:
-        pytest.importorskip("numba")
     net = network()
     before = net.parameters.copy()
     with pytest.raises(nb.InputError, match=r"^(sample_weight|X): expected weights >= 0 that are "):

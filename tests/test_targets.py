@@ -96,7 +96,7 @@ def test_a_loss_of_ones_own_takes_labels_and_rows_of_them_alike(loss, output):
 def test_a_loss_of_ones_own_takes_labels_on_every_engine():
     nets, histories = zip(
         *(trained(Perceptron(), LABELS, output="softmax", engine=engine)
-          for engine in ("reference", "cpu")),
+          for engine in ("reference", "native")),
         strict=True,
     )  # fmt: skip
     np.testing.assert_allclose(nets[1].parameters, nets[0].parameters, rtol=1e-7, atol=1e-10)

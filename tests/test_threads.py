@@ -215,7 +215,7 @@ def test_a_result_in_whose_midst_the_parameters_were_written_is_computed_again()
 # Processes
 
 
-def predict_and_train(net, engines=("reference", "cpu")):
+def predict_and_train(net, engines=("reference", "native")):
     """Return a prediction, and what a training gives that goes on; another process does so, too."""
     return net.predict_proba(X).tobytes(), *(
         trained(net.copy(), engine, epochs=2) for engine in engines

@@ -86,7 +86,7 @@ def equal():
     expect_equal(output="softmax", shuffle=False, batch_size=1)
     expect_equal(output="identity", loss="huber", batch_size=50)
     # Each compiles kernels of its own.
-    for engine in ("reference", "cpu"):
+    for engine in ("reference", "native"):
         everything = {"l2": 1e-2, "penalty_per_sample": True, "clip_norm": 0.1, **weighted}
         everything["loss_by_rows"] = True
         expect_equal(engine=engine, net_options={"dropout": [0.3, 0.0]}, **everything)
@@ -98,12 +98,12 @@ def equal():
     )
     # Several buffers, each with batches of its own.
     source = nb.sources.Arrays(X, Y["sigmoid"], WEIGHT + 0.1, buffer_bytes=8000)
-    expect_equal(X=source, y=None, engine="cpu")
+    expect_equal(X=source, y=None, engine="native")
     # Batches without weight, which all processes leave out.
     gaps = np.where(np.arange(len(X)) % 20 < 12, 0.0, 1.0)
     source = nb.sources.Arrays(X, Y["sigmoid"], gaps, buffer_bytes=8000)
     expect_equal(sample_weight=gaps, batch_size=4, shuffle=False)
-    expect_equal(X=source, y=None, batch_size=4, engine="cpu")
+    expect_equal(X=source, y=None, batch_size=4, engine="native")
 
 
 def float32():

@@ -133,6 +133,14 @@ static void draw_masks(Network *net, const Run *run, intptr_t n) {
     }
 }
 
+/* Let every unit pass, as outside of training. */
+static void drop_nothing(Network *net, intptr_t n) {
+    for (intptr_t l = 0; l + 1 < net->spec.n_layers; l++) {
+        const Layer *layer = net->layers + l;
+        for (intptr_t i = 0; layer->rate != 0 && i < n * layer->n_out; i++) layer->M[i] = 1;
+    }
+}
+
 /* Hidden layers --------------------------------------------------------------------------- */
 
 static int activate(Job *job, intptr_t t, intptr_t l, intptr_t offset, intptr_t n, intptr_t rows) {
@@ -597,6 +605,7 @@ static void take_step(Job *job, intptr_t t) {
         const intptr_t first = part_start(n, 16, t, job->team.n);
         const intptr_t last = part_start(n, 16, t + 1, job->team.n);
         if (t == 0 && run->mode == TRAIN) draw_masks(net, run, n);
+        if (t == 0 && run->mode != TRAIN && !job->has_weights) drop_nothing(net, n);
         if (!job->has_weights) prepare_weights(job, t, trains);
         take_batch(job, t, chosen, start, first, last);
         meet(&job->team);
