@@ -257,6 +257,15 @@ def test_on_a_gpu_every_engine_that_differs_takes_part(monkeypatch):
     assert own_contestants(gpu, "bfloat16") == both
 
 
+def test_an_alias_of_an_engine_does_not_take_part_again(monkeypatch):
+    factories = {"cpu": "compiled", "native": "compiled", "reference": "the core"}
+    monkeypatch.setattr(contestants, "ENGINES", factories)
+    monkeypatch.setattr(contestants, "default_engine", lambda _: "native")
+    monkeypatch.setattr(contestants, "get_engine", lambda name, *_: factories[name])
+    both = {"nnbackend": "native", "nnbackend-reference": "reference"}
+    assert own_contestants(Device("cpu")) == both
+
+
 class FakeArray(np.ndarray):
     """An array that tells its address as CuPy's do."""
 
