@@ -222,7 +222,7 @@ def _benchmark(section: dict[str, Any]) -> list[str]:
     for each in section.get("passes", ()):
         if each["results"]:
             title = f"Time per step in {each['precision']} on {each['device']}; in brackets, how "
-            lines += [f"{title}many times as long as the best of this package.", "", each["table"]]
+            lines += [f"{title}many times as long as this package's default.", "", each["table"]]
     return lines
 
 

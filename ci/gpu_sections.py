@@ -409,8 +409,8 @@ def _fastest_engine(device: str) -> str:
     from nnbackend.bench.own import own_contestants
     from nnbackend.device import get_device
 
-    engines = own_contestants(get_device(device)).values()
-    return next(name for name in ("cuda", "cpu", "reference") if name in engines)
+    engines = list(own_contestants(get_device(device)).values())
+    return "cuda" if "cuda" in engines else engines[0]
 
 
 def _step_seconds(
@@ -539,8 +539,8 @@ def benchmark(section: Section, passes: Sequence[tuple[str, str, Sequence[str]]]
 def _run_pass(section: Section, device: str, precision: str, names: Sequence[str]) -> None:
     """Run contestants on all workloads, or on as many as there is time for."""
     from nnbackend.bench.race import run_benchmark
-    from nnbackend.bench.report import Report, Result
-    from nnbackend.bench.text import markdown, print_result
+    from nnbackend.bench.report import Result
+    from nnbackend.bench.text import markdown_table, print_result
     from nnbackend.bench.workload import WORKLOADS, Workload
 
     found: dict[str, Any] = {"device": device, "precision": precision, "results": []}
@@ -566,7 +566,7 @@ def _run_pass(section: Section, device: str, precision: str, names: Sequence[str
         print_result(result)
         results.append(result)
         found["results"].append(result.to_dict())
-        found["table"] = markdown(Report(results, {}, {}, ""))
+        found["table"] = markdown_table(results)
         section.save()
 
     report = run_benchmark(

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib.util
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import pytest
 
 import nnbackend as nb
 from nnbackend.bench import contestants as peers
-from nnbackend.bench import limit, peer_torch
+from nnbackend.bench import limit, peer_torch, startup
 from nnbackend.bench import own as contestants
 from nnbackend.bench import race as benchmark
 from nnbackend.bench import text as benchmark_report
@@ -26,9 +27,17 @@ from nnbackend.bench.contestant import NotInstalledError, UnsupportedError
 from nnbackend.bench.own import own_contestants
 from nnbackend.bench.process import ContestantError, ContestantProcess
 from nnbackend.bench.race import run_benchmark
-from nnbackend.bench.report import Entry, Result, verdicts
+from nnbackend.bench.report import Comparison, Entry, Report, Result, Summary, verdicts
+from nnbackend.bench.startup import Startup
 from nnbackend.bench.worker import Worker
-from nnbackend.bench.workload import DIGITS, WORKLOADS, Workload, custom_workload
+from nnbackend.bench.workload import (
+    DIGITS,
+    WORKLOADS,
+    Workload,
+    custom_workload,
+    random_workloads,
+)
+from nnbackend.core.activations import ACTIVATIONS
 from nnbackend.device import Device
 from nnbackend.engines.cuda import cublaslt
 from nnbackend.errors import InputError
@@ -66,6 +75,7 @@ def contestant(name, workload, *where):
         ("sigmoid", nb.Adam(0.01), 4),
         ("softmax", nb.Adam(0.01), 1),
         ("softmax", nb.SGD(0.5), 4),
+        ("softmax", nb.SGD(0.2, momentum=0.9), 1),
         ("multilabel", nb.Adam(0.01), 1),
     ],
     ids=lambda value: getattr(value, "name", None),
@@ -93,10 +103,25 @@ def test_a_peer_takes_the_steps_that_we_take(name, output, optimizer, n_batches)
             np.testing.assert_allclose(x, y, rtol=1e-4, atol=atol)
 
 
+@pytest.mark.parametrize("name", ["jax", "torch"])
+@pytest.mark.parametrize("hidden", sorted({entry.name for entry in ACTIVATIONS.values()}))
+def test_a_peer_has_every_activation_that_we_have(name, hidden):
+    workload = Workload("w", (6, 7, 1), hidden, "sigmoid", 16, nb.SGD(0.5, momentum=0.9), 1)
+    entry = contestant(name, workload)
+    loss = entry.run(3)
+    net = workload.network()
+    options = {"optimizer": workload.optimizer, "batch_size": 16, "engine": "reference"}
+    history = nb.train(net, *workload.data(), epochs=3, **options)
+    # float32 rounding, added up over the steps.
+    assert loss == pytest.approx(history.loss[-1], rel=1e-5)
+    for x, expected in zip(entry.parameters()[0], net.weights, strict=True):
+        np.testing.assert_allclose(x, expected, rtol=1e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("nnbackend", marks=pytest.mark.slow),
+        "nnbackend",
         "nnbackend-reference",
         "textbook",
         "torch",
@@ -230,6 +255,15 @@ def test_on_a_gpu_every_engine_that_differs_takes_part(monkeypatch):
     assert own_contestants(gpu, "float32") == both
     assert own_contestants(gpu, "tf32") == {"nnbackend-cuda": "cuda"}
     assert own_contestants(gpu, "bfloat16") == both
+
+
+def test_an_alias_of_an_engine_does_not_take_part_again(monkeypatch):
+    factories = {"cpu": "compiled", "native": "compiled", "reference": "the core"}
+    monkeypatch.setattr(contestants, "ENGINES", factories)
+    monkeypatch.setattr(contestants, "default_engine", lambda _: "native")
+    monkeypatch.setattr(contestants, "get_engine", lambda name, *_: factories[name])
+    both = {"nnbackend": "native", "nnbackend-reference": "reference"}
+    assert own_contestants(Device("cpu")) == both
 
 
 class FakeArray(np.ndarray):
@@ -381,7 +415,9 @@ def test_what_a_peer_lacks_is_unsupported():
         contestant("sklearn", custom_workload([3, 4, 2], 8))
 
 
-@pytest.mark.parametrize("workload", [*WORKLOADS.values(), DIGITS])
+@pytest.mark.parametrize(
+    "workload", [*WORKLOADS.values(), DIGITS, *random_workloads(3, seed=1)], ids=lambda w: w.name
+)
 def test_a_workload_survives_its_description(workload):
     assert Workload.from_dict(json.loads(json.dumps(workload.to_dict()))) == workload
 
@@ -390,6 +426,28 @@ def test_random_labels_come_in_every_class():
     X, y = custom_workload([3, 4, 5], 8).data()
     assert (X.dtype, X.shape[1], len(X) % 8) == (np.float32, 3, 0)
     assert np.array_equal(np.unique(y), np.arange(5))
+
+
+def test_the_same_seed_draws_the_same_workloads():
+    drawn = random_workloads(40, seed=3)
+    assert drawn == random_workloads(80, seed=3)[:40]
+    assert drawn != random_workloads(40, seed=4)
+    for workload in drawn:
+        assert workload.name == str(workload)
+        inputs, *widths, outputs = workload.layer_sizes
+        assert 2 <= inputs <= 1000
+        assert 1 <= len(widths) <= 4
+        assert all(1 <= width <= 601 and width % 8 for width in widths)
+        assert (outputs == 1) == (workload.output == "sigmoid")
+        assert outputs <= 20
+        assert 8 <= workload.batch_size <= 1024
+        # What a turn costs at least is bounded.
+        epoch = workload.n_batches * workload.flops_per_step
+        assert workload.n_batches <= 2 or epoch <= 10**10
+    assert any(workload.n_batches == 1 for workload in drawn)
+    assert {workload.hidden for workload in drawn} > {"relu", "tanh", "sigmoid", "gelu", "silu"}
+    optimizers = {(workload.optimizer.name, workload.momentum) for workload in drawn}
+    assert optimizers == {("adam", 0.0), ("sgd", 0.0), ("sgd", 0.9)}
 
 
 @pytest.fixture
@@ -439,7 +497,19 @@ def test_the_command_prints_a_table_and_writes_json_and_pictures(bench):
         assert entry["startup_seconds"] > 0
         assert entry["versions"]
         assert any(pool["api"] == "blas" for pool in entry["threads"])
-    assert Path("r/benchmark.md").read_text().startswith("| | 3-5-1 |\n|---|---:|\n| nnbackend | ")
+    conditions, table = Path("r/benchmark.md").read_text().split("\n\n")[:2]
+    cores = environment["cores"]
+    assert f"Every contestant may use the same {cores} core" in conditions
+    assert conditions in lines
+    assert table.startswith("| | 3-5-1 |\n|---|---:|\n| nnbackend | ")
+    ratio = entries["textbook"]["median_seconds"] / entries["nnbackend"]["median_seconds"]
+    assert f"| best peer / nnbackend | {ratio:.2f} |\n" in table
+    assert lines[3].startswith("nnbackend ")
+    ours = limit / entries["nnbackend"]["median_seconds"]
+    assert lines[6] == (
+        f"Time divided by that of nnbackend: NumPy textbook, the best peer, {ratio:.2f}; "
+        f"products alone {ours:.2f}."
+    )
     assert Path("r/benchmark.png").read_bytes().startswith(b"\x89PNG")
     picture = Path("r/benchmark.svg").read_text()
     assert "</svg>" in picture
@@ -478,6 +548,9 @@ def test_digits_are_trained_to_an_accuracy(bench):
     [
         (["smal"], "WORKLOAD: unknown name 'smal'; did you mean 'small'?"),
         (["--batch", "8"], "--batch: expected --layers along with it, got none"),
+        (["--seed", "8"], "--seed: expected --random along with it, got none"),
+        (["--random", "0"], "random: expected an integer >= 1, got 0"),
+        (["--random", "2", "--seed", "-1"], "seed: expected an integer >= 0, got -1"),
         (["--layers", "3-x-1"], "--layers: expected units by layer such as 64-256-1, got '3-x-1'"),
         (["--layers", "3"], "layers: expected at least two sizes"),
         (["--layers", "3-0-1"], "layers: expected an integer >= 1, got 0"),
@@ -503,6 +576,88 @@ def test_bad_arguments_end_with_one_sentence(bench, arguments, message):
     assert err.startswith(f"nnbackend bench: {message}")
     assert err.count("\n") == 1
     assert list(Path.cwd().iterdir()) == [], "no empty folder is left behind"
+
+
+@pytest.mark.slow
+def test_drawn_workloads_and_the_startup_are_part_of_the_report(bench, monkeypatch):
+    monkeypatch.setattr(startup, "ROUNDS", 1)
+    arguments = ("startup", "--random", "1", "--seed", "8", "--contestants", "nnbackend,textbook")
+    code, out, err = bench(*arguments, "--rounds", "1", "--seconds", "0.001", "--out", "r")
+    assert (code, err) == (0, "")
+    report = json.loads(Path("r/benchmark.json").read_text())
+    names = [workload.name for workload in random_workloads(1, seed=8)]
+    assert [result["workload"]["name"] for result in report["results"]] == names
+    titles = list(startup.PROGRAMS)
+    assert [each["title"] for each in report["startups"]] == titles
+    for each in report["startups"]:
+        assert each["reason"] == ""
+        (first,), (second,) = each["first_seconds"], each["second_seconds"]
+        assert each["extra_seconds"] == pytest.approx(first - second)
+        assert each["import_seconds"][0] > 0 < second
+    text = Path("r/benchmark.md").read_text()
+    for name in (*names, *titles):
+        assert f"| {name} |" in text
+        assert name in out
+
+
+def test_a_fresh_process_finds_an_empty_home_folder_and_no_limit_of_threads(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/kept")
+    imports = (
+        "import os; home = os.path.expanduser('~'); assert os.listdir(home) == []; "
+        "assert os.environ['XDG_CACHE_HOME'] == home; assert 'OMP_NUM_THREADS' not in os.environ"
+    )
+    found = Startup("title", imports, "len(X), len(y)")
+    found.run()
+    assert found.reason == ""
+    assert [len(found.import_seconds), len(found.first_seconds)] == [1, 1]
+    broken = Startup("title", "import nowhere", "")
+    broken.run()
+    assert broken.reason == "ModuleNotFoundError: No module named 'nowhere'"
+    assert "extra_seconds" not in broken.to_dict()
+    report = Report([], SETTINGS, {"cores": 2, "devices": []}, "2026-01-01", [found, broken])
+    text = benchmark_report.markdown(report)
+    assert f"| title | {broken.reason} |  |  |  |" in text
+    assert "the same 2 cores" in text
+
+
+@pytest.fixture
+def threads_script():
+    path = Path(__file__).resolve().parent.parent / "benchmarks" / "threads.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_two_trainings_count_twice_in_the_throughput(threads_script, monkeypatch, capsys):
+    seconds = dict(zip(threads_script.WAYS, (2e-6, 2.2e-6, 3e-6, 2.5e-6), strict=True))
+    monkeypatch.setattr(threads_script, "turn", lambda _name, way, _seconds: seconds[way])
+    monkeypatch.setattr(threads_script.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(threads_script.shutil, "which", lambda name: name)
+    threads_script.main(["--rounds", "2"])
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    assert rows == [
+        f"| {name} | 2 µs (1.00) | 2.2 µs (1.10) | 3 µs (1.50) | 2.5 µs (1.25) | 1.60 |"
+        for name in ("small", "mnist")
+    ]
+
+
+@pytest.mark.parametrize("way", ["alone", "in two threads"])
+def test_the_time_of_a_step_is_that_of_whole_epochs(threads_script, monkeypatch, way):
+    trained = []
+    train = nb.train
+
+    def note(net, *data, **options):
+        trained.append(options["epochs"])
+        return train(net, *data, **options)
+
+    monkeypatch.setattr(nb, "train", note)
+    start = time.perf_counter()
+    seconds = threads_script.step_seconds("small", way, 0.02)
+    passed = time.perf_counter() - start
+    assert len(trained) % (2 if way == "in two threads" else 1) == 0
+    assert 0.02 <= seconds * trained[-1] * WORKLOADS["small"].n_batches <= passed
 
 
 @pytest.fixture
@@ -630,6 +785,34 @@ def test_the_verdict_says_who_is_faster():
         "Not told apart from nnbackend, since the rounds overlap: torch."
     ]
     assert verdicts(result_of(torch=1.0)) == []
+
+
+SETTINGS = {"precision": "float32", "rounds": 2, "seconds_per_round": 0.5}
+
+
+def test_the_summary_tells_the_worst_and_the_median_ratio_of_the_best_peers(capsys):
+    # The default counts, even if another engine of this package is faster.
+    slow = result_of(**{"nnbackend": 2.0, "nnbackend-reference": 0.5}, torch=1.0, limit=1.0)
+    fast = result_of(nnbackend=1.0, torch=8.0, textbook=4.0)
+    alone = result_of(nnbackend=1.0)
+    assert slow.comparisons() == [Comparison("tiny", "cpu", "nnbackend", "torch", 0.5, 0.5)]
+    assert fast.comparisons() == [Comparison("tiny", "cpu", "nnbackend", "textbook", 4.0, None)]
+    assert alone.comparisons() == [Comparison("tiny", "cpu", "nnbackend", None, None, None)]
+    environment = {"cores": 1, "devices": [{"processor": "a CPU"}]}
+    report = Report([slow, fast, alone], SETTINGS, environment, "2026-01-01")
+    assert report.summaries() == [Summary("cpu", 2, 2.25, slow.comparisons()[0])]
+    benchmark_report.print_summary(report)
+    sentence, conditions = capsys.readouterr().out.splitlines()
+    assert sentence == (
+        "The best peer's time divided by nnbackend's on cpu, over 2 workloads: median 2.25, worst "
+        "0.50 (tiny: torch)."
+    )
+    assert conditions.startswith("2026-01-01, a CPU, float32, medians of 2 rounds of 0.5 s.")
+    text = benchmark_report.markdown(report)
+    assert "| best peer / nnbackend | 0.50 | 4.00 |  |\n" in text
+    assert "| products alone / nnbackend | 0.50 |  |  |\n" in text
+    assert "| torch | 1.00 s (0.50) | 8.04 s (8.00) |  |\n" in text
+    assert text.endswith(f"{sentence}\n")
 
 
 def test_the_verdict_compares_devices():

@@ -34,11 +34,11 @@ def table(text):
 
 def test_a_classification_and_a_regression_give_a_table_and_a_record(script, tmp_path, capsys):
     path = tmp_path / "record.json"
-    arguments = ["iris", "diabetes", "--quick", "--engine", "auto", "--output", str(path)]
+    arguments = ["iris", "diabetes", "--quick", "--output", str(path)]
     assert script.main(arguments) == 0
     text = capsys.readouterr().out
     record = json.loads(path.read_text())
-    assert record["settings"] == {"engine": "auto", "rounds": 2, "quick": True}
+    assert record["settings"] == {"rounds": 2, "quick": True}
     assert {"numpy", "scikit-learn", "BLAS", "devices"} <= set(record["environment"])
     assert list(record["results"]) == ["iris", "diabetes"]
     results = list(record["results"].values())
@@ -60,6 +60,12 @@ def test_a_classification_and_a_regression_give_a_table_and_a_record(script, tmp
         ratio = other["median_seconds"] / own["median_seconds"]
         assert (row[4], row[8].split()[0]) == ("yes", f"{ratio:.2f}")
         assert f"alpha={result['parameters']['alpha']}, max_iter={script.QUICK_EPOCHS}" in text
+        assert "engine" not in result["parameters"]
+    ratios = [result["times_as_fast"] for result in results]
+    found = record["summary"]
+    assert (found["median"], found["worst"]) == (pytest.approx(np.mean(ratios)), min(ratios))
+    assert record["results"][found["of"]]["times_as_fast"] == min(ratios)
+    assert f"median {np.mean(ratios):.2f}, worst {min(ratios):.2f} ({found['of']})." in text
 
 
 def test_a_worse_score_is_told_and_makes_the_exit_code_1(script, monkeypatch, capsys):
@@ -68,7 +74,7 @@ def test_a_worse_score_is_told_and_makes_the_exit_code_1(script, monkeypatch, ca
             return np.zeros(len(X), np.int64)
 
     monkeypatch.setattr(nb, "MLPClassifier", Guess)
-    assert script.main(["iris", "--quick", "--rounds", "1", "--engine", "auto"]) == 1
+    assert script.main(["iris", "--quick", "--rounds", "1"]) == 1
     (row,) = table(capsys.readouterr().out)
     assert (row[2], row[4]) == ("0.3333 \u00b1 0.0000", "**no**")
 

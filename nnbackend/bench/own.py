@@ -12,7 +12,7 @@ import numpy as np
 
 from nnbackend.bench.contestant import Contestant, Parameters, UnsupportedError
 from nnbackend.device import Device, get_device
-from nnbackend.engines import ENGINES, EngineFactory, get_engine
+from nnbackend.engines import ENGINES, EngineFactory, default_engine, get_engine
 from nnbackend.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ __all__ = ["NNBackend", "own_contestants", "own_name", "with_engine"]
 
 
 class NNBackend(Contestant):
-    """nnbackend, through its public functions."""
+    """nnbackend, through its public functions, with the engine that a user gets by default."""
 
     title = "nnbackend"
     kinds = ("cpu", "cuda")
@@ -37,8 +37,7 @@ class NNBackend(Contestant):
         self._place = get_device(self.device)
         self._place.place(np.zeros(1, np.float32))
         try:
-            # Use the engine of a long training, although only a short one is timed.
-            self._engine = _long_training(self.engine, self.precision, self._place)
+            get_engine(self.engine, self.precision, self._place)
         except InputError as error:
             raise UnsupportedError(str(error)) from error
 
@@ -69,7 +68,7 @@ class NNBackend(Contestant):
             optimizer=workload.optimizer,
             epochs=epochs,
             batch_size=workload.batch_size,
-            engine=self._engine,
+            engine=self.engine,
             precision=self.precision,
             **options,
         )
@@ -113,28 +112,19 @@ def with_engine(name: str) -> type[NNBackend]:
 
 
 def own_contestants(device: Device, precision: str = "float32") -> dict[str, str]:
-    """Return the contestants that use different engines on a device, with the engines' names."""
-    found = {}
-    with contextlib.suppress(InputError):
-        found[own_name("auto")] = _long_training("auto", precision, device)
-    return found | {
-        own_name(name): name for name in _engines(precision, device) if name not in found.values()
-    }
+    """Return the contestants that use different engines on a device, with the engines' names.
 
-
-def _engines(precision: str, device: Device) -> dict[str, EngineFactory]:
-    """Return the engines that support a precision on a device."""
-    found = {}
-    for name in ENGINES:
+    The first one is the default, unless it lacks the precision.
+    """
+    default = default_engine(device)
+    factories: dict[str, EngineFactory] = {}
+    for name in dict.fromkeys((default, *ENGINES)):
         with contextlib.suppress(InputError, MissingDependencyError):
-            found[name] = get_engine(name, precision, device)
-    return found
-
-
-def _long_training(engine: str, precision: str, device: Device) -> str:
-    """Return the engine that a name stands for in a long training; raise as ``get_engine`` does."""
-    chosen = get_engine(engine, precision, device)
-    return next(name for name, one in _engines(precision, device).items() if one is chosen)
+            factory = get_engine(name, precision, device)
+            # An alias of an engine does not take part again.
+            if factory not in factories.values():
+                factories[name] = factory
+    return {own_name("auto" if name == default else name): name for name in factories}
 
 
 def own_name(engine: str) -> str:

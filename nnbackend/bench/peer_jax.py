@@ -49,21 +49,9 @@ class JAX(Contestant):
 
     def prepare(self, X: Any, y: Any, parameters: Parameters) -> None:
         """Copy the data to the device; compile at the first call."""
-        jax, jnp, workload = self._jax, self._jnp, self.workload
-        nn = jax.nn
-        self._activation = self.choose(
-            {
-                "identity": lambda Z: Z,
-                "sigmoid": nn.sigmoid,
-                "tanh": jnp.tanh,
-                "relu": nn.relu,
-                "leaky_relu": nn.leaky_relu,
-                "elu": nn.elu,
-                "softplus": nn.softplus,
-                "silu": nn.silu,
-                "gelu": nn.gelu,
-            }
-        )
+        jnp, workload = self._jnp, self.workload
+        # JAX has the same activations under the same names.
+        self._activation = self.choose(vars(self._jax.nn))
         softmax = workload.output == "softmax"
         self._X = jnp.asarray(X)
         self._y = jnp.asarray(y if softmax else y.reshape(len(y), -1).astype(np.float32))
@@ -88,9 +76,12 @@ class JAX(Contestant):
         jnp, tree = self._jnp, self._jax.tree
         optimizer = self.workload.optimizer
         rate = self.workload.learning_rate
+        momentum = self.workload.momentum
         parameters, mean, square, t = state
         loss, gradient = self._jax.value_and_grad(self._loss)(parameters, X, y)
         if not isinstance(optimizer, Adam):
+            if momentum:
+                gradient = mean = tree.map(lambda v, g: momentum * v + g, mean, gradient)
             parameters = tree.map(lambda p, g: p - rate * g, parameters, gradient)
             return (parameters, mean, square, t), loss
         beta1, beta2, t = optimizer.beta1, optimizer.beta2, t + 1
@@ -145,10 +136,10 @@ class JAX(Contestant):
             return [(make(W), make(b)) for W, b in zip(*self._initial, strict=True)]
 
         copied = place(lambda x: jnp.array(x, copy=True))
-        moments = [place(jnp.zeros_like), place(jnp.zeros_like)]
-        if not isinstance(self.workload.optimizer, Adam):
-            moments = [None, None]
-        self._state = (copied, *moments, jnp.zeros((), jnp.float32))
+        has_square = isinstance(self.workload.optimizer, Adam)
+        mean = place(jnp.zeros_like) if has_square or self.workload.momentum else None
+        square = place(jnp.zeros_like) if has_square else None
+        self._state = (copied, mean, square, jnp.zeros((), jnp.float32))
         self.restart_orders()
 
     def run(self, epochs: int) -> float:

@@ -96,7 +96,10 @@ class Textbook(Contestant):
         alpha = self.workload.learning_rate
         if not isinstance(optimizer, Adam):
             for name, g in gradients.items():
-                P[name] = P[name] - alpha * g
+                v = g
+                if self.workload.momentum:
+                    v = self._v[name] = self.workload.momentum * self._v[name] + g
+                P[name] = P[name] - alpha * v
             return
         self._t += 1
         beta1, beta2 = optimizer.beta1, optimizer.beta2
@@ -141,7 +144,7 @@ class ScikitLearn(Contestant):
             alpha=0.0,
             batch_size=workload.batch_size,
             learning_rate_init=float(optimizer.learning_rate),  # type: ignore[arg-type]
-            momentum=0.0,
+            momentum=workload.momentum,
             nesterovs_momentum=False,
             shuffle=workload.n_batches > 1,
             random_state=0,

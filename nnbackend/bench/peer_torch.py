@@ -95,7 +95,7 @@ class Torch(Contestant):
                 betas = (optimizer.beta1, optimizer.beta2)
                 how["capturable"] = is_captured
                 return optim.Adam(parameters, rate, betas, optimizer.epsilon, **how)
-            return optim.SGD(parameters, rate, **how)
+            return optim.SGD(parameters, rate, self.workload.momentum, **how)
 
         try:
             return make(fused=True)

@@ -87,7 +87,8 @@ def _draw_result(ax: Any, result: Result) -> None:
     ax.set_xlim(start, high * (high / start) ** 0.3 * 1.3)
     workload = result.workload
     what = "time per step" if workload.accuracy is None else f"time to {workload.accuracy:.0%}"
-    _entitle(ax, f"{workload.name}: {what}", str(workload))
+    is_named = workload.name != str(workload)
+    _entitle(ax, f"{workload.name}: {what}" if is_named else what, str(workload))
     _finish(ax, [*timed, *absent], has_devices)
     ax.xaxis.set_major_formatter(lambda value, _: _tick(value))
     # An axis of less than two decades needs labels between the powers of ten.

@@ -14,7 +14,27 @@ import threading
 import time
 from typing import Any
 
-__all__ = ["ContestantError", "ContestantProcess"]
+__all__ = ["ContestantError", "ContestantProcess", "contestant_environment"]
+
+# Some libraries obey a variable that others ignore. Without any, all use the process's cores.
+THREAD_VARIABLES = frozenset(
+    {
+        "BLIS_NUM_THREADS",
+        "GOTO_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "NUMBA_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "OMP_NUM_THREADS",
+        "OMP_THREAD_LIMIT",
+        "OPENBLAS_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+    }
+)
+
+
+def contestant_environment() -> dict[str, str]:
+    """Return the environment without limits of threads, so that all may use the same cores."""
+    return {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES}
 
 
 class ContestantError(Exception):
@@ -58,6 +78,7 @@ class ContestantProcess:
             stderr=self._errors,
             text=True,
             encoding="utf-8",
+            env=contestant_environment(),
             start_new_session=True,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -1,10 +1,12 @@
 """Measure the throughput of training, with contestants that take turns.
 
 Every contestant runs in its own process, so that no library's threads, memory or settings affect
-another's. The contestants start one after the other, take their first step (which compiles), and
-then take turns. Each round gives everyone a turn and begins with another contestant, so that a
-change of the machine's speed affects all alike. A turn is a warm-up and one timed stretch of many
-steps, which ends with the loss on the host. The result is the median over the rounds.
+another's. All may use the same cores: those of this process, whatever limits of threads its
+environment has, which some libraries would ignore. The contestants start one after the other, take
+their first step (which compiles), and then take turns. Each round gives everyone a turn and begins
+with another contestant, so that a change of the machine's speed affects all alike. A turn is a
+warm-up and one timed stretch of many steps, which ends with the loss on the host. The result is the
+median over the rounds.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from nnbackend.bench.contestants import CONTESTANTS, LIMIT, OWN
 from nnbackend.bench.own import own_contestants
 from nnbackend.bench.process import ContestantError, ContestantProcess
 from nnbackend.bench.report import Entry, Report, Result
+from nnbackend.bench.startup import measure_startup
 from nnbackend.bench.workload import DIGITS, Workload
 from nnbackend.checks import lookup, positive_integer, real
 from nnbackend.device import Device, devices, get_device
@@ -49,6 +52,7 @@ def run_benchmark(
     rounds: int = 7,
     seconds: float = 0.5,
     keep_processes: bool = False,
+    startup: bool = False,
     patience: float | None = None,
     on_progress: Callable[[str], object] = lambda _: None,
     on_result: Callable[[Result], object] = lambda _: None,
@@ -76,6 +80,8 @@ def run_benchmark(
     keep_processes : bool, default False
         Use one process of each contestant for all workloads, and start all at once. That is faster,
         but omits start-up and first step, which would not be those of a new process.
+    startup : bool, default False
+        Measure first what fresh processes cost on the CPU.
     patience : float, optional
         The seconds that a start-up, or a first call, which may compile, can take; by default 300.
     on_progress, on_result : callable
@@ -113,6 +119,7 @@ def run_benchmark(
         },
         environment=environment(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
+        startups=measure_startup(on_progress) if startup else [],
     )
     with contextlib.closing(_Processes(precision, are_kept=keep_processes)) as processes:
         for workload in workloads:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from nnbackend.bench.contestants import CONTESTANTS, LIMIT, OWN
 
 if TYPE_CHECKING:
+    from nnbackend.bench.startup import Startup
     from nnbackend.bench.workload import Workload
 
-__all__ = ["Entry", "Report", "Result", "verdicts"]
+__all__ = ["Comparison", "Entry", "Report", "Result", "Summary", "verdicts"]
 
 
 @dataclass
@@ -75,6 +76,54 @@ class Entry:
         return low, high
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """The ratios of other times to this package's, on one workload and device.
+
+    Attributes
+    ----------
+    workload, device : str
+        The names of the workload and the device.
+    contestant : str
+        The contestant of this package: the default, unless it did not take part.
+    best_peer : str or None
+        The fastest other contestant; None if there is none.
+    best_peer_ratio : float or None
+        Its median, divided by this package's: above 1, this package is faster.
+    limit_ratio : float or None
+        The median of the products alone, divided by this package's.
+    """
+
+    workload: str
+    device: str
+    contestant: str
+    best_peer: str | None
+    best_peer_ratio: float | None
+    limit_ratio: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The best peers' times on one device, divided by this package's, over all workloads.
+
+    Attributes
+    ----------
+    device : str
+        The device's name.
+    n_workloads : int
+        The number of workloads with a peer.
+    median : float
+        The median ratio.
+    worst : Comparison
+        The comparison with the least ratio.
+    """
+
+    device: str
+    n_workloads: int
+    median: float
+    worst: Comparison
+
+
 @dataclass
 class Result:
     """The entries of all contestants on one workload.
@@ -105,6 +154,32 @@ class Result:
                 return entry.median
         return None
 
+    def own(self) -> dict[str, Entry]:
+        """Return this package's entry on each device: the default, unless it has no time."""
+        found: dict[str, Entry] = {}
+        for name in reversed(OWN):
+            found |= {entry.device: entry for entry in self.timed if entry.contestant == name}
+        return found
+
+    def comparisons(self) -> list[Comparison]:
+        """Compare this package with the others on each device."""
+        found = []
+        for device, mine in self.own().items():
+            peers = [e for e in self.timed if e.device == device and not e.is_own]
+            best = min(peers, key=lambda entry: entry.median, default=None)
+            limit = self.limit(device)
+            found.append(
+                Comparison(
+                    self.workload.name,
+                    device,
+                    mine.contestant,
+                    None if best is None else best.contestant,
+                    None if best is None else best.median / mine.median,
+                    None if limit is None else limit / mine.median,
+                )
+            )
+        return found
+
     def figures(self, entry: Entry) -> dict[str, float]:
         """Return the seconds and rates of an entry, and its fraction of the limit."""
         if entry.status != "ok":
@@ -131,6 +206,7 @@ class Result:
             "precision": self.precision,
             "measures": f"seconds {'per step' if is_steps else 'to accuracy'}",
             "flops_per_step": self.workload.flops_per_step,
+            "comparisons": [asdict(comparison) for comparison in self.comparisons()],
             "verdicts": verdicts(self),
             "entries": [{**asdict(entry), **self.figures(entry)} for entry in self.entries],
         }
@@ -150,12 +226,32 @@ class Report:
         Versions and hardware.
     date : str
         The time of the beginning, in ISO form.
+    startups : list of Startup
+        What fresh processes cost, if that was measured.
     """
 
     results: list[Result]
     settings: dict[str, Any]
     environment: dict[str, Any]
     date: str
+    startups: list[Startup] = field(default_factory=list)
+
+    def summaries(self) -> list[Summary]:
+        """Return the worst and the median ratio over the workloads, for each device."""
+        found: dict[str, list[tuple[float, Comparison]]] = {}
+        for result in self.results:
+            for comparison in result.comparisons():
+                if (ratio := comparison.best_peer_ratio) is not None:
+                    found.setdefault(comparison.device, []).append((ratio, comparison))
+        return [
+            Summary(
+                device,
+                len(pairs),
+                statistics.median(ratio for ratio, _ in pairs),
+                min(pairs, key=lambda pair: pair[0])[1],
+            )
+            for device, pairs in found.items()
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as a dictionary of JSON values."""
@@ -164,7 +260,9 @@ class Report:
             "date": self.date,
             "settings": self.settings,
             "environment": self.environment,
+            "startups": [startup.to_dict() for startup in self.startups],
             "results": [result.to_dict() for result in self.results],
+            "summaries": [asdict(summary) for summary in self.summaries()],
         }
 
 
@@ -175,9 +273,7 @@ def verdicts(result: Result) -> list[str]:
     """
     sentences = []
     places = dict.fromkeys(entry.device for entry in result.entries)
-    own: dict[str, Entry] = {}
-    for name in reversed(OWN):
-        own |= {entry.device: entry for entry in result.timed if entry.contestant == name}
+    own = result.own()
     for device in places:
         mine = own.get(device)
         if mine is None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from nnbackend.checks import lookup, positive_integer
-from nnbackend.core.activations import activation
+from nnbackend.core.activations import ACTIVATIONS, activation
 from nnbackend.core.optimizers import SGD, Adam
 from nnbackend.errors import InputError
 from nnbackend.model.network import Network
 
-__all__ = ["DIGITS", "WORKLOADS", "Workload", "custom_workload"]
+__all__ = ["DIGITS", "WORKLOADS", "Workload", "custom_workload", "random_workloads"]
 
-OPTIMIZERS: dict[str, type[SGD | Adam]] = {"sgd": SGD, "adam": Adam}
+OPTIMIZERS: dict[str, Callable[..., SGD | Adam]] = {
+    "sgd": SGD,
+    "momentum": partial(SGD, momentum=0.9),
+    "adam": Adam,
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Workload:
     batch_size : int
         Examples per step.
     optimizer : SGD or Adam
-        Plain gradient descent, or Adam, with a constant rate.
+        Gradient descent, plain or with momentum, or Adam, with a constant rate.
     n_batches : int
         Batches per epoch; 1 is full-batch gradient descent.
     represents : str
@@ -74,6 +80,11 @@ class Workload:
         return rate
 
     @property
+    def momentum(self) -> float:
+        """The momentum of gradient descent; 0 if there is none."""
+        return self.optimizer.momentum if isinstance(self.optimizer, SGD) else 0.0
+
+    @property
     def flops_per_step(self) -> int:
         """The operations of the 3L - 1 matrix products of a step, 2 * batch * n_in * n_out each."""
         pairs = list(zip(self.layer_sizes[:-1], self.layer_sizes[1:], strict=True))
@@ -85,7 +96,8 @@ class Workload:
     def __str__(self) -> str:
         layers = "-".join(map(str, self.layer_sizes))
         batch = f"batch {self.batch_size:,}{' (full)' if self.n_batches == 1 else ''}"
-        return f"{layers}, {self.hidden}/{self.output}, {batch}, {self.optimizer.name}"
+        optimizer = "momentum" if self.momentum else self.optimizer.name
+        return f"{layers}, {self.hidden}/{self.output}, {batch}, {optimizer}"
 
     def network(self, device: str = "cpu") -> Network:
         """Return the network with its initial parameters."""
@@ -107,14 +119,16 @@ class Workload:
         facts["layer_sizes"] = list(self.layer_sizes)
         facts["optimizer"] = self.optimizer.name
         facts["learning_rate"] = self.learning_rate
+        facts["momentum"] = self.momentum
         return facts
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> Workload:
         """Return the workload that ``to_dict`` described."""
         facts = dict(facts)
-        rate = facts.pop("learning_rate")
-        facts["optimizer"] = OPTIMIZERS[facts["optimizer"]](rate)
+        rate, momentum = facts.pop("learning_rate"), facts.pop("momentum")
+        chosen = {"momentum": momentum} if momentum else {}
+        facts["optimizer"] = OPTIMIZERS[facts["optimizer"]](rate, **chosen)
         facts["layer_sizes"] = tuple(facts["layer_sizes"])
         return cls(**facts)
 
@@ -149,6 +163,11 @@ DIGITS = Workload(
 )
 
 
+# A turn is at least one epoch, so an epoch is short: fewer batches than 64 if they have this many
+# features, or if their products have this many operations.
+MAX_FEATURES, MAX_FLOPS = 2**22, 10**10
+
+
 def custom_workload(
     layer_sizes: Sequence[int],
     batch_size: int,
@@ -156,6 +175,7 @@ def custom_workload(
     hidden: str = "relu",
     output: str | None = None,
     optimizer: str = "adam",
+    is_full_batch: bool = False,
 ) -> Workload:
     """Return a custom workload.
 
@@ -169,13 +189,16 @@ def custom_workload(
         The hidden layers' activation.
     output : {"sigmoid", "softmax"}, optional
         By default sigmoid for one output, softmax for several.
-    optimizer : {"adam", "sgd"}, default "adam"
-        The optimizer, with its default rate.
+    optimizer : {"adam", "sgd", "momentum"}, default "adam"
+        The optimizer, with its default rate; "momentum" is "sgd" with a momentum of 0.9.
+    is_full_batch : bool, default False
+        Whether the batch is the whole data set.
 
     Returns
     -------
     Workload
-        A workload with two to 64 batches per epoch, fewer if they are large.
+        A workload with two to 64 batches per epoch, fewer if they are large; one if it is the full
+        batch.
 
     Raises
     ------
@@ -200,13 +223,79 @@ def custom_workload(
         raise InputError(
             "expected 'sigmoid' for a single output unit, got 'softmax'", argument="output"
         )
-    return Workload(
+    workload = Workload(
         "-".join(map(str, sizes)),
         sizes,
         hidden,
         output,
         batch_size,
         lookup("optimizer", optimizer, OPTIMIZERS)(),
-        max(2, min(64, 2**22 // (batch_size * sizes[0]))),
+        1,
         "your own",
     )
+    if is_full_batch:
+        return workload
+    most = min(MAX_FEATURES // (batch_size * sizes[0]), MAX_FLOPS // workload.flops_per_step)
+    return replace(workload, n_batches=max(2, min(64, most)))
+
+
+# Every built-in activation that is not linear, which JAX and torch have as well. An alias has the
+# name of another.
+HIDDEN = tuple(name for name, entry in ACTIVATIONS.items() if name == entry.name != "identity")
+
+
+def random_workloads(count: int, seed: int = 0) -> list[Workload]:
+    """Return workloads that nobody has tuned anything for.
+
+    Parameters
+    ----------
+    count : int
+        The number of workloads.
+    seed : int, default 0
+        The same seed gives the same workloads on every machine; more of them begin with the same.
+
+    Returns
+    -------
+    list of Workload
+        Each has one to four hidden layers of up to 600 units, no multiples of 8; up to 1000 inputs;
+        one output, or up to 20 classes; a batch of 8 to 1024 examples, in one of four cases the
+        full one; an activation and an optimizer. Their names say all that.
+
+    Raises
+    ------
+    InputError
+        If an argument is invalid.
+
+    Examples
+    --------
+    >>> for workload in random_workloads(2, seed=1):
+    ...     print(workload.name)
+    727-437-3-11, relu/softmax, batch 62, sgd
+    16-1-124-31-1, elu/sigmoid, batch 35 (full), adam
+    """
+    count = positive_integer("random", count)
+    rng = np.random.default_rng(positive_integer("seed", seed, minimum=0))
+
+    def size(low: int, high: int) -> int:
+        """Return a size of which every order of magnitude is as likely."""
+        return round(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+    workloads = []
+    for _ in range(count):
+        widths = [size(1, 600) for _ in range(rng.integers(1, 5))]
+        workload = custom_workload(
+            [
+                size(2, 1000),
+                # A multiple of 8 is the easy case of vectors and tiles.
+                *(width + (width % 8 == 0) for width in widths),
+                int(rng.integers(2, 21)) if rng.random() < 0.5 else 1,
+            ],
+            size(8, 1024),
+            hidden=HIDDEN[rng.integers(len(HIDDEN))],
+            optimizer=sorted(OPTIMIZERS)[rng.integers(len(OPTIMIZERS))],
+            is_full_batch=bool(rng.random() < 0.25),
+        )
+        workloads.append(
+            replace(workload, name=str(workload), represents=f"drawn with seed {seed}")
+        )
+    return workloads

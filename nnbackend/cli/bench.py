@@ -27,8 +27,8 @@ def add(commands: Any) -> None:
         "bench",
         help="measure training throughput on every device, against every installed peer",
         description="Time training steps, each contestant in a process of its own, in turns. "
-        "Workloads: planar, small, images, mnist, higgs, wide; and digits, trained to an accuracy. "
-        "With none named, all of them.",
+        "Workloads: planar, small, images, mnist, higgs, wide; digits, trained to an accuracy; and "
+        "startup, what a first training costs in a fresh process. With none named, all of them.",
     )
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD")
     own = parser.add_argument_group("a workload of your own")
@@ -36,7 +36,10 @@ def add(commands: Any) -> None:
     own.add_argument("--batch", type=int, metavar="N", help="examples per step (default 128)")
     own.add_argument("--hidden", metavar="NAME", help=", ".join(ACTIVATIONS))
     own.add_argument("--output", metavar="NAME", help="sigmoid or softmax")
-    own.add_argument("--optimizer", metavar="NAME", help="adam (default) or sgd")
+    own.add_argument("--optimizer", metavar="NAME", help="adam (default), sgd or momentum")
+    drawn = parser.add_argument_group("workloads that nothing was tuned for")
+    drawn.add_argument("--random", type=int, metavar="N", help="draw N workloads")
+    drawn.add_argument("--seed", type=int, metavar="S", help="of the draw (default 0)")
     parser.add_argument(
         "--contestants",
         metavar="A,B",
@@ -62,11 +65,11 @@ def add(commands: Any) -> None:
 def _bench(options: argparse.Namespace) -> None:
     from nnbackend.bench.picture import draw
     from nnbackend.bench.race import run_benchmark
-    from nnbackend.bench.text import markdown, print_result
+    from nnbackend.bench.text import markdown, print_result, print_summary
     from nnbackend.cli.run_folder import RunFolder
     from nnbackend.figures import drawn
 
-    workloads = _workloads(options)
+    workloads, startup = _chosen(options)
     quick = {"rounds": 3, "seconds": 0.2} if options.quick else {}
     given = {name: getattr(options, name) for name in ("precision", "rounds", "seconds")}
     names = None if options.contestants is None else options.contestants.split(",")
@@ -83,6 +86,9 @@ def _bench(options: argparse.Namespace) -> None:
                 workloads,
                 contestants=names,
                 device_names=None if options.device is None else [options.device],
+                # Start each library once, since the start is not what they are drawn for.
+                keep_processes=options.random is not None,
+                startup=startup,
                 on_progress=say,
                 on_result=show_result,
                 **{**quick, **{name: value for name, value in given.items() if value is not None}},
@@ -103,28 +109,47 @@ def _bench(options: argparse.Namespace) -> None:
         facts = {"run": str(folder.path), "files": list(files), **report.to_dict()}
         sys.stdout.write(to_json(facts))
     else:
+        print_summary(report)
         show(f"run folder  {folder.path}: {', '.join(files)}")
 
 
-def _workloads(options: argparse.Namespace) -> list[Workload]:
-    from nnbackend.bench.workload import DIGITS, WORKLOADS, custom_workload
+def _chosen(options: argparse.Namespace) -> tuple[list[Workload], bool]:
+    """Return the workloads, and whether to measure the start-up."""
+    from nnbackend.bench.startup import STARTUP
+    from nnbackend.bench.workload import DIGITS, WORKLOADS, random_workloads
 
     known = {**WORKLOADS, DIGITS.name: DIGITS}
-    chosen = [lookup("WORKLOAD", name, known) for name in dict.fromkeys(options.workloads)]
+    names = dict.fromkeys(options.workloads)
+    for name in names:
+        lookup("WORKLOAD", name, {**known, STARTUP: None})
+    chosen = [known[name] for name in names if name != STARTUP]
+    if options.random is not None:
+        chosen += random_workloads(options.random, 0 if options.seed is None else options.seed)
+    elif options.seed is not None:
+        raise InputError("expected --random along with it, got none", argument="--seed")
+    chosen += _own_workload(options)
+    if not (names or chosen):
+        return list(known.values()), True
+    return chosen, STARTUP in names
+
+
+def _own_workload(options: argparse.Namespace) -> list[Workload]:
+    from nnbackend.bench.workload import custom_workload
+
     own = {name: getattr(options, name) for name in ("hidden", "output", "optimizer")}
     own = {name: value for name, value in own.items() if value is not None}
     if options.layers is None:
         for name in ("batch", *own):
             if getattr(options, name) is not None:
                 raise InputError("expected --layers along with it, got none", argument=f"--{name}")
-        return chosen or list(known.values())
+        return []
     parts = options.layers.split("-")
     if not all(part.isdecimal() and len(part) < 20 for part in parts):
         raise InputError(
             f"expected units by layer such as 64-256-1, got {options.layers!r}", argument="--layers"
         )
     batch_size = 128 if options.batch is None else options.batch
-    return [*chosen, custom_workload([int(part) for part in parts], batch_size, **own)]
+    return [custom_workload([int(part) for part in parts], batch_size, **own)]
 
 
 @contextlib.contextmanager
