@@ -46,7 +46,7 @@ def folder(compiled, tmp_path, monkeypatch):
 def fresh_process(code, **environment):
     """Return what a new Python prints."""
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-P", "-c", code],  # -P: not from the current folder
         check=False,
         capture_output=True,
         text=True,
