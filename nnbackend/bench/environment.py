@@ -1,4 +1,4 @@
-"""Describe the environment that a measurement or a bug depends on: versions, processors, BLAS."""
+"""Describe what a measurement or a bug depends on: versions, libraries, processors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from nnbackend._version import __version__
 from nnbackend.device import devices, get_device
+from nnbackend.engines.native.library import variant, why_missing
 from nnbackend.errors import MissingDependencyError, NNBackendError
 
 __all__ = ["environment"]
@@ -16,7 +17,7 @@ PACKAGES = ("numpy", "array-api-compat", "cupy-cuda12x", "cupy-cuda13x", "numba"
 
 
 def environment() -> dict[str, Any]:
-    """Return versions, devices and BLAS libraries as a dictionary of JSON values."""
+    """Return versions, devices and libraries as a dictionary of JSON values."""
     import platform
     from importlib import metadata
 
@@ -28,6 +29,7 @@ def environment() -> dict[str, Any]:
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             facts[package] = metadata.version(package)
+    facts["native library"] = variant() or why_missing()
     facts["BLAS"] = _blas()
     facts["cores"] = _cores()
     facts["devices"] = [

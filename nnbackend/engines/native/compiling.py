@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 __all__ = [
+    "FLAGS",
     "FOLDER",
     "MANIFEST",
     "ROOT",
@@ -22,11 +23,11 @@ __all__ = [
     "CompilationError",
     "Compiler",
     "compile_libraries",
+    "features",
     "find_compiler",
     "platform_tag",
     "print_formulas",
     "sources_digest",
-    "variants",
     "version",
     "write_failure",
     "zig_target",
@@ -113,11 +114,14 @@ class Compiler(NamedTuple):
         return f"{'Zig ' if self.zig else ''}{(done.stdout.splitlines() or ['unknown'])[0]}"
 
 
-def variants() -> tuple[str, ...]:
-    """Return the variants for this processor, the slowest first; none if it has 32 bits."""
+def features() -> dict[str, list[str]]:
+    """Return the compiler's options for each variant of this processor, the slowest first.
+
+    There is none for a Python of 32 bits.
+    """
     if sys.maxsize < 2**32:
-        return ()
-    return tuple(_FEATURES.get(_processor(), _FEATURES["other"]))
+        return {}
+    return _FEATURES.get(_processor(), _FEATURES["other"])
 
 
 def version() -> str:
@@ -153,7 +157,7 @@ def find_compiler() -> Compiler | None:
     import shlex
     import shutil
 
-    wanted = variants()
+    wanted = tuple(features())
     if not wanted:
         return None
     for text in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
@@ -234,7 +238,7 @@ def compile_libraries(
     if compiler is None:
         raise CompilationError(
             "no working C compiler was found ($CC, cc, gcc, clang, or the package ziglang)"
-            if variants()
+            if features()
             else "this Python has 32 bits"
         )
     chosen = [name for name in compiler.variants if only is None or name in set(only)]
@@ -313,10 +317,6 @@ def _is_glibc() -> bool:
     return platform.libc_ver()[0] == "glibc"
 
 
-def _features(name: str) -> list[str]:
-    return next(table[name] for table in _FEATURES.values() if name in table)
-
-
 def _options(compiler: Compiler, name: str) -> list[str]:
     """Return the options that name the processor."""
     if compiler.zig:
@@ -324,7 +324,7 @@ def _options(compiler: Compiler, name: str) -> list[str]:
         assert target is not None  # noqa: S101 - or find_compiler had not returned it
         level = [f"-mcpu={name.replace('-', '_')}"] if name != "generic" else []
         return ["-target", target, *level]
-    options = list(_features(name))
+    options = list(features()[name])
     if _SYSTEM == "darwin":
         processor = _processor()
         options += ["-arch", "arm64" if processor == "aarch64" else processor]

@@ -127,24 +127,22 @@ def _installed(folder: str) -> dict[str, list[str]]:
         with open(os.path.join(folder, MANIFEST), encoding="utf-8") as file:
             entries = dict(line.rstrip("\n").split(" ", 1) for line in file)
     except FileNotFoundError:
-        raise _UnusableError(
-            f"the native library has not been compiled; to do it, {_reinstall()}"
-        ) from None
+        raise _UnusableError(f"the native library has not been compiled; {_remedy()}") from None
     except (OSError, ValueError) as error:
         raise _damaged(MANIFEST, error) from error
     if "failed" in entries:
         raise _UnusableError(
             f"the native library could not be compiled when nnbackend was installed "
-            f"({entries['failed']}); install gcc or clang, then {_reinstall()}"
+            f"({entries['failed']}); install gcc or clang, then {_remedy()}"
         )
     facts = {key: entries.pop(key, "") for key in ("version", "sources", "compiler")}
     if facts["version"] != __version__:
         raise _UnusableError(
             f"the native library is of version {facts['version'] or 'unknown'} of nnbackend, and "
-            f"this is {__version__}; {_reinstall()}"
+            f"this is {__version__}; {_remedy()}"
         )
     if sources_digest() not in (None, facts["sources"]):
-        raise _UnusableError(f"the native library is older than its sources; {_reinstall()}")
+        raise _UnusableError(f"the native library is older than its sources; {_remedy()}")
     files = {name: value.split(" ") for name, value in entries.items()}
     if not files or any(len(file) != 2 for file in files.values()):
         raise _damaged(MANIFEST, "it names no libraries")
@@ -171,12 +169,14 @@ def _load(folder: str, file: str, digest: str) -> ctypes.CDLL:
 def _damaged(file: str, reason: object) -> _UnusableError:
     return _UnusableError(
         f"the native library cannot be loaded from {file} ({' '.join(str(reason).split())}); "
-        f"{_reinstall()}"
+        f"{_remedy()}"
     )
 
 
-def _reinstall() -> str:
-    """Return the command that installs this package again, from where it came."""
+def _remedy() -> str:
+    """Return what mends the library: to install this package again, from where it came."""
+    if os.environ.get("NNBACKEND_LIBRARY_FOLDER"):
+        return "unset NNBACKEND_LIBRARY_FOLDER"
     if os.path.isdir(SOURCE):
         return f"run: pip install --no-deps --editable {_quoted(ROOT)}"
     # Without the cache: pip keeps a wheel that was built without a compiler.
