@@ -55,6 +55,10 @@ typedef struct {
     const REAL *next;      /* what the next call reads from B, or NULL */
 } PRODUCT;
 
+/* Keep the compiler from deriving x anew from what it was computed from: it would hold an offset for
+ * each of twelve rows, most of them on the stack. */
+#define HIDE(x) __asm__("" : "+r"(x))
+
 /* Compute a tile of rows x vectors; the last vector has last <= LANES columns. rows, vectors,
  * masked (whether to read only `last` columns of B) are constants: each choice is a kernel. */
 INLINE void tile(const int rows, const int vectors, const int masked, intptr_t last, intptr_t k,
@@ -70,6 +74,13 @@ INLINE void tile(const int rows, const int vectors, const int masked, intptr_t l
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; v++) __builtin_prefetch(C + r * c_row + v * LANES, 1);
+    const REAL *A4 = A + 4 * a_row, *A8 = A + 8 * a_row;
+    intptr_t a_row3 = 3 * a_row;
+    if (!fetches) {
+    HIDE(A4);
+    HIDE(A8);
+    HIDE(a_row3);
+    }
     for (; k > 0; k--) {
         V b[TILE_VECTORS];
 #pragma GCC unroll 4
@@ -77,11 +88,14 @@ INLINE void tile(const int rows, const int vectors, const int masked, intptr_t l
             b[v] = masked && v == vectors - 1 ? load_part(B + v * LANES, last) : load(B + v * LANES);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
-            const V a = all_of(A[r * a_row]);
+            const REAL *from = r < 4 ? A : r < 8 ? A4 : A8;
+            const V a = all_of(r % 4 < 3 ? from[r % 4 * a_row] : from[a_row3]);
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; v++) sum[r][v] += a * b[v];
         }
         A += a_step;
+        A4 += a_step;
+        A8 += a_step;
         B += b_step;
     }
     if (bias) {
@@ -118,7 +132,12 @@ INLINE void tile(const int rows, const int vectors, const int masked, intptr_t l
 }
 
 /* Return how many of `left` rows or columns the next of `parts` nearly equal parts takes. */
-INLINE intptr_t share(intptr_t left, intptr_t parts) { return (left + parts - 1) / parts; }
+INLINE intptr_t share(intptr_t left, intptr_t parts) {
+    const intptr_t sum = left + parts - 1;
+    if (parts == 1) return left;
+    if (sum <= INT32_MAX) return (intptr_t)((uint32_t)sum / (uint32_t)parts); /* much faster */
+    return sum / parts;
+}
 
 /* Compute a strip of m rows by tiles of nearly equal numbers of rows. If A is packed, the rows of
  * each tile lie together, [k][rows]. */
@@ -342,14 +361,18 @@ static __attribute__((noinline)) void product_narrow(intptr_t m, intptr_t n, con
             q.b_step = NARROW_STRIP;
         }
         strips(n, rows, q);
-        for (intptr_t i = 0; i < rows; i++) {
-            REAL *c = p->C + (first + i) * p->c_row;
+        REAL *c = p->C + first * p->c_row;
+        if (!p->bias && !p->bias_rows && !p->adds)
             for (intptr_t j = 0; j < n; j++)
-                c[j] = transposed[j * NARROW_STRIP + i] + (p->bias        ? p->bias[j]
-                                                           : p->bias_rows ? p->bias_rows[first + i]
-                                                           : p->adds      ? c[j]
-                                                                          : 0);
-        }
+                for (intptr_t i = 0; i < rows; i++)
+                    c[i * p->c_row + j] = transposed[j * NARROW_STRIP + i];
+        else
+            for (intptr_t j = 0; j < n; j++)
+                for (intptr_t i = 0; i < rows; i++)
+                    c[i * p->c_row + j] =
+                        transposed[j * NARROW_STRIP + i] + (p->bias        ? p->bias[j]
+                                                            : p->bias_rows ? p->bias_rows[first + i]
+                                                                           : c[i * p->c_row + j]);
         first += rows;
         vectors -= part;
     }
