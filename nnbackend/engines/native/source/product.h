@@ -139,16 +139,16 @@ INLINE intptr_t share(intptr_t left, intptr_t parts) {
     return sum / parts;
 }
 
-/* Compute a strip of m rows by tiles of nearly equal numbers of rows. If A is packed, the rows of
- * each tile lie together, [k][rows]. */
-INLINE void strip(const int vectors, const int masked, const int packed, intptr_t m, intptr_t last,
-                  const PRODUCT *p) {
+/* Compute neighbouring strips of m rows and `vectors` vectors by tiles of nearly equal numbers of
+ * rows. If A is packed, the rows of each tile lie together, [k][rows]. */
+INLINE void strip(const int vectors, const int masked, const int packed, intptr_t m,
+                  intptr_t neighbours, intptr_t last, const PRODUCT *p) {
     const intptr_t k = p->k, a_row = p->a_row, a_step = p->a_step, b_step = p->b_step;
     const intptr_t c_row = p->c_row;
     const REAL *A = p->A, *bias_rows = p->bias_rows;
     REAL *C = p->C;
     const REAL *next = p->next;
-    const intptr_t p_m = m;
+    const intptr_t p_m = m, columns = neighbours * vectors * LANES;
     const int most = TILE_ROWS(packed ? PANEL_VECTORS : vectors);
     for (intptr_t tiles = share(m, most); tiles > 0; tiles--) {
         const intptr_t rows = share(m, tiles);
@@ -161,8 +161,10 @@ INLINE void strip(const int vectors, const int masked, const int packed, intptr_
 #define CASE(r)                                                                                   \
     case r:                                                                                       \
         if (r <= most)                                                              \
-            tile(r, vectors, masked, last, k, A, packed ? 1 : a_row, packed ? r : a_step, p->B,   \
-                 packed ? PANEL_WIDTH : b_step, C, c_row, p->bias, bias_rows, p->adds, packed);           \
+            for (intptr_t j = 0; j < columns; j += vectors * LANES)                               \
+                tile(r, vectors, masked, last, k, A, packed ? 1 : a_row, packed ? r : a_step,     \
+                     p->B + j, packed ? PANEL_WIDTH : b_step, C + j, c_row,                       \
+                     p->bias ? p->bias + j : NULL, bias_rows, p->adds, packed);                   \
         break;
             CASE(1)
             CASE(2)
@@ -186,17 +188,18 @@ INLINE void strip(const int vectors, const int masked, const int packed, intptr_
 }
 
 #define STRIP(vectors)                                                                            \
-    static __attribute__((noinline)) void strip_##vectors(intptr_t m, const PRODUCT *p) {         \
-        strip(vectors, 0, 0, m, LANES, p);                                                        \
+    static __attribute__((noinline)) void strip_##vectors(intptr_t m, intptr_t neighbours,        \
+                                                          const PRODUCT *p) {                     \
+        strip(vectors, 0, 0, m, neighbours, LANES, p);                                            \
     }                                                                                             \
     static __attribute__((noinline)) void strip_part_##vectors(intptr_t m, intptr_t last,         \
                                                                const PRODUCT *p) {                \
-        strip(vectors, 1, 0, m, last, p);                                                         \
+        strip(vectors, 1, 0, m, 1, last, p);                                                      \
     }
 #define PACKED_STRIP(vectors)                                                                     \
     static __attribute__((noinline)) void strip_packed_##vectors(intptr_t m, intptr_t last,       \
                                                                  const PRODUCT *p) {              \
-        strip(vectors, 0, 1, m, last, p);                                                         \
+        strip(vectors, 0, 1, m, 1, last, p);                                                      \
     }
 STRIP(1)
 STRIP(2)
@@ -215,17 +218,23 @@ PACKED_STRIP(4)
 
 /* Compute columns of C, in strips of nearly equal numbers of vectors. */
 INLINE void strips(intptr_t m, intptr_t n, PRODUCT p) {
-    intptr_t vectors = share(n, LANES);
-    for (intptr_t parts = share(vectors, TILE_VECTORS); parts > 0; parts--) {
-        const intptr_t part = share(vectors, parts), columns = part * LANES < n ? part * LANES : n;
-        const intptr_t last = columns - (part - 1) * LANES;
+    intptr_t vectors = share(n, LANES), parts = share(vectors, TILE_VECTORS);
+    while (parts > 0) {
+        const intptr_t part = share(vectors, parts);
+        const int partial = parts == 1 && n < vectors * LANES;
+        intptr_t neighbours = 1;
+        if (m <= TILE_ROWS(part) && parts > 1) { /* all strips as wide as this one in one call */
+            neighbours = vectors - (part - 1) * parts;
+            if (neighbours == parts && n < vectors * LANES) neighbours--;
+        }
+        const intptr_t columns = partial ? n : neighbours * part * LANES;
         switch (part) {
 #define CASE(v)                                                                                   \
     case v:                                                                                       \
-        if (last == LANES)                                                                        \
-            strip_##v(m, &p);                                                                     \
+        if (partial)                                                                              \
+            strip_part_##v(m, n - (v - 1) * LANES, &p);                                           \
         else                                                                                      \
-            strip_part_##v(m, last, &p);                                                          \
+            strip_##v(m, neighbours, &p);                                                         \
         break;
             CASE(1)
             CASE(2)
@@ -238,7 +247,8 @@ INLINE void strips(intptr_t m, intptr_t n, PRODUCT p) {
         p.B += columns;
         p.C += columns;
         if (p.bias) p.bias += columns;
-        vectors -= part;
+        vectors -= neighbours * part;
+        parts -= neighbours;
         n -= columns;
     }
 }
