@@ -23,22 +23,15 @@
 #define TILE_ROWS_MOST 12
 
 /* Panels of B are PANEL_VECTORS wide. Large products work on PANEL_ROWS rows of C and PANEL_DEPTH
- * terms of the sum at once: so many rows of a panel stay in the first-level cache, and the block of
- * A in the second-level cache. */
-#ifndef PANEL_VECTORS
-#if VECTOR_REGISTERS == 32
+ * terms of the sum at once: so much of a panel stays in the first-level cache, and so much of A in
+ * the second-level cache. */
 #define PANEL_VECTORS 2
-#else
-#define PANEL_VECTORS 2
-#endif
-#endif
-#ifndef PANEL_DEPTH
 #define PANEL_DEPTH 256
-#endif
-#ifndef PANEL_ROWS
 #define PANEL_ROWS (VECTOR_BYTES == 64 && REAL_BITS == 32 ? 384 : 192)
-#endif
 #define PANEL_WIDTH (PANEL_VECTORS * LANES)
+
+/* A function that a source file may leave unused. */
+#define PART static __attribute__((unused))
 
 /* What a product reads and writes; A(i, k) = A[i * a_row + k * a_step]. */
 typedef struct {
@@ -52,34 +45,36 @@ typedef struct {
     const REAL *bias;      /* of the columns, or NULL */
     const REAL *bias_rows; /* of the rows, or NULL */
     int adds;              /* whether to add to C */
-    const REAL *next;      /* what the next call reads from B, or NULL */
+    const REAL *next;      /* the B of the next call, to fetch into the cache, or NULL */
 } PRODUCT;
 
 /* Keep the compiler from deriving x anew from what it was computed from: it would hold an offset for
  * each of twelve rows, most of them on the stack. */
 #define HIDE(x) __asm__("" : "+r"(x))
 
-/* Compute a tile of rows x vectors; the last vector has last <= LANES columns. rows, vectors,
- * masked (whether to read only `last` columns of B) are constants: each choice is a kernel. */
+/* Compute a tile of rows x vectors; the last vector has last <= LANES columns. rows, vectors, masked
+ * (B has no more than `last` columns) and packed (A and B are) are constants: each choice of them
+ * is a kernel. */
 INLINE void tile(const int rows, const int vectors, const int masked, intptr_t last, intptr_t k,
                  const REAL *A, intptr_t a_row, intptr_t a_step, const REAL *B, intptr_t b_step,
-                 REAL *C, intptr_t c_row, const REAL *bias, const REAL *bias_rows, int adds, const int fetches) {
+                 REAL *C, intptr_t c_row, const REAL *bias, const REAL *bias_rows, int adds,
+                 const int packed) {
     V sum[TILE_ROWS_MOST][TILE_VECTORS];
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) sum[r][v] = (V){0};
-    if (fetches)
+    if (packed)
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; v++) __builtin_prefetch(C + r * c_row + v * LANES, 1);
     const REAL *A4 = A + 4 * a_row, *A8 = A + 8 * a_row;
     intptr_t a_row3 = 3 * a_row;
-    if (!fetches) {
-    HIDE(A4);
-    HIDE(A8);
-    HIDE(a_row3);
+    if (!packed) {
+        HIDE(A4);
+        HIDE(A8);
+        HIDE(a_row3);
     }
     for (; k > 0; k--) {
         V b[TILE_VECTORS];
@@ -91,7 +86,7 @@ INLINE void tile(const int rows, const int vectors, const int masked, intptr_t l
             const REAL *from = r < 4 ? A : r < 8 ? A4 : A8;
             const V a = all_of(r % 4 < 3 ? from[r % 4 * a_row] : from[a_row3]);
 #pragma GCC unroll 4
-            for (int v = 0; v < vectors; v++) sum[r][v] += a * b[v];
+            for (int v = 0; v < vectors; v++) sum[r][v] = multiply_add(a, b[v], sum[r][v]);
         }
         A += a_step;
         A4 += a_step;
@@ -148,13 +143,14 @@ INLINE void strip(const int vectors, const int masked, const int packed, intptr_
     const REAL *A = p->A, *bias_rows = p->bias_rows;
     REAL *C = p->C;
     const REAL *next = p->next;
-    const intptr_t p_m = m, columns = neighbours * vectors * LANES;
+    const intptr_t m_all = m, columns = neighbours * vectors * LANES;
     const int most = TILE_ROWS(packed ? PANEL_VECTORS : vectors);
     for (intptr_t tiles = share(m, most); tiles > 0; tiles--) {
         const intptr_t rows = share(m, tiles);
-        if (packed && p->next) {
-            const intptr_t part = k * PANEL_WIDTH * rows / p_m;
-            for (intptr_t i = 0; i < part; i += 64 / (REAL_BITS / 8)) __builtin_prefetch(next + i, 0, 2);
+        if (packed && next) {
+            const intptr_t part = k * PANEL_WIDTH * rows / m_all;
+            for (intptr_t i = 0; i < part; i += 64 / (REAL_BITS / 8))
+                __builtin_prefetch(next + i, 0, 2);
             next += part;
         }
         switch (rows) {
@@ -209,10 +205,6 @@ PACKED_STRIP(2)
 STRIP(3)
 STRIP(4)
 #endif
-#if PANEL_VECTORS > 2
-PACKED_STRIP(3)
-PACKED_STRIP(4)
-#endif
 #undef STRIP
 #undef PACKED_STRIP
 
@@ -262,29 +254,29 @@ INLINE void strips(intptr_t m, intptr_t n, PRODUCT p) {
 /* Put rows x columns dot products into sums, a row of them after the other. */
 INLINE void dots(const int rows, const int columns, intptr_t k, const REAL *A, intptr_t a_row,
                  const REAL *B, intptr_t b_row, REAL sums[DOTS]) {
-    V sum[DOTS];
+    V sum[DOTS], b[DOTS_COLUMNS];
 #pragma GCC unroll 16
     for (int i = 0; i < DOTS; i++) sum[i] = (V){0};
-    for (; k > 0; k -= LANES, A += LANES, B += LANES) {
-        V b[DOTS_COLUMNS];
-        if (k >= LANES) {
+    for (; k >= LANES; k -= LANES, A += LANES, B += LANES) {
 #pragma GCC unroll 4
-            for (int c = 0; c < columns; c++) b[c] = load(B + c * b_row);
+        for (int c = 0; c < columns; c++) b[c] = load(B + c * b_row);
 #pragma GCC unroll 16
-            for (int r = 0; r < rows; r++) {
-                const V a = load(A + r * a_row);
+        for (int r = 0; r < rows; r++) {
+            const V a = load(A + r * a_row);
 #pragma GCC unroll 4
-                for (int c = 0; c < columns; c++) sum[r * columns + c] += a * b[c];
-            }
-        } else {
+            for (int c = 0; c < columns; c++)
+                sum[r * columns + c] = multiply_add(a, b[c], sum[r * columns + c]);
+        }
+    }
+    if (k > 0) {
 #pragma GCC unroll 4
-            for (int c = 0; c < columns; c++) b[c] = load_part(B + c * b_row, k);
+        for (int c = 0; c < columns; c++) b[c] = load_part(B + c * b_row, k);
 #pragma GCC unroll 16
-            for (int r = 0; r < rows; r++) {
-                const V a = load_part(A + r * a_row, k);
+        for (int r = 0; r < rows; r++) {
+            const V a = load_part(A + r * a_row, k);
 #pragma GCC unroll 4
-                for (int c = 0; c < columns; c++) sum[r * columns + c] += a * b[c];
-            }
+            for (int c = 0; c < columns; c++)
+                sum[r * columns + c] = multiply_add(a, b[c], sum[r * columns + c]);
         }
     }
 #pragma GCC unroll 8
@@ -292,7 +284,7 @@ INLINE void dots(const int rows, const int columns, intptr_t k, const REAL *A, i
 }
 
 /* Compute C[i * c_row + j] = sum over k of A[i * a_row + k] * B[j * b_row + k]. */
-static __attribute__((unused)) void product_dots(intptr_t m, intptr_t n, intptr_t k,
+PART void product_dots(intptr_t m, intptr_t n, intptr_t k,
                                                  const REAL *A, intptr_t a_row, const REAL *B,
                                                  intptr_t b_row, REAL *C, intptr_t c_row) {
     for (intptr_t parts = share(n, DOTS_COLUMNS); parts > 0; parts--) {
@@ -390,7 +382,7 @@ static __attribute__((noinline)) void product_narrow(intptr_t m, intptr_t n, con
 
 /* Compute C[i * c_row + j] = start + sum over k of A[i * a_row + k * a_step] * B[k * b_step + j].
  * start is bias[j], else bias_rows[i], else what C holds if adds, else 0. */
-static __attribute__((unused)) void product(intptr_t m, intptr_t n, intptr_t k, const REAL *A,
+PART void product(intptr_t m, intptr_t n, intptr_t k, const REAL *A,
                                             intptr_t a_row, intptr_t a_step, const REAL *B,
                                             intptr_t b_step, REAL *C, intptr_t c_row,
                                             const REAL *bias, const REAL *bias_rows, int adds) {
@@ -406,7 +398,7 @@ static __attribute__((unused)) void product(intptr_t m, intptr_t n, intptr_t k, 
 INLINE intptr_t panels_of(intptr_t n) { return share(n, PANEL_WIDTH); }
 
 /* Return how many elements the panels of B, k x n, take. */
-static intptr_t panels_size(intptr_t k, intptr_t n) { return panels_of(n) * k * PANEL_WIDTH; }
+PART intptr_t panels_size(intptr_t k, intptr_t n) { return panels_of(n) * k * PANEL_WIDTH; }
 
 /* Copy count <= PANEL_WIDTH elements and zeros. */
 INLINE void pack_row(REAL *to, const REAL *from, intptr_t count) {
@@ -422,7 +414,7 @@ INLINE void pack_row(REAL *to, const REAL *from, intptr_t count) {
 }
 
 /* Pack the rows first_row to last_row of B[k * b_step + j], k x n, into all panels. */
-static void pack_rows(REAL *panels, intptr_t k, intptr_t n, const REAL *B, intptr_t b_step,
+PART void pack_rows(REAL *panels, intptr_t k, intptr_t n, const REAL *B, intptr_t b_step,
                       intptr_t first_row, intptr_t last_row) {
     for (intptr_t row = first_row; row < last_row; row++)
         for (intptr_t j = 0; j < n; j += PANEL_WIDTH)
@@ -455,7 +447,7 @@ INLINE void transpose_rows(REAL *to, intptr_t to_row, intptr_t to_width, const R
 
 /* Pack B[k * b_step + j * b_column], k x n, into the panels first_panel to last_panel: panel p has
  * [k][PANEL_WIDTH], the columns from p * PANEL_WIDTH on, and zeros behind the last. */
-static void pack_panels(REAL *panels, intptr_t k, intptr_t n, const REAL *B, intptr_t b_step,
+PART void pack_panels(REAL *panels, intptr_t k, intptr_t n, const REAL *B, intptr_t b_step,
                         intptr_t b_column, intptr_t first_panel, intptr_t last_panel) {
     for (intptr_t panel = first_panel; panel < last_panel; panel++) {
         REAL *to = panels + panel * k * PANEL_WIDTH;
@@ -507,12 +499,12 @@ INLINE void pack_tiles(REAL *to, intptr_t m, intptr_t k, const REAL *A, intptr_t
 }
 
 /* Return how many elements of workspace product_panels needs. */
-static intptr_t product_workspace(void) { return PANEL_ROWS * PANEL_DEPTH; }
+PART intptr_t product_workspace(void) { return PANEL_ROWS * PANEL_DEPTH; }
 
 /* Compute the columns of C that belong to the panels first_panel to last_panel:
  * C[i * c_row + j] = start + sum over k of A[i * a_row + k * a_step] * B(k, j), with start as in
  * product. C and bias begin with column 0, panel or no panel. */
-static void product_panels(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
+PART void product_panels(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
                            intptr_t a_step, const REAL *panels, intptr_t first_panel,
                            intptr_t last_panel, REAL *C, intptr_t c_row, const REAL *bias, int adds,
                            REAL *workspace) {
@@ -528,33 +520,22 @@ static void product_panels(intptr_t m, intptr_t n, intptr_t k, const REAL *A, in
                 const intptr_t column = panel * PANEL_WIDTH;
                 const intptr_t columns = n - column < PANEL_WIDTH ? n - column : PANEL_WIDTH;
                 const intptr_t vectors = share(columns, LANES);
+                const REAL *B = panels + panel * k * PANEL_WIDTH + step * PANEL_WIDTH;
                 const PRODUCT p = {
                     .k = steps,
                     .A = workspace,
-                    .B = panels + panel * k * PANEL_WIDTH + step * PANEL_WIDTH,
+                    .B = B,
                     .C = C + row * c_row + column,
                     .c_row = c_row,
                     .bias = bias && step == 0 ? bias + column : NULL,
                     .adds = adds || step > 0,
-                    .next = panel + 1 < last_panel ? panels + (panel + 1) * k * PANEL_WIDTH + step * PANEL_WIDTH : NULL,
+                    .next = panel + 1 < last_panel ? B + k * PANEL_WIDTH : NULL,
                 };
                 const intptr_t last = columns - (vectors - 1) * LANES;
-                switch (vectors) {
-                case 1:
-                    strip_packed_1(rows, last, &p);
-                    break;
-                case 2:
+                if (vectors == 2)
                     strip_packed_2(rows, last, &p);
-                    break;
-#if PANEL_VECTORS > 2
-                case 3:
-                    strip_packed_3(rows, last, &p);
-                    break;
-                case 4:
-                    strip_packed_4(rows, last, &p);
-                    break;
-#endif
-                }
+                else
+                    strip_packed_1(rows, last, &p);
             }
         }
     }
