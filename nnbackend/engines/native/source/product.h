@@ -5,7 +5,9 @@
  * product_panels C = start + A B, large: B packed before into panels, which threads share
  *
  * For one k, a function adds up the terms of an element in one order, whichever part of C a call
- * computes: the result does not depend on the number of threads.
+ * computes: the result does not depend on the number of threads. Choose the function by the whole
+ * product, not by a thread's part: product_panels where B does not fit the second-level cache or
+ * A lies badly (a_step > 1 and a large k), if C is wider than two panels; else product.
  */
 #ifndef NNBACKEND_PRODUCT_H
 #define NNBACKEND_PRODUCT_H
@@ -48,13 +50,13 @@ typedef struct {
     const REAL *next;      /* the B of the next call, to fetch into the cache, or NULL */
 } PRODUCT;
 
-/* Keep the compiler from deriving x anew from what it was computed from: it would hold an offset for
- * each of twelve rows, most of them on the stack. */
+/* Keep the compiler from deriving x anew from what it was computed from: it would hold an offset
+ * for each of twelve rows, most of them on the stack. */
 #define HIDE(x) __asm__("" : "+r"(x))
 
-/* Compute a tile of rows x vectors; the last vector has last <= LANES columns. rows, vectors, masked
- * (B has no more than `last` columns) and packed (A and B are) are constants: each choice of them
- * is a kernel. */
+/* Compute a tile of rows x vectors; the last vector has last <= LANES columns. rows, vectors,
+ * masked (B has no more than `last` columns) and packed (A and B are) are constants: each choice of
+ * them is a kernel. */
 INLINE void tile(const int rows, const int vectors, const int masked, intptr_t last, intptr_t k,
                  const REAL *A, intptr_t a_row, intptr_t a_step, const REAL *B, intptr_t b_step,
                  REAL *C, intptr_t c_row, const REAL *bias, const REAL *bias_rows, int adds,
@@ -80,7 +82,8 @@ INLINE void tile(const int rows, const int vectors, const int masked, intptr_t l
         V b[TILE_VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++)
-            b[v] = masked && v == vectors - 1 ? load_part(B + v * LANES, last) : load(B + v * LANES);
+            b[v] = masked && v == vectors - 1 ? load_part(B + v * LANES, last)
+                                              : load(B + v * LANES);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             const REAL *from = r < 4 ? A : r < 8 ? A4 : A8;
@@ -97,7 +100,8 @@ INLINE void tile(const int rows, const int vectors, const int masked, intptr_t l
         V start[TILE_VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++)
-            start[v] = v == vectors - 1 ? load_part(bias + v * LANES, last) : load(bias + v * LANES);
+            start[v] = v == vectors - 1 ? load_part(bias + v * LANES, last)
+                                        : load(bias + v * LANES);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
@@ -156,7 +160,7 @@ INLINE void strip(const int vectors, const int masked, const int packed, intptr_
         switch (rows) {
 #define CASE(r)                                                                                   \
     case r:                                                                                       \
-        if (r <= most)                                                              \
+        if (r <= most)                                                                            \
             for (intptr_t j = 0; j < columns; j += vectors * LANES)                               \
                 tile(r, vectors, masked, last, k, A, packed ? 1 : a_row, packed ? r : a_step,     \
                      p->B + j, packed ? PANEL_WIDTH : b_step, C + j, c_row,                       \
@@ -249,7 +253,7 @@ INLINE void strips(intptr_t m, intptr_t n, PRODUCT p) {
 #define DOTS 16
 #define DOTS_COLUMNS 4
 #define DOTS_ROWS (VECTOR_REGISTERS == 32 ? 4 : 2)
-#define DOTS_ROWS_OF_1 (VECTOR_REGISTERS == 32 ? 16 : 8)
+#define COLUMN_ROWS (VECTOR_REGISTERS == 32 ? 16 : 8)
 
 /* Put rows x columns dot products into sums, a row of them after the other. */
 INLINE void dots(const int rows, const int columns, intptr_t k, const REAL *A, intptr_t a_row,
@@ -284,9 +288,8 @@ INLINE void dots(const int rows, const int columns, intptr_t k, const REAL *A, i
 }
 
 /* Compute C[i * c_row + j] = sum over k of A[i * a_row + k] * B[j * b_row + k]. */
-PART void product_dots(intptr_t m, intptr_t n, intptr_t k,
-                                                 const REAL *A, intptr_t a_row, const REAL *B,
-                                                 intptr_t b_row, REAL *C, intptr_t c_row) {
+PART void product_dots(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
+                       const REAL *B, intptr_t b_row, REAL *C, intptr_t c_row) {
     for (intptr_t parts = share(n, DOTS_COLUMNS); parts > 0; parts--) {
         const intptr_t columns = share(n, parts);
         intptr_t rows;
@@ -322,8 +325,8 @@ static __attribute__((noinline)) void product_column(intptr_t m, const PRODUCT *
     intptr_t rows;
     for (intptr_t i = 0; i < m; i += rows, A += rows * p->a_row) {
         REAL sums[DOTS];
-        if (m - i >= DOTS_ROWS_OF_1)
-            dots(rows = DOTS_ROWS_OF_1, 1, p->k, A, p->a_row, p->B, 0, sums);
+        if (m - i >= COLUMN_ROWS)
+            dots(rows = COLUMN_ROWS, 1, p->k, A, p->a_row, p->B, 0, sums);
         else if (m - i >= 4)
             dots(rows = 4, 1, p->k, A, p->a_row, p->B, 0, sums);
         else
@@ -351,8 +354,16 @@ static __attribute__((noinline)) void product_narrow(intptr_t m, intptr_t n, con
     for (intptr_t first = 0, parts = share(vectors, TILE_VECTORS); parts > 0; parts--) {
         const intptr_t part = share(vectors, parts);
         const intptr_t rows = part * LANES < m - first ? part * LANES : m - first;
-        PRODUCT q = {p->k, p->B,       1,           p->b_step, p->A + first, p->a_step,
-                     transposed, NARROW_STRIP, NULL, NULL,      0,            NULL};
+        PRODUCT q = {
+            .k = p->k,
+            .A = p->B,
+            .a_row = 1,
+            .a_step = p->b_step,
+            .B = p->A + first,
+            .b_step = p->a_step,
+            .C = transposed,
+            .c_row = NARROW_STRIP,
+        };
         if (packs) {
             for (intptr_t step = 0; step < p->k; step++)
                 for (intptr_t i = 0; i < rows; i += LANES)
@@ -382,10 +393,9 @@ static __attribute__((noinline)) void product_narrow(intptr_t m, intptr_t n, con
 
 /* Compute C[i * c_row + j] = start + sum over k of A[i * a_row + k * a_step] * B[k * b_step + j].
  * start is bias[j], else bias_rows[i], else what C holds if adds, else 0. */
-PART void product(intptr_t m, intptr_t n, intptr_t k, const REAL *A,
-                                            intptr_t a_row, intptr_t a_step, const REAL *B,
-                                            intptr_t b_step, REAL *C, intptr_t c_row,
-                                            const REAL *bias, const REAL *bias_rows, int adds) {
+PART void product(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
+                  intptr_t a_step, const REAL *B, intptr_t b_step, REAL *C, intptr_t c_row,
+                  const REAL *bias, const REAL *bias_rows, int adds) {
     const PRODUCT p = {k, A, a_row, a_step, B, b_step, C, c_row, bias, bias_rows, adds, NULL};
     if (b_step == 1 && a_step == 1 && n == 1)
         product_column(m, &p);
@@ -415,7 +425,7 @@ INLINE void pack_row(REAL *to, const REAL *from, intptr_t count) {
 
 /* Pack the rows first_row to last_row of B[k * b_step + j], k x n, into all panels. */
 PART void pack_rows(REAL *panels, intptr_t k, intptr_t n, const REAL *B, intptr_t b_step,
-                      intptr_t first_row, intptr_t last_row) {
+                    intptr_t first_row, intptr_t last_row) {
     for (intptr_t row = first_row; row < last_row; row++)
         for (intptr_t j = 0; j < n; j += PANEL_WIDTH)
             pack_row(panels + j * k + row * PANEL_WIDTH, B + row * b_step + j, n - j);
@@ -448,7 +458,7 @@ INLINE void transpose_rows(REAL *to, intptr_t to_row, intptr_t to_width, const R
 /* Pack B[k * b_step + j * b_column], k x n, into the panels first_panel to last_panel: panel p has
  * [k][PANEL_WIDTH], the columns from p * PANEL_WIDTH on, and zeros behind the last. */
 PART void pack_panels(REAL *panels, intptr_t k, intptr_t n, const REAL *B, intptr_t b_step,
-                        intptr_t b_column, intptr_t first_panel, intptr_t last_panel) {
+                      intptr_t b_column, intptr_t first_panel, intptr_t last_panel) {
     for (intptr_t panel = first_panel; panel < last_panel; panel++) {
         REAL *to = panels + panel * k * PANEL_WIDTH;
         const intptr_t first = panel * PANEL_WIDTH;
@@ -505,9 +515,9 @@ PART intptr_t product_workspace(void) { return PANEL_ROWS * PANEL_DEPTH; }
  * C[i * c_row + j] = start + sum over k of A[i * a_row + k * a_step] * B(k, j), with start as in
  * product. C and bias begin with column 0, panel or no panel. */
 PART void product_panels(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
-                           intptr_t a_step, const REAL *panels, intptr_t first_panel,
-                           intptr_t last_panel, REAL *C, intptr_t c_row, const REAL *bias, int adds,
-                           REAL *workspace) {
+                         intptr_t a_step, const REAL *panels, intptr_t first_panel,
+                         intptr_t last_panel, REAL *C, intptr_t c_row, const REAL *bias, int adds,
+                         REAL *workspace) {
     intptr_t row_parts = share(m, PANEL_ROWS);
     for (intptr_t row = 0, rows; row < m; row += rows) {
         rows = share(m - row, row_parts--);

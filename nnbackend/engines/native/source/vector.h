@@ -104,8 +104,8 @@ INLINE V choose(I condition, V yes, V no) {
     return (V)(((I)yes & condition) | ((I)no & ~condition));
 }
 
-/* Return a * b + c, rounded once where the processor can. Compilers contract a * b + c, too, but not
- * in every place, and then two copies of one formula differ in their last bit. */
+/* Return a * b + c, rounded once where the processor can. Compilers contract a * b + c, too, but
+ * not everywhere, and then two copies of one formula differ in their last bit. */
 INLINE V multiply_add(V a, V b, V c) {
 #if VECTOR_BYTES == 64 && REAL_BITS == 32
     return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
