@@ -5,7 +5,9 @@
  * product_panels C = start + A B, large: B packed before into panels, which threads share
  *
  * For one k, a function adds up the terms of an element in one order, whichever part of C a call
- * computes: the result does not depend on the number of threads.
+ * computes: the result does not depend on the number of threads. Choose the function by the whole
+ * product, not by a thread's part: product_panels where B does not fit the second-level cache or
+ * A lies badly (a_step > 1 and a large k), if C is wider than two panels; else product.
  */
 #ifndef NNBACKEND_PRODUCT_H
 #define NNBACKEND_PRODUCT_H
@@ -23,22 +25,15 @@
 #define TILE_ROWS_MOST 12
 
 /* Panels of B are PANEL_VECTORS wide. Large products work on PANEL_ROWS rows of C and PANEL_DEPTH
- * terms of the sum at once: so many rows of a panel stay in the first-level cache, and the block of
- * A in the second-level cache. */
-#ifndef PANEL_VECTORS
-#if VECTOR_REGISTERS == 32
+ * terms of the sum at once: so much of a panel stays in the first-level cache, and so much of A in
+ * the second-level cache. */
 #define PANEL_VECTORS 2
-#else
-#define PANEL_VECTORS 2
-#endif
-#endif
-#ifndef PANEL_DEPTH
 #define PANEL_DEPTH 256
-#endif
-#ifndef PANEL_ROWS
 #define PANEL_ROWS (VECTOR_BYTES == 64 && REAL_BITS == 32 ? 384 : 192)
-#endif
 #define PANEL_WIDTH (PANEL_VECTORS * LANES)
+
+/* A function that a source file may leave unused. */
+#define PART static __attribute__((unused))
 
 /* What a product reads and writes; A(i, k) = A[i * a_row + k * a_step]. */
 typedef struct {
@@ -52,43 +47,61 @@ typedef struct {
     const REAL *bias;      /* of the columns, or NULL */
     const REAL *bias_rows; /* of the rows, or NULL */
     int adds;              /* whether to add to C */
-    const REAL *next;      /* what the next call reads from B, or NULL */
+    const REAL *next;      /* the B of the next call, to fetch into the cache, or NULL */
 } PRODUCT;
 
+/* Keep the compiler from deriving x anew from what it was computed from: it would hold an offset
+ * for each of twelve rows, most of them on the stack. */
+#define HIDE(x) __asm__("" : "+r"(x))
+
 /* Compute a tile of rows x vectors; the last vector has last <= LANES columns. rows, vectors,
- * masked (whether to read only `last` columns of B) are constants: each choice is a kernel. */
+ * masked (B has no more than `last` columns) and packed (A and B are) are constants: each choice of
+ * them is a kernel. */
 INLINE void tile(const int rows, const int vectors, const int masked, intptr_t last, intptr_t k,
                  const REAL *A, intptr_t a_row, intptr_t a_step, const REAL *B, intptr_t b_step,
-                 REAL *C, intptr_t c_row, const REAL *bias, const REAL *bias_rows, int adds, const int fetches) {
+                 REAL *C, intptr_t c_row, const REAL *bias, const REAL *bias_rows, int adds,
+                 const int packed) {
     V sum[TILE_ROWS_MOST][TILE_VECTORS];
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) sum[r][v] = (V){0};
-    if (fetches)
+    if (packed)
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; v++) __builtin_prefetch(C + r * c_row + v * LANES, 1);
+    const REAL *A4 = A + 4 * a_row, *A8 = A + 8 * a_row;
+    intptr_t a_row3 = 3 * a_row;
+    if (!packed) {
+        HIDE(A4);
+        HIDE(A8);
+        HIDE(a_row3);
+    }
     for (; k > 0; k--) {
         V b[TILE_VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++)
-            b[v] = masked && v == vectors - 1 ? load_part(B + v * LANES, last) : load(B + v * LANES);
+            b[v] = masked && v == vectors - 1 ? load_part(B + v * LANES, last)
+                                              : load(B + v * LANES);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
-            const V a = all_of(A[r * a_row]);
+            const REAL *from = r < 4 ? A : r < 8 ? A4 : A8;
+            const V a = all_of(r % 4 < 3 ? from[r % 4 * a_row] : from[a_row3]);
 #pragma GCC unroll 4
-            for (int v = 0; v < vectors; v++) sum[r][v] += a * b[v];
+            for (int v = 0; v < vectors; v++) sum[r][v] = multiply_add(a, b[v], sum[r][v]);
         }
         A += a_step;
+        A4 += a_step;
+        A8 += a_step;
         B += b_step;
     }
     if (bias) {
         V start[TILE_VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++)
-            start[v] = v == vectors - 1 ? load_part(bias + v * LANES, last) : load(bias + v * LANES);
+            start[v] = v == vectors - 1 ? load_part(bias + v * LANES, last)
+                                        : load(bias + v * LANES);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
@@ -118,32 +131,40 @@ INLINE void tile(const int rows, const int vectors, const int masked, intptr_t l
 }
 
 /* Return how many of `left` rows or columns the next of `parts` nearly equal parts takes. */
-INLINE intptr_t share(intptr_t left, intptr_t parts) { return (left + parts - 1) / parts; }
+INLINE intptr_t share(intptr_t left, intptr_t parts) {
+    const intptr_t sum = left + parts - 1;
+    if (parts == 1) return left;
+    if (sum <= INT32_MAX) return (intptr_t)((uint32_t)sum / (uint32_t)parts); /* much faster */
+    return sum / parts;
+}
 
-/* Compute a strip of m rows by tiles of nearly equal numbers of rows. If A is packed, the rows of
- * each tile lie together, [k][rows]. */
-INLINE void strip(const int vectors, const int masked, const int packed, intptr_t m, intptr_t last,
-                  const PRODUCT *p) {
+/* Compute neighbouring strips of m rows and `vectors` vectors by tiles of nearly equal numbers of
+ * rows. If A is packed, the rows of each tile lie together, [k][rows]. */
+INLINE void strip(const int vectors, const int masked, const int packed, intptr_t m,
+                  intptr_t neighbours, intptr_t last, const PRODUCT *p) {
     const intptr_t k = p->k, a_row = p->a_row, a_step = p->a_step, b_step = p->b_step;
     const intptr_t c_row = p->c_row;
     const REAL *A = p->A, *bias_rows = p->bias_rows;
     REAL *C = p->C;
     const REAL *next = p->next;
-    const intptr_t p_m = m;
+    const intptr_t m_all = m, columns = neighbours * vectors * LANES;
     const int most = TILE_ROWS(packed ? PANEL_VECTORS : vectors);
     for (intptr_t tiles = share(m, most); tiles > 0; tiles--) {
         const intptr_t rows = share(m, tiles);
-        if (packed && p->next) {
-            const intptr_t part = k * PANEL_WIDTH * rows / p_m;
-            for (intptr_t i = 0; i < part; i += 64 / (REAL_BITS / 8)) __builtin_prefetch(next + i, 0, 2);
+        if (packed && next) {
+            const intptr_t part = k * PANEL_WIDTH * rows / m_all;
+            for (intptr_t i = 0; i < part; i += 64 / (REAL_BITS / 8))
+                __builtin_prefetch(next + i, 0, 2);
             next += part;
         }
         switch (rows) {
 #define CASE(r)                                                                                   \
     case r:                                                                                       \
-        if (r <= most)                                                              \
-            tile(r, vectors, masked, last, k, A, packed ? 1 : a_row, packed ? r : a_step, p->B,   \
-                 packed ? PANEL_WIDTH : b_step, C, c_row, p->bias, bias_rows, p->adds, packed);           \
+        if (r <= most)                                                                            \
+            for (intptr_t j = 0; j < columns; j += vectors * LANES)                               \
+                tile(r, vectors, masked, last, k, A, packed ? 1 : a_row, packed ? r : a_step,     \
+                     p->B + j, packed ? PANEL_WIDTH : b_step, C + j, c_row,                       \
+                     p->bias ? p->bias + j : NULL, bias_rows, p->adds, packed);                   \
         break;
             CASE(1)
             CASE(2)
@@ -167,17 +188,18 @@ INLINE void strip(const int vectors, const int masked, const int packed, intptr_
 }
 
 #define STRIP(vectors)                                                                            \
-    static __attribute__((noinline)) void strip_##vectors(intptr_t m, const PRODUCT *p) {         \
-        strip(vectors, 0, 0, m, LANES, p);                                                        \
+    static __attribute__((noinline)) void strip_##vectors(intptr_t m, intptr_t neighbours,        \
+                                                          const PRODUCT *p) {                     \
+        strip(vectors, 0, 0, m, neighbours, LANES, p);                                            \
     }                                                                                             \
     static __attribute__((noinline)) void strip_part_##vectors(intptr_t m, intptr_t last,         \
                                                                const PRODUCT *p) {                \
-        strip(vectors, 1, 0, m, last, p);                                                         \
+        strip(vectors, 1, 0, m, 1, last, p);                                                      \
     }
 #define PACKED_STRIP(vectors)                                                                     \
     static __attribute__((noinline)) void strip_packed_##vectors(intptr_t m, intptr_t last,       \
                                                                  const PRODUCT *p) {              \
-        strip(vectors, 0, 1, m, last, p);                                                         \
+        strip(vectors, 0, 1, m, 1, last, p);                                                      \
     }
 STRIP(1)
 STRIP(2)
@@ -187,26 +209,28 @@ PACKED_STRIP(2)
 STRIP(3)
 STRIP(4)
 #endif
-#if PANEL_VECTORS > 2
-PACKED_STRIP(3)
-PACKED_STRIP(4)
-#endif
 #undef STRIP
 #undef PACKED_STRIP
 
 /* Compute columns of C, in strips of nearly equal numbers of vectors. */
 INLINE void strips(intptr_t m, intptr_t n, PRODUCT p) {
-    intptr_t vectors = share(n, LANES);
-    for (intptr_t parts = share(vectors, TILE_VECTORS); parts > 0; parts--) {
-        const intptr_t part = share(vectors, parts), columns = part * LANES < n ? part * LANES : n;
-        const intptr_t last = columns - (part - 1) * LANES;
+    intptr_t vectors = share(n, LANES), parts = share(vectors, TILE_VECTORS);
+    while (parts > 0) {
+        const intptr_t part = share(vectors, parts);
+        const int partial = parts == 1 && n < vectors * LANES;
+        intptr_t neighbours = 1;
+        if (m <= TILE_ROWS(part) && parts > 1) { /* all strips as wide as this one in one call */
+            neighbours = vectors - (part - 1) * parts;
+            if (neighbours == parts && n < vectors * LANES) neighbours--;
+        }
+        const intptr_t columns = partial ? n : neighbours * part * LANES;
         switch (part) {
 #define CASE(v)                                                                                   \
     case v:                                                                                       \
-        if (last == LANES)                                                                        \
-            strip_##v(m, &p);                                                                     \
+        if (partial)                                                                              \
+            strip_part_##v(m, n - (v - 1) * LANES, &p);                                           \
         else                                                                                      \
-            strip_part_##v(m, last, &p);                                                          \
+            strip_##v(m, neighbours, &p);                                                         \
         break;
             CASE(1)
             CASE(2)
@@ -219,7 +243,8 @@ INLINE void strips(intptr_t m, intptr_t n, PRODUCT p) {
         p.B += columns;
         p.C += columns;
         if (p.bias) p.bias += columns;
-        vectors -= part;
+        vectors -= neighbours * part;
+        parts -= neighbours;
         n -= columns;
     }
 }
@@ -228,34 +253,34 @@ INLINE void strips(intptr_t m, intptr_t n, PRODUCT p) {
 #define DOTS 16
 #define DOTS_COLUMNS 4
 #define DOTS_ROWS (VECTOR_REGISTERS == 32 ? 4 : 2)
-#define DOTS_ROWS_OF_1 (VECTOR_REGISTERS == 32 ? 16 : 8)
+#define COLUMN_ROWS (VECTOR_REGISTERS == 32 ? 16 : 8)
 
 /* Put rows x columns dot products into sums, a row of them after the other. */
 INLINE void dots(const int rows, const int columns, intptr_t k, const REAL *A, intptr_t a_row,
                  const REAL *B, intptr_t b_row, REAL sums[DOTS]) {
-    V sum[DOTS];
+    V sum[DOTS], b[DOTS_COLUMNS];
 #pragma GCC unroll 16
     for (int i = 0; i < DOTS; i++) sum[i] = (V){0};
-    for (; k > 0; k -= LANES, A += LANES, B += LANES) {
-        V b[DOTS_COLUMNS];
-        if (k >= LANES) {
+    for (; k >= LANES; k -= LANES, A += LANES, B += LANES) {
 #pragma GCC unroll 4
-            for (int c = 0; c < columns; c++) b[c] = load(B + c * b_row);
+        for (int c = 0; c < columns; c++) b[c] = load(B + c * b_row);
 #pragma GCC unroll 16
-            for (int r = 0; r < rows; r++) {
-                const V a = load(A + r * a_row);
+        for (int r = 0; r < rows; r++) {
+            const V a = load(A + r * a_row);
 #pragma GCC unroll 4
-                for (int c = 0; c < columns; c++) sum[r * columns + c] += a * b[c];
-            }
-        } else {
+            for (int c = 0; c < columns; c++)
+                sum[r * columns + c] = multiply_add(a, b[c], sum[r * columns + c]);
+        }
+    }
+    if (k > 0) {
 #pragma GCC unroll 4
-            for (int c = 0; c < columns; c++) b[c] = load_part(B + c * b_row, k);
+        for (int c = 0; c < columns; c++) b[c] = load_part(B + c * b_row, k);
 #pragma GCC unroll 16
-            for (int r = 0; r < rows; r++) {
-                const V a = load_part(A + r * a_row, k);
+        for (int r = 0; r < rows; r++) {
+            const V a = load_part(A + r * a_row, k);
 #pragma GCC unroll 4
-                for (int c = 0; c < columns; c++) sum[r * columns + c] += a * b[c];
-            }
+            for (int c = 0; c < columns; c++)
+                sum[r * columns + c] = multiply_add(a, b[c], sum[r * columns + c]);
         }
     }
 #pragma GCC unroll 8
@@ -263,9 +288,8 @@ INLINE void dots(const int rows, const int columns, intptr_t k, const REAL *A, i
 }
 
 /* Compute C[i * c_row + j] = sum over k of A[i * a_row + k] * B[j * b_row + k]. */
-static __attribute__((unused)) void product_dots(intptr_t m, intptr_t n, intptr_t k,
-                                                 const REAL *A, intptr_t a_row, const REAL *B,
-                                                 intptr_t b_row, REAL *C, intptr_t c_row) {
+PART void product_dots(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
+                       const REAL *B, intptr_t b_row, REAL *C, intptr_t c_row) {
     for (intptr_t parts = share(n, DOTS_COLUMNS); parts > 0; parts--) {
         const intptr_t columns = share(n, parts);
         intptr_t rows;
@@ -301,8 +325,8 @@ static __attribute__((noinline)) void product_column(intptr_t m, const PRODUCT *
     intptr_t rows;
     for (intptr_t i = 0; i < m; i += rows, A += rows * p->a_row) {
         REAL sums[DOTS];
-        if (m - i >= DOTS_ROWS_OF_1)
-            dots(rows = DOTS_ROWS_OF_1, 1, p->k, A, p->a_row, p->B, 0, sums);
+        if (m - i >= COLUMN_ROWS)
+            dots(rows = COLUMN_ROWS, 1, p->k, A, p->a_row, p->B, 0, sums);
         else if (m - i >= 4)
             dots(rows = 4, 1, p->k, A, p->a_row, p->B, 0, sums);
         else
@@ -330,8 +354,16 @@ static __attribute__((noinline)) void product_narrow(intptr_t m, intptr_t n, con
     for (intptr_t first = 0, parts = share(vectors, TILE_VECTORS); parts > 0; parts--) {
         const intptr_t part = share(vectors, parts);
         const intptr_t rows = part * LANES < m - first ? part * LANES : m - first;
-        PRODUCT q = {p->k, p->B,       1,           p->b_step, p->A + first, p->a_step,
-                     transposed, NARROW_STRIP, NULL, NULL,      0,            NULL};
+        PRODUCT q = {
+            .k = p->k,
+            .A = p->B,
+            .a_row = 1,
+            .a_step = p->b_step,
+            .B = p->A + first,
+            .b_step = p->a_step,
+            .C = transposed,
+            .c_row = NARROW_STRIP,
+        };
         if (packs) {
             for (intptr_t step = 0; step < p->k; step++)
                 for (intptr_t i = 0; i < rows; i += LANES)
@@ -342,14 +374,18 @@ static __attribute__((noinline)) void product_narrow(intptr_t m, intptr_t n, con
             q.b_step = NARROW_STRIP;
         }
         strips(n, rows, q);
-        for (intptr_t i = 0; i < rows; i++) {
-            REAL *c = p->C + (first + i) * p->c_row;
+        REAL *c = p->C + first * p->c_row;
+        if (!p->bias && !p->bias_rows && !p->adds)
             for (intptr_t j = 0; j < n; j++)
-                c[j] = transposed[j * NARROW_STRIP + i] + (p->bias        ? p->bias[j]
-                                                           : p->bias_rows ? p->bias_rows[first + i]
-                                                           : p->adds      ? c[j]
-                                                                          : 0);
-        }
+                for (intptr_t i = 0; i < rows; i++)
+                    c[i * p->c_row + j] = transposed[j * NARROW_STRIP + i];
+        else
+            for (intptr_t j = 0; j < n; j++)
+                for (intptr_t i = 0; i < rows; i++)
+                    c[i * p->c_row + j] =
+                        transposed[j * NARROW_STRIP + i] + (p->bias        ? p->bias[j]
+                                                            : p->bias_rows ? p->bias_rows[first + i]
+                                                                           : c[i * p->c_row + j]);
         first += rows;
         vectors -= part;
     }
@@ -357,10 +393,9 @@ static __attribute__((noinline)) void product_narrow(intptr_t m, intptr_t n, con
 
 /* Compute C[i * c_row + j] = start + sum over k of A[i * a_row + k * a_step] * B[k * b_step + j].
  * start is bias[j], else bias_rows[i], else what C holds if adds, else 0. */
-static __attribute__((unused)) void product(intptr_t m, intptr_t n, intptr_t k, const REAL *A,
-                                            intptr_t a_row, intptr_t a_step, const REAL *B,
-                                            intptr_t b_step, REAL *C, intptr_t c_row,
-                                            const REAL *bias, const REAL *bias_rows, int adds) {
+PART void product(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
+                  intptr_t a_step, const REAL *B, intptr_t b_step, REAL *C, intptr_t c_row,
+                  const REAL *bias, const REAL *bias_rows, int adds) {
     const PRODUCT p = {k, A, a_row, a_step, B, b_step, C, c_row, bias, bias_rows, adds, NULL};
     if (b_step == 1 && a_step == 1 && n == 1)
         product_column(m, &p);
@@ -373,7 +408,7 @@ static __attribute__((unused)) void product(intptr_t m, intptr_t n, intptr_t k, 
 INLINE intptr_t panels_of(intptr_t n) { return share(n, PANEL_WIDTH); }
 
 /* Return how many elements the panels of B, k x n, take. */
-static intptr_t panels_size(intptr_t k, intptr_t n) { return panels_of(n) * k * PANEL_WIDTH; }
+PART intptr_t panels_size(intptr_t k, intptr_t n) { return panels_of(n) * k * PANEL_WIDTH; }
 
 /* Copy count <= PANEL_WIDTH elements and zeros. */
 INLINE void pack_row(REAL *to, const REAL *from, intptr_t count) {
@@ -389,8 +424,8 @@ INLINE void pack_row(REAL *to, const REAL *from, intptr_t count) {
 }
 
 /* Pack the rows first_row to last_row of B[k * b_step + j], k x n, into all panels. */
-static void pack_rows(REAL *panels, intptr_t k, intptr_t n, const REAL *B, intptr_t b_step,
-                      intptr_t first_row, intptr_t last_row) {
+PART void pack_rows(REAL *panels, intptr_t k, intptr_t n, const REAL *B, intptr_t b_step,
+                    intptr_t first_row, intptr_t last_row) {
     for (intptr_t row = first_row; row < last_row; row++)
         for (intptr_t j = 0; j < n; j += PANEL_WIDTH)
             pack_row(panels + j * k + row * PANEL_WIDTH, B + row * b_step + j, n - j);
@@ -422,8 +457,8 @@ INLINE void transpose_rows(REAL *to, intptr_t to_row, intptr_t to_width, const R
 
 /* Pack B[k * b_step + j * b_column], k x n, into the panels first_panel to last_panel: panel p has
  * [k][PANEL_WIDTH], the columns from p * PANEL_WIDTH on, and zeros behind the last. */
-static void pack_panels(REAL *panels, intptr_t k, intptr_t n, const REAL *B, intptr_t b_step,
-                        intptr_t b_column, intptr_t first_panel, intptr_t last_panel) {
+PART void pack_panels(REAL *panels, intptr_t k, intptr_t n, const REAL *B, intptr_t b_step,
+                      intptr_t b_column, intptr_t first_panel, intptr_t last_panel) {
     for (intptr_t panel = first_panel; panel < last_panel; panel++) {
         REAL *to = panels + panel * k * PANEL_WIDTH;
         const intptr_t first = panel * PANEL_WIDTH;
@@ -474,15 +509,15 @@ INLINE void pack_tiles(REAL *to, intptr_t m, intptr_t k, const REAL *A, intptr_t
 }
 
 /* Return how many elements of workspace product_panels needs. */
-static intptr_t product_workspace(void) { return PANEL_ROWS * PANEL_DEPTH; }
+PART intptr_t product_workspace(void) { return PANEL_ROWS * PANEL_DEPTH; }
 
 /* Compute the columns of C that belong to the panels first_panel to last_panel:
  * C[i * c_row + j] = start + sum over k of A[i * a_row + k * a_step] * B(k, j), with start as in
  * product. C and bias begin with column 0, panel or no panel. */
-static void product_panels(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
-                           intptr_t a_step, const REAL *panels, intptr_t first_panel,
-                           intptr_t last_panel, REAL *C, intptr_t c_row, const REAL *bias, int adds,
-                           REAL *workspace) {
+PART void product_panels(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
+                         intptr_t a_step, const REAL *panels, intptr_t first_panel,
+                         intptr_t last_panel, REAL *C, intptr_t c_row, const REAL *bias, int adds,
+                         REAL *workspace) {
     intptr_t row_parts = share(m, PANEL_ROWS);
     for (intptr_t row = 0, rows; row < m; row += rows) {
         rows = share(m - row, row_parts--);
@@ -495,33 +530,22 @@ static void product_panels(intptr_t m, intptr_t n, intptr_t k, const REAL *A, in
                 const intptr_t column = panel * PANEL_WIDTH;
                 const intptr_t columns = n - column < PANEL_WIDTH ? n - column : PANEL_WIDTH;
                 const intptr_t vectors = share(columns, LANES);
+                const REAL *B = panels + panel * k * PANEL_WIDTH + step * PANEL_WIDTH;
                 const PRODUCT p = {
                     .k = steps,
                     .A = workspace,
-                    .B = panels + panel * k * PANEL_WIDTH + step * PANEL_WIDTH,
+                    .B = B,
                     .C = C + row * c_row + column,
                     .c_row = c_row,
                     .bias = bias && step == 0 ? bias + column : NULL,
                     .adds = adds || step > 0,
-                    .next = panel + 1 < last_panel ? panels + (panel + 1) * k * PANEL_WIDTH + step * PANEL_WIDTH : NULL,
+                    .next = panel + 1 < last_panel ? B + k * PANEL_WIDTH : NULL,
                 };
                 const intptr_t last = columns - (vectors - 1) * LANES;
-                switch (vectors) {
-                case 1:
-                    strip_packed_1(rows, last, &p);
-                    break;
-                case 2:
+                if (vectors == 2)
                     strip_packed_2(rows, last, &p);
-                    break;
-#if PANEL_VECTORS > 2
-                case 3:
-                    strip_packed_3(rows, last, &p);
-                    break;
-                case 4:
-                    strip_packed_4(rows, last, &p);
-                    break;
-#endif
-                }
+                else
+                    strip_packed_1(rows, last, &p);
             }
         }
     }

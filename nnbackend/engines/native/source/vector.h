@@ -14,6 +14,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
@@ -109,6 +111,26 @@ INLINE void store_part(REAL *to, V x, intptr_t count) {
 /* Return yes where every bit of the condition is set, and no where none is. */
 INLINE V choose(I condition, V yes, V no) {
     return (V)(((I)yes & condition) | ((I)no & ~condition));
+}
+
+/* Return a * b + c, rounded once where the processor can. Compilers contract a * b + c, too, but
+ * not everywhere, and then two copies of one formula differ in their last bit. */
+INLINE V multiply_add(V a, V b, V c) {
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+    return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif VECTOR_BYTES == 64
+    return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__FMA__) && VECTOR_BYTES == 32 && REAL_BITS == 32
+    return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__FMA__) && VECTOR_BYTES == 32
+    return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__) && REAL_BITS == 32
+    return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#elif defined(__aarch64__)
+    return (V)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+    return a * b + c;
+#endif
 }
 
 INLINE V absolute(V x) { return (V)((I)x & ~(I)all_of((REAL)-0.0)); }
