@@ -110,24 +110,42 @@ INLINE V with_sign_of(V magnitude, V x) {
     return (V)((I)magnitude | ((I)x & (I)all_of((REAL)-0.0)));
 }
 
-/* Return the nearest number in [low, high]; NaN stays NaN. */
-INLINE V between(REAL low, V x, REAL high) {
+/* Return the smaller of x and the bound; NaN stays NaN. */
+INLINE V at_most(V x, REAL bound) {
     /* The processor's instructions return the second argument if either is NaN. */
 #if VECTOR_BYTES == 64 && REAL_BITS == 32
-    return (V)_mm512_max_ps(_mm512_set1_ps(low), _mm512_min_ps(_mm512_set1_ps(high), (__m512)x));
+    return (V)_mm512_min_ps(_mm512_set1_ps(bound), (__m512)x);
 #elif VECTOR_BYTES == 64
-    return (V)_mm512_max_pd(_mm512_set1_pd(low), _mm512_min_pd(_mm512_set1_pd(high), (__m512d)x));
+    return (V)_mm512_min_pd(_mm512_set1_pd(bound), (__m512d)x);
 #elif VECTOR_BYTES == 32 && REAL_BITS == 32
-    return (V)_mm256_max_ps(_mm256_set1_ps(low), _mm256_min_ps(_mm256_set1_ps(high), (__m256)x));
+    return (V)_mm256_min_ps(_mm256_set1_ps(bound), (__m256)x);
 #elif VECTOR_BYTES == 32
-    return (V)_mm256_max_pd(_mm256_set1_pd(low), _mm256_min_pd(_mm256_set1_pd(high), (__m256d)x));
+    return (V)_mm256_min_pd(_mm256_set1_pd(bound), (__m256d)x);
 #elif defined(__SSE2__) && REAL_BITS == 32
-    return (V)_mm_max_ps(_mm_set1_ps(low), _mm_min_ps(_mm_set1_ps(high), (__m128)x));
+    return (V)_mm_min_ps(_mm_set1_ps(bound), (__m128)x);
 #elif defined(__SSE2__)
-    return (V)_mm_max_pd(_mm_set1_pd(low), _mm_min_pd(_mm_set1_pd(high), (__m128d)x));
+    return (V)_mm_min_pd(_mm_set1_pd(bound), (__m128d)x);
 #else
-    x = choose(x > high, all_of(high), x);
-    return choose(x < low, all_of(low), x);
+    return choose(x > bound, all_of(bound), x);
+#endif
+}
+
+/* Return the larger of x and the bound; NaN stays NaN. */
+INLINE V at_least(V x, REAL bound) {
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+    return (V)_mm512_max_ps(_mm512_set1_ps(bound), (__m512)x);
+#elif VECTOR_BYTES == 64
+    return (V)_mm512_max_pd(_mm512_set1_pd(bound), (__m512d)x);
+#elif VECTOR_BYTES == 32 && REAL_BITS == 32
+    return (V)_mm256_max_ps(_mm256_set1_ps(bound), (__m256)x);
+#elif VECTOR_BYTES == 32
+    return (V)_mm256_max_pd(_mm256_set1_pd(bound), (__m256d)x);
+#elif defined(__SSE2__) && REAL_BITS == 32
+    return (V)_mm_max_ps(_mm_set1_ps(bound), (__m128)x);
+#elif defined(__SSE2__)
+    return (V)_mm_max_pd(_mm_set1_pd(bound), (__m128d)x);
+#else
+    return choose(x < bound, all_of(bound), x);
 #endif
 }
 
@@ -142,7 +160,6 @@ INLINE V quotient(V a, V b) {
     V inverse = (V)_mm512_rcp14_pd((__m512d)b);
     inverse += inverse * (1 - b * inverse);
 #endif
-    inverse += inverse * (1 - b * inverse);
     V estimate = a * inverse;
     return estimate + inverse * (a - b * estimate);
 #else
