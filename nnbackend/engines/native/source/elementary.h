@@ -55,10 +55,11 @@ INLINE V series(const REAL *coefficient, intptr_t count, V x, V square) {
     return total;
 }
 
-/* Return r, |r| <= log(2) / 2, and ORIGIN + n with x = r + n log(2). */
-INLINE V remainder_of_log_2(V x, V *shifted) {
-    *shifted = x * (REAL)LOG2_E + ORIGIN;
-    V n = *shifted - ORIGIN;
+/* Return r, |r| <= log(2) / 2, and ORIGIN + bias + n with x = r + n log(2). */
+INLINE V remainder_of_log_2(V x, INTEGER bias, V *shifted) {
+    const REAL origin = ORIGIN + bias;
+    *shifted = x * (REAL)LOG2_E + origin;
+    V n = *shifted - origin;
     return (x - n * LOG_2_HIGH) - n * LOG_2_LOW;
 }
 
@@ -66,7 +67,8 @@ INLINE V exponential(V x) {
     /* Beyond these, the result is infinite, or below half of the smallest subnormal number. */
     const REAL low = (REAL)((1 - EXPONENT_BIAS - FRACTION_BITS - 1.5) * LOG_2);
     const REAL high = (REAL)((EXPONENT_BIAS + 1.25) * LOG_2);
-    V shifted, r = remainder_of_log_2(at_least(at_most(x, high), low), &shifted), square = r * r;
+    x = at_least(at_most(x, high), low);
+    V shifted, r = remainder_of_log_2(x, 2 * EXPONENT_BIAS, &shifted), square = r * r;
     V power = SERIES(EXPONENTIAL_SERIES, r, square) * square + (r + 1);
     return times_power_of_two(power, shifted);
 }
@@ -77,10 +79,10 @@ INLINE V exponential(V x) {
 INLINE V exponential_minus_one(V x) {
     const REAL low = (REAL)(-(FRACTION_BITS + 3) * LOG_2); /* Below, the result is -1. */
     const REAL high = (REAL)((EXPONENT_BIAS + 1.25) * LOG_2);
-    V shifted, r = remainder_of_log_2(at_least(at_most(x, high), low), &shifted), square = r * r;
-    V growth = SERIES(EXPONENTIAL_SERIES, r, square) * square + r;
-    /* Half of the power, since 2^n may be too large for a number where the result is not. */
-    V power = power_of_two(shifted - 1);
+    V inside = at_least(at_most(x, high), low);
+    /* Halve the power, since 2^n may be too large for a number where the result is not. */
+    V shifted, r = remainder_of_log_2(inside, EXPONENT_BIAS - 1, &shifted), square = r * r;
+    V growth = SERIES(EXPONENTIAL_SERIES, r, square) * square + r, power = power_of_two(shifted);
     V half = power * growth + (power - (REAL)0.5);
     return choose(absolute(x) < IDENTICAL, x, half + half);
 }
@@ -89,8 +91,9 @@ INLINE V hyperbolic_tangent(V x) {
     /* tanh(x) = (e^2x - 1) / (e^2x + 1). A relative error of the argument leads to none larger of
      * the result, so n log(2) need not be exact. */
     const REAL one = (REAL)((FRACTION_BITS + 3) * LOG_2 / 2); /* Above, the result is 1. */
+    const REAL origin = ORIGIN + EXPONENT_BIAS;
     V magnitude = at_most(absolute(x), one), twice = magnitude + magnitude;
-    V shifted = twice * (REAL)LOG2_E + ORIGIN, n = shifted - ORIGIN;
+    V shifted = twice * (REAL)LOG2_E + origin, n = shifted - origin;
     V r = twice - n * (REAL)LOG_2, square = r * r, power = power_of_two(shifted);
     V growth = (power * r + (power - 1)) + power * square * SERIES(EXPONENTIAL_SERIES, r, square);
     return with_sign_of(quotient(growth, growth + 2), x);
