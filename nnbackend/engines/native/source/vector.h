@@ -149,7 +149,7 @@ INLINE V at_least(V x, REAL bound) {
 #endif
 }
 
-/* Return a / b to within 2 units in the last place, for b and 1 / b far from overflow. */
+/* Return a / b to within a unit in the last place, for b and 1 / b far from overflow. */
 INLINE V quotient(V a, V b) {
 #if VECTOR_BYTES == 64
     /* A division of 64 bytes takes 16 cycles or more. Refine an estimate of 14 bits instead: each
@@ -176,11 +176,9 @@ INLINE V power_of_two(V shifted) { return (V)((U)shifted << FRACTION_BITS); }
 /* Return x 2^n for ORIGIN + 2 EXPONENT_BIAS + n; round once, though 2^n may be no number. */
 INLINE V times_power_of_two(V x, V shifted) {
 #if VECTOR_BYTES == 64 && REAL_BITS == 32
-    V n = shifted - (ORIGIN + 2 * EXPONENT_BIAS);
-    return (V)_mm512_scalef_ps((__m512)x, (__m512)n);
+    return (V)_mm512_scalef_ps((__m512)x, (__m512)(shifted - (ORIGIN + 2 * EXPONENT_BIAS)));
 #elif VECTOR_BYTES == 64
-    V n = shifted - (ORIGIN + 2 * EXPONENT_BIAS);
-    return (V)_mm512_scalef_pd((__m512d)x, (__m512d)n);
+    return (V)_mm512_scalef_pd((__m512d)x, (__m512d)(shifted - (ORIGIN + 2 * EXPONENT_BIAS)));
 #else
     U half = (U)shifted >> 1, other = (U)shifted - half;
     return x * power_of_two((V)half) * power_of_two((V)other);
