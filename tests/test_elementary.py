@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+
 from nnbackend.engines.native.library import libraries
 
 NAMES = ["exp", "expm1", "log", "log1p", "tanh"]

@@ -41,21 +41,25 @@ static const REAL LOGARITHM_SERIES[] = {
 };
 #endif
 
-#define SERIES(coefficients, x) \
-    series(coefficients, sizeof(coefficients) / sizeof((coefficients)[0]), x)
+#define SERIES(coefficients, x, square) \
+    series(coefficients, sizeof(coefficients) / sizeof((coefficients)[0]), x, square)
 
-/* Return the polynomial in x; the coefficient of its highest power is the first. */
-INLINE V series(const REAL *coefficient, intptr_t count, V x) {
+/* Return the polynomial in x; the coefficient of its highest power is the first. Take the terms in
+ * pairs, whose sums do not wait for each other. */
+INLINE V series(const REAL *coefficient, intptr_t count, V x, V square) {
     V total = all_of(coefficient[0]);
+    if (count % 2 == 0) total = total * x + coefficient[1];
 #pragma GCC unroll 16
-    for (intptr_t i = 1; i < count; i++) total = total * x + coefficient[i];
+    for (intptr_t i = 2 - count % 2; i < count; i += 2)
+        total = total * square + (coefficient[i] * x + coefficient[i + 1]);
     return total;
 }
 
-/* Return r, |r| <= log(2) / 2, and ORIGIN + n with x = r + n log(2). */
-INLINE V remainder_of_log_2(V x, V *shifted) {
-    *shifted = x * (REAL)LOG2_E + ORIGIN;
-    V n = *shifted - ORIGIN;
+/* Return r, |r| <= log(2) / 2, and ORIGIN + bias + n with x = r + n log(2). */
+INLINE V remainder_of_log_2(V x, INTEGER bias, V *shifted) {
+    const REAL origin = ORIGIN + bias;
+    *shifted = x * (REAL)LOG2_E + origin;
+    V n = *shifted - origin;
     return (x - n * LOG_2_HIGH) - n * LOG_2_LOW;
 }
 
@@ -63,15 +67,10 @@ INLINE V exponential(V x) {
     /* Beyond these, the result is infinite, or below half of the smallest subnormal number. */
     const REAL low = (REAL)((1 - EXPONENT_BIAS - FRACTION_BITS - 1.5) * LOG_2);
     const REAL high = (REAL)((EXPONENT_BIAS + 1.25) * LOG_2);
-    V shifted, r = remainder_of_log_2(between(low, x, high), &shifted);
-    V power = (SERIES(EXPONENTIAL_SERIES, r) * r + 1) * r + 1;
+    x = at_least(at_most(x, high), low);
+    V shifted, r = remainder_of_log_2(x, 2 * EXPONENT_BIAS, &shifted), square = r * r;
+    V power = SERIES(EXPONENTIAL_SERIES, r, square) * square + (r + 1);
     return times_power_of_two(power, shifted);
-}
-
-/* Return e^r - 1 and ORIGIN + n with x = r + n log(2), |r| <= log(2) / 2. */
-INLINE V growth_of_remainder(V x, V *shifted) {
-    V r = remainder_of_log_2(x, shifted);
-    return SERIES(EXPONENTIAL_SERIES, r) * (r * r) + r;
 }
 
 /* Nearer to zero, e^x - 1 and log(1 + x) equal x up to rounding. */
@@ -80,19 +79,23 @@ INLINE V growth_of_remainder(V x, V *shifted) {
 INLINE V exponential_minus_one(V x) {
     const REAL low = (REAL)(-(FRACTION_BITS + 3) * LOG_2); /* Below, the result is -1. */
     const REAL high = (REAL)((EXPONENT_BIAS + 1.25) * LOG_2);
-    V shifted, growth = growth_of_remainder(between(low, x, high), &shifted);
-    /* Half of the power, since 2^n may be too large for a number where the result is not. */
-    V power = power_of_two(shifted - 1);
+    V inside = at_least(at_most(x, high), low);
+    /* Halve the power, since 2^n may be too large for a number where the result is not. */
+    V shifted, r = remainder_of_log_2(inside, EXPONENT_BIAS - 1, &shifted), square = r * r;
+    V growth = SERIES(EXPONENTIAL_SERIES, r, square) * square + r, power = power_of_two(shifted);
     V half = power * growth + (power - (REAL)0.5);
     return choose(absolute(x) < IDENTICAL, x, half + half);
 }
 
 INLINE V hyperbolic_tangent(V x) {
-    const REAL high = (REAL)((FRACTION_BITS + 3) * LOG_2 / 2); /* Above, the result is 1. */
-    V magnitude = between(0, absolute(x), high);
-    V shifted, growth = growth_of_remainder(magnitude + magnitude, &shifted);
-    V power = power_of_two(shifted);
-    growth = power * growth + (power - 1);
+    /* tanh(x) = (e^2x - 1) / (e^2x + 1). A relative error of the argument leads to none larger of
+     * the result, so n log(2) need not be exact. */
+    const REAL one = (REAL)((FRACTION_BITS + 3) * LOG_2 / 2); /* Above, the result is 1. */
+    const REAL origin = ORIGIN + EXPONENT_BIAS;
+    V magnitude = at_most(absolute(x), one), twice = magnitude + magnitude;
+    V shifted = twice * (REAL)LOG2_E + origin, n = shifted - origin;
+    V r = twice - n * (REAL)LOG_2, square = r * r, power = power_of_two(shifted);
+    V growth = (power * r + (power - 1)) + power * square * SERIES(EXPONENTIAL_SERIES, r, square);
     return with_sign_of(quotient(growth, growth + 2), x);
 }
 
@@ -101,7 +104,7 @@ INLINE V corrected_logarithm(V x, V correction) {
     V e, m = fraction_of(x, &e);
     /* log(1 + f) = 2 atanh(s); take f out of it, which is exact. */
     V f = m - 1, s = quotient(f, m + 1), square = s * s, half = (REAL)0.5 * f * f;
-    V rest = s * (half + square * SERIES(LOGARITHM_SERIES, square)) - half;
+    V rest = s * (half + square * SERIES(LOGARITHM_SERIES, square, square * square)) - half;
     return e * LOG_2_HIGH + (f + (rest + (e * LOG_2_LOW + correction)));
 }
 

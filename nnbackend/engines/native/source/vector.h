@@ -140,28 +140,46 @@ INLINE V with_sign_of(V magnitude, V x) {
     return (V)((I)magnitude | ((I)x & (I)all_of((REAL)-0.0)));
 }
 
-/* Return the nearest number in [low, high]; NaN stays NaN. */
-INLINE V between(REAL low, V x, REAL high) {
+/* Return the smaller of x and the bound; NaN stays NaN. */
+INLINE V at_most(V x, REAL bound) {
     /* The processor's instructions return the second argument if either is NaN. */
 #if VECTOR_BYTES == 64 && REAL_BITS == 32
-    return (V)_mm512_max_ps(_mm512_set1_ps(low), _mm512_min_ps(_mm512_set1_ps(high), (__m512)x));
+    return (V)_mm512_min_ps(_mm512_set1_ps(bound), (__m512)x);
 #elif VECTOR_BYTES == 64
-    return (V)_mm512_max_pd(_mm512_set1_pd(low), _mm512_min_pd(_mm512_set1_pd(high), (__m512d)x));
+    return (V)_mm512_min_pd(_mm512_set1_pd(bound), (__m512d)x);
 #elif VECTOR_BYTES == 32 && REAL_BITS == 32
-    return (V)_mm256_max_ps(_mm256_set1_ps(low), _mm256_min_ps(_mm256_set1_ps(high), (__m256)x));
+    return (V)_mm256_min_ps(_mm256_set1_ps(bound), (__m256)x);
 #elif VECTOR_BYTES == 32
-    return (V)_mm256_max_pd(_mm256_set1_pd(low), _mm256_min_pd(_mm256_set1_pd(high), (__m256d)x));
+    return (V)_mm256_min_pd(_mm256_set1_pd(bound), (__m256d)x);
 #elif defined(__SSE2__) && REAL_BITS == 32
-    return (V)_mm_max_ps(_mm_set1_ps(low), _mm_min_ps(_mm_set1_ps(high), (__m128)x));
+    return (V)_mm_min_ps(_mm_set1_ps(bound), (__m128)x);
 #elif defined(__SSE2__)
-    return (V)_mm_max_pd(_mm_set1_pd(low), _mm_min_pd(_mm_set1_pd(high), (__m128d)x));
+    return (V)_mm_min_pd(_mm_set1_pd(bound), (__m128d)x);
 #else
-    x = choose(x > high, all_of(high), x);
-    return choose(x < low, all_of(low), x);
+    return choose(x > bound, all_of(bound), x);
 #endif
 }
 
-/* Return a / b to within 2 units in the last place, for b and 1 / b far from overflow. */
+/* Return the larger of x and the bound; NaN stays NaN. */
+INLINE V at_least(V x, REAL bound) {
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+    return (V)_mm512_max_ps(_mm512_set1_ps(bound), (__m512)x);
+#elif VECTOR_BYTES == 64
+    return (V)_mm512_max_pd(_mm512_set1_pd(bound), (__m512d)x);
+#elif VECTOR_BYTES == 32 && REAL_BITS == 32
+    return (V)_mm256_max_ps(_mm256_set1_ps(bound), (__m256)x);
+#elif VECTOR_BYTES == 32
+    return (V)_mm256_max_pd(_mm256_set1_pd(bound), (__m256d)x);
+#elif defined(__SSE2__) && REAL_BITS == 32
+    return (V)_mm_max_ps(_mm_set1_ps(bound), (__m128)x);
+#elif defined(__SSE2__)
+    return (V)_mm_max_pd(_mm_set1_pd(bound), (__m128d)x);
+#else
+    return choose(x < bound, all_of(bound), x);
+#endif
+}
+
+/* Return a / b to within a unit in the last place, for b and 1 / b far from overflow. */
 INLINE V quotient(V a, V b) {
 #if VECTOR_BYTES == 64
     /* A division of 64 bytes takes 16 cycles or more. Refine an estimate of 14 bits instead: each
@@ -172,7 +190,6 @@ INLINE V quotient(V a, V b) {
     V inverse = (V)_mm512_rcp14_pd((__m512d)b);
     inverse += inverse * (1 - b * inverse);
 #endif
-    inverse += inverse * (1 - b * inverse);
     V estimate = a * inverse;
     return estimate + inverse * (a - b * estimate);
 #else
@@ -180,24 +197,22 @@ INLINE V quotient(V a, V b) {
 #endif
 }
 
-/* An integer n added to this stands in the last bits of the sum: n + 2 EXPONENT_BIAS. */
-#define ORIGIN ((REAL)(3ll << (FRACTION_BITS - 1)) + 2 * EXPONENT_BIAS)
+/* A small integer added to this stands in the last bits of the sum. */
+#define ORIGIN ((REAL)(3ll << (FRACTION_BITS - 1)))
 
-/* Return x 2^n for ORIGIN + n, rounding once; the power may be too large or small for a number. */
+/* Return 2^n for ORIGIN + EXPONENT_BIAS + n, where it is a normal number. */
+INLINE V power_of_two(V shifted) { return (V)((U)shifted << FRACTION_BITS); }
+
+/* Return x 2^n for ORIGIN + 2 EXPONENT_BIAS + n; round once, though 2^n may be no number. */
 INLINE V times_power_of_two(V x, V shifted) {
 #if VECTOR_BYTES == 64 && REAL_BITS == 32
-    return (V)_mm512_scalef_ps((__m512)x, (__m512)(shifted - ORIGIN));
+    return (V)_mm512_scalef_ps((__m512)x, (__m512)(shifted - (ORIGIN + 2 * EXPONENT_BIAS)));
 #elif VECTOR_BYTES == 64
-    return (V)_mm512_scalef_pd((__m512d)x, (__m512d)(shifted - ORIGIN));
+    return (V)_mm512_scalef_pd((__m512d)x, (__m512d)(shifted - (ORIGIN + 2 * EXPONENT_BIAS)));
 #else
     U half = (U)shifted >> 1, other = (U)shifted - half;
-    return x * (V)(half << FRACTION_BITS) * (V)(other << FRACTION_BITS);
+    return x * power_of_two((V)half) * power_of_two((V)other);
 #endif
-}
-
-/* Return 2^n for ORIGIN + n, where it is a normal number. */
-INLINE V power_of_two(V shifted) {
-    return (V)(((U)shifted - EXPONENT_BIAS) << FRACTION_BITS);
 }
 
 /* Return m in [3/4, 3/2] and e with x = m 2^e. e is infinite or NaN where log(x) is. */
@@ -211,15 +226,14 @@ INLINE V fraction_of(V x, V *exponent) {
     *exponent = (V)_mm512_getexp_pd((__m512d)x) - (V)_mm512_getexp_pd(m);
     return (V)m;
 #else
-    const INTEGER three_quarters = ((INTEGER)(2 * EXPONENT_BIAS - 1) << (FRACTION_BITS - 1));
-    const INTEGER bias = (INTEGER)EXPONENT_BIAS << FRACTION_BITS;
-    const REAL origin = (REAL)(3ll << (FRACTION_BITS - 1));
+    /* The bits of 1 less those of 3/4. */
+    const UNSIGNED offset = (UNSIGNED)1 << (FRACTION_BITS - 1);
     const REAL multiple = (REAL)(1ll << FRACTION_BITS);
     /* The bits of a subnormal number mean something else, so take those of a multiple. */
     I is_subnormal = x < (REAL_BITS == 32 ? (REAL)__FLT_MIN__ : (REAL)__DBL_MIN__);
     V normal = choose(is_subnormal, x * multiple, x);
-    U biased = ((U)normal + (U)(bias - three_quarters + (I){0})) >> FRACTION_BITS;
-    V e = (V)(biased + (U)all_of(origin)) - (origin + EXPONENT_BIAS);
+    U biased = ((U)normal + offset) >> FRACTION_BITS;
+    V e = (V)(biased + (U)all_of(ORIGIN)) - (ORIGIN + EXPONENT_BIAS);
     e -= (V)(is_subnormal & (I)all_of(FRACTION_BITS));
     V other = choose(x > 0, x, choose(x == 0, all_of((REAL)-INFINITY), all_of((REAL)NAN)));
     *exponent = choose((x > 0) & (x < (REAL)INFINITY), e, other);
