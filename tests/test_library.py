@@ -185,6 +185,16 @@ def test_a_damaged_library_is_not_loaded_and_the_reason_says_how_to_mend_it(fold
     assert "\n" not in library.why_missing()
 
 
+def test_a_damaged_variant_is_not_replaced_by_a_slower_one(folder):
+    # It would give other bits for the same seed, and nobody would hear why.
+    fastest = list(library.libraries())[-1]
+    (path,) = folder.glob(f"libnnbackend-{fastest}.*")
+    library._LOADED.pop(str(path))
+    flipped(path)
+    assert library.library() is None
+    assert path.name in library.why_missing()
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -226,6 +236,17 @@ def test_a_library_that_was_never_compiled_says_what_compiles_it(folder, monkeyp
         "the native library has not been compiled; run: pip install --no-deps --editable "
         + shlex.quote(str(ROOT))
     )
+
+
+@pytest.mark.usefixtures("folder")
+def test_info_says_which_variant_is_loaded_or_why_none(run, monkeypatch):
+    assert json.loads(run("info", "--json")[1])["native library"] == library.variant()
+    monkeypatch.setenv("NNBACKEND_VARIANT", "none")
+    assert json.loads(run("info", "--json")[1])["native library"] == library.why_missing()
+    monkeypatch.setenv("NNBACKEND_VARIANT", "fastest")
+    code, out, err = run("info")
+    assert (code, out) == (2, "")
+    assert err.startswith("nnbackend info: NNBACKEND_VARIANT: expected a variant that is installed")
 
 
 # --- Processes and threads ---

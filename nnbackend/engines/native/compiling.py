@@ -243,6 +243,8 @@ def compile_libraries(
         )
     chosen = [name for name in compiler.variants if only is None or name in set(only)]
     sources = sorted(name for name in os.listdir(SOURCE) if name.endswith(".c"))
+    # Before anything is compiled: a change in the meantime shall not pass for compiled.
+    digest = sources_digest()
     with (
         tempfile.TemporaryDirectory(prefix="nnbackend-") as build,
         ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -260,13 +262,14 @@ def compile_libraries(
             path = os.path.join(build, _file_name(name))
             objects = [os.path.join(build, f"{name}-{source}.o") for source in sources]
             before, after = _linking(compiler, flags)
-            options = [*_options(compiler, name), *flags, *before]
+            # For the slowest: what Zig links it compiles first, and so it does that only once.
+            options = [*_options(compiler, compiler.variants[0]), *flags, *before]
             _call(compiler, [*options, *objects, *after, "-o", path], build)
             return path
 
         list(pool.map(object_of, [(name, source) for name in chosen for source in sources]))
         built = list(pool.map(library_of, chosen))
-        return _install(folder, compiler, dict(zip(chosen, built, strict=True)))
+        return _install(folder, compiler, digest, dict(zip(chosen, built, strict=True)))
 
 
 def print_formulas(folder: str) -> None:
@@ -280,7 +283,7 @@ def print_formulas(folder: str) -> None:
         return
     paths = [ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(  # noqa: S603 - our own module
-        [sys.executable, "-B", "-m", "nnbackend.engines.native.printing", folder],
+        [sys.executable, "-B", "-P", "-m", "nnbackend.engines.native.printing", folder],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
@@ -392,14 +395,16 @@ def _call(compiler: Compiler, arguments: list[str], build: str) -> None:
         raise CompilationError(f"{' '.join(compiler.command)}: {line.strip()}")
 
 
-def _install(folder: str, compiler: Compiler, built: dict[str, str]) -> list[str]:
+def _install(
+    folder: str, compiler: Compiler, digest: str | None, built: dict[str, str]
+) -> list[str]:
     """Move the libraries into a folder, and write the manifest last."""
     import hashlib
 
     os.makedirs(folder, exist_ok=True)
     lines = [
         ("version", version()),
-        ("sources", str(sources_digest())),
+        ("sources", str(digest)),
         ("compiler", compiler.name),
     ]
     paths = []
