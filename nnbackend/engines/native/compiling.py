@@ -59,10 +59,15 @@ _FEATURES: dict[str, dict[str, list[str]]] = {
     "other": {"generic": []},
 }
 
+# Modules above the engines whose formulas are compiled, too.
+_MODULES = ["nnbackend.estimators.formulas"]
+
 # Files outside SOURCE from which the library comes, too.
 _FORMULAS = [
-    "core/activations.py", "core/losses.py", "core/optimizers.py",
-    "engines/native/compiling.py", "engines/native/printing.py",
+    "core/activations.py", "core/elementwise.py", "core/losses.py", "core/optimizers.py",
+    "core/propagation.py", "core/regularization.py", "engines/native/compiling.py",
+    "engines/native/formulas.py", "engines/native/printing.py", "engines/native/program.py",
+    "engines/tracing/expression.py", "engines/tracing/formulas.py", "estimators/formulas.py",
 ]  # fmt: skip
 
 # What the sources ask of a compiler, in short: GCC from 9, Clang from 9, Zig.
@@ -279,11 +284,12 @@ def print_formulas(folder: str) -> None:
     """
     import subprocess
 
-    if not os.path.isfile(os.path.join(FOLDER, "printing.py")):
-        return
     paths = [ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(  # noqa: S603 - our own module
-        [sys.executable, "-B", "-P", "-m", "nnbackend.engines.native.printing", folder],
+        [
+            sys.executable, "-B", "-P", "-m", "nnbackend.engines.native.printing", folder,
+            *_MODULES,
+        ],  # fmt: skip
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,

@@ -31,7 +31,7 @@ OPERATIONS = (
 
 _CODES = {name: code for code, name in enumerate(OPERATIONS)}
 _FULL, _COLUMN, _NUMBER = range(3)
-_EXTENTS = {"row": _FULL, "column": _COLUMN, "labels": _COLUMN, "number": _NUMBER}
+_EXTENTS = {"row": _FULL, "column": _COLUMN}
 
 # An operand: a register's number, or ~i for number i.
 Instruction = tuple[str, int, int, tuple[int, ...]]
@@ -67,6 +67,11 @@ class Program:
         The names of the numbers.
     constants : list of float
         The constants, which follow the caller's numbers.
+    literals : dict of int to float
+        The constants that belong to the formula whatever its parameters are, by their number: the
+        0 and 1 of arrays of zeros and ones, and of truth values.
+    is_flat : bool
+        Whether the block is a flat array.
     n_registers : int
         The number of registers, arrays included.
     """
@@ -81,8 +86,9 @@ class Program:
         is_flat: bool = True,
     ) -> None:
         self.arrays, self.numbers = tuple(arrays), tuple(numbers)
-        self._known, self._is_flat = known or {}, is_flat
+        self._known, self.is_flat = known or {}, is_flat
         self.constants: list[float] = []
+        self.literals: dict[int, float] = {}
         self._extents = [_EXTENTS[extent] for extent in arrays.values()]
         self._instructions: list[Instruction] = []
         self._free: list[list[int]] = [[], [], []]
@@ -93,6 +99,11 @@ class Program:
     def instructions(self) -> tuple[Instruction, ...]:
         """The instructions: operation, extents (two bits each), target, operands."""
         return tuple(self._instructions)
+
+    @property
+    def array_extents(self) -> list[int]:
+        """The extents of the arrays."""
+        return self._extents[: len(self.arrays)]
 
     @property
     def n_registers(self) -> int:
@@ -112,15 +123,17 @@ class Program:
 
     @cached_property
     def key(self) -> int:
-        """A number that identifies the instructions, whatever the constants are."""
-        text = repr((len(self.arrays), len(self.numbers), self.instructions)).encode()
+        """A number that identifies the instructions, whatever the constants are but literals."""
+        described = len(self.arrays), len(self.numbers), self.instructions, self.literals
+        text = repr((*described, self.is_flat)).encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
     def _emit(self) -> None:
         """Write the instructions of all outputs, reusing registers whose value is not read again."""
         expressions = [expression for _, expression in self._outputs]
-        nodes = [node for node in walk(expressions, self._known)]
-        if self._is_flat and any(node.operation in ("max", "sum") for node in nodes):
+        nodes = list(walk(expressions, self._known))
+        self._note_extents(nodes)
+        if self.is_flat and any(node.operation in ("max", "sum") for node in nodes):
             raise NotImplementedError("a reduction over a row of units")
         uses = Counter(
             entry.key for node in nodes for entry in node.operands if isinstance(entry, Symbol)
@@ -138,14 +151,13 @@ class Program:
                 places[node.key] = place
                 continue
             if node.operation == "constant":
-                places[node.key] = ~self._constant(float(node.operands[0]))
                 continue
-            used = [places[entry.key] for entry in operands]
+            used = [self._place(entry, places) for entry in operands]
             # Operations read an element before they write it, so a target may be an operand.
             for entry in {operand.key: operand for operand in operands}.values():
-                if last[entry.key] == position:
+                if last[entry.key] == position and entry.key in places:
                     self._release(places[entry.key])
-            extent = self._extent(node)
+            extent = self._extent_of[node.key]
             name = targets.get(node.key)
             register = self._register(extent) if name is None else self.arrays.index(name)
             places[node.key] = register
@@ -155,7 +167,7 @@ class Program:
     def _copy_rest(self, places: Mapping[int, int], targets: Mapping[int, str]) -> None:
         """Copy the outputs that no operation has written to their array."""
         rest = [
-            (self.arrays.index(name), places[expression.key])
+            (self.arrays.index(name), self._place(expression, places))
             for name, expression in self._outputs
             if targets.get(expression.key) != name
         ]
@@ -198,7 +210,7 @@ class Program:
         targets: dict[int, str] = {}
         for name, expression in self._outputs:
             is_computed = expression.operation not in ("input", "constant")
-            is_full = self._extent(expression) == self._extents[self.arrays.index(name)]
+            is_full = self._extent_of[expression.key] == self._extents[self.arrays.index(name)]
             is_free = read.get(name, -1) <= positions.get(expression.key, -1)
             if is_computed and is_full and is_free and expression.key not in targets:
                 targets[expression.key] = name
@@ -261,21 +273,45 @@ class Program:
             return self.arrays.index(name)
         if name in self.numbers:
             return ~self.numbers.index(name)
-        if name == "k" and not self._is_flat:
+        if name == "k" and not self.is_flat:
             return None
         raise NotImplementedError(f"the input {name!r}")
 
-    def _extent(self, node: Symbol) -> int:
-        # A flat array has one row: what is constant within it is a number.
-        extent = _EXTENTS[node.extent]
-        return _NUMBER if self._is_flat and extent == _COLUMN else extent
+    def _note_extents(self, nodes: Sequence[Symbol]) -> None:
+        """Note the extent of each node's value: the broadest of its operands'."""
+        self._extent_of = dict.fromkeys(self._known, _NUMBER)
+        for node in nodes:
+            extent = _NUMBER
+            if node.operation == "input":
+                name = str(node.operands[0])
+                if name in self.arrays:
+                    extent = self._extents[self.arrays.index(name)]
+                elif name not in self.numbers:
+                    extent = _FULL
+            elif node.operation in ("max", "sum"):
+                extent = _COLUMN
+            elif node.operation != "constant":
+                extent = min(self._extent_of[entry.key] for entry in node.operands)
+            self._extent_of[node.key] = extent
 
-    def _constant(self, value: float) -> int:
-        for index, known in enumerate(self.constants):
-            if repr(known) == repr(value):
-                return len(self.numbers) + index
+    def _place(self, node: Symbol, places: Mapping[int, int]) -> int:
+        """Return where an operand is.
+
+        Each use of a constant has a place of its own, so that formulas with equal parameters have
+        the instructions of those with different ones.
+        """
+        if node.operation != "constant" or node.key in places:
+            return places[node.key]
+        value, is_literal = float(node.operands[0]), node.extent != "number"
+        if is_literal:
+            for number, known in self.literals.items():
+                if repr(known) == repr(value):
+                    return ~number
+        number = len(self.numbers) + len(self.constants)
         self.constants.append(value)
-        return len(self.numbers) + len(self.constants) - 1
+        if is_literal:
+            self.literals[number] = value
+        return ~number
 
     def _register(self, extent: int) -> int:
         if self._free[extent]:

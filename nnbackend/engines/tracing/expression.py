@@ -271,7 +271,7 @@ class Recorder:
         if not isinstance(value, Symbol):
             return self._constant(value)
         if value.kind == "bool":
-            one, zero = self._constant(1.0), self._constant(0.0)
+            one, zero = (self._constant(number, value.extent) for number in (1.0, 0.0))
             return self._node("where", (value, one, zero), "real", value.extent)
         if value.kind != "real":
             raise _refusal(f"an array of {value.kind} among real numbers")
@@ -290,7 +290,13 @@ class Recorder:
         are_numbers = all(not isinstance(entry, Symbol) or not entry.is_array for entry in operands)
         if not (are_numbers or self._has_reals(operands)):
             raise _refusal(f"{operation!r} without an array of real numbers")
-        return self._elementwise(operation, [self._real(entry) for entry in operands], "real")
+        symbols = [self._real(entry) for entry in operands]
+        if operation == "*":
+            for one, other in (symbols, symbols[::-1]):
+                is_one = one.operation == "constant" and one.operands[0] == 1.0
+                if is_one and one.is_array and other.extent == "row":
+                    return other
+        return self._elementwise(operation, symbols, "real")
 
     def comparison(self, operation: str, first: Any, second: Any) -> Symbol:
         """Return a comparison, which has an array on at least one side."""

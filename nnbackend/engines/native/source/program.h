@@ -9,11 +9,43 @@
 #include "elementary.h"
 #include "vector.h"
 
-enum {
-    ADD, SUBTRACT, MULTIPLY, DIVIDE, NEGATE, LESS, LESS_EQUAL, GREATER, GREATER_EQUAL, EQUAL,
-    NOT_EQUAL, CHOOSE, MAXIMUM, MINIMUM, MULTIPLY_ADD, MULTIPLY_SUBTRACT, SUBTRACT_PRODUCT, EXP,
-    EXPM1, LOG, LOG1P, TANH, SQRT, ABS, COPY, INDEX, ROW_MAX, ROW_SUM, OPERATIONS
-};
+/* The operations of one element, in the order of program.py; compiled formulas call them, too. */
+#define ELEMENTWISE(X)                          \
+    X(ADD, a + b)                               \
+    X(SUBTRACT, a - b)                          \
+    X(MULTIPLY, a * b)                          \
+    X(DIVIDE, a / b)                            \
+    X(NEGATE, -a)                               \
+    X(LESS, a < b)                              \
+    X(LESS_EQUAL, a <= b)                       \
+    X(GREATER, a > b)                           \
+    X(GREATER_EQUAL, a >= b)                    \
+    X(EQUAL, a == b)                            \
+    X(NOT_EQUAL, a != b)                        \
+    X(CHOOSE, choose((I)a, b, c))               \
+    X(MAXIMUM, larger(a, b))                    \
+    X(MINIMUM, smaller(a, b))                   \
+    X(MULTIPLY_ADD, a * b + c)                  \
+    X(MULTIPLY_SUBTRACT, a * b - c)             \
+    X(SUBTRACT_PRODUCT, c - a * b)              \
+    X(EXP, exponential(a))                      \
+    X(EXPM1, exponential_minus_one(a))          \
+    X(LOG, logarithm(a))                        \
+    X(LOG1P, logarithm_of_one_plus(a))          \
+    X(TANH, hyperbolic_tangent(a))              \
+    X(SQRT, square_root(a))                     \
+    X(ABS, absolute(a))                         \
+    X(COPY, a)
+
+#define NAME_OF(name, expression) name,
+enum { ELEMENTWISE(NAME_OF) INDEX, ROW_MAX, ROW_SUM };
+
+#define FUNCTION_OF(name, expression)         \
+    INLINE V apply_##name(V a, V b, V c) {    \
+        (void)a, (void)b, (void)c;            \
+        return (V)(expression);               \
+    }
+ELEMENTWISE(FUNCTION_OF)
 
 enum { FULL, COLUMN, NUMBER };
 
@@ -71,31 +103,8 @@ static void execute(const Instruction *instruction, const REAL *x[3], REAL *out,
         step[k] = extent == FULL ? n : 0;
     }
     switch (instruction->operation) {
-    case ADD: EACH(a + b);
-    case SUBTRACT: EACH(a - b);
-    case MULTIPLY: EACH(a * b);
-    case DIVIDE: EACH(a / b);
-    case NEGATE: EACH(-a);
-    case LESS: EACH(a < b);
-    case LESS_EQUAL: EACH(a <= b);
-    case GREATER: EACH(a > b);
-    case GREATER_EQUAL: EACH(a >= b);
-    case EQUAL: EACH(a == b);
-    case NOT_EQUAL: EACH(a != b);
-    case CHOOSE: EACH(choose((I)a, b, c));
-    case MAXIMUM: EACH(larger(a, b));
-    case MINIMUM: EACH(smaller(a, b));
-    case MULTIPLY_ADD: EACH(a * b + c);
-    case MULTIPLY_SUBTRACT: EACH(a * b - c);
-    case SUBTRACT_PRODUCT: EACH(c - a * b);
-    case EXP: EACH(exponential(a));
-    case EXPM1: EACH(exponential_minus_one(a));
-    case LOG: EACH(logarithm(a));
-    case LOG1P: EACH(logarithm_of_one_plus(a));
-    case TANH: EACH(hyperbolic_tangent(a));
-    case SQRT: EACH(square_root(a));
-    case ABS: EACH(absolute(a));
-    case COPY: EACH(a);
+#define CASE_OF(name, expression) case name: EACH(apply_##name(a, b, c));
+    ELEMENTWISE(CASE_OF)
     case INDEX: EACH(all_of((REAL)unit));
     case ROW_MAX:
     case ROW_SUM:
