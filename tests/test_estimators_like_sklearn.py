@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy
 import sklearn
-from devices import needs_numba
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
@@ -209,11 +208,8 @@ def test_saturated_labels_cost_what_they_cost_there():
     assert_same(theirs, ours)
 
 
-# Compiling takes seconds: weights and saturation at once, for either way to run a step.
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "compiled_flops"), [("wine", 5e6), ("breast_cancer", 0.0)])
-def test_compiled_kernels_clip_and_count_alike(monkeypatch, name, compiled_flops):
-    monkeypatch.setattr("nnbackend.engines.native.engine._COMPILED_FLOPS", compiled_flops)
+@pytest.mark.parametrize("name", ["wine", "breast_cancer"])
+def test_each_engine_clips_and_counts_alike(name):
     features, labels = raw(name)
     weight = np.resize(WEIGHT, len(labels))
     options = {"random_state": 0, "max_iter": 20, "batch_size": 50, "alpha": 0.5}

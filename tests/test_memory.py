@@ -133,7 +133,7 @@ def trained(device, weight=None, **options):
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_on_a_gpu_training_gives_the_numbers_of_the_cpu(monkeypatch, free_bytes, shuffle):
     weight = np.random.default_rng(1).uniform(0.5, 2, len(X))
-    expected, said = trained("native", weight, shuffle=shuffle)
+    expected, said = trained("cpu", weight, shuffle=shuffle)
     strict_gpu.install(monkeypatch, free_bytes)
     net, history = trained("cuda", weight, shuffle=shuffle)
     assert type(net.parameters) is strict_gpu.Array

@@ -43,12 +43,12 @@ def arrays(net, weight, engine="reference", **options):
 
 FORMS = {
     "arrays": arrays,
-    "arrays, engine='cpu'": lambda *a, **k: arrays(*a, engine="native", **k),
+    "arrays, engine='native'": lambda *a, **k: arrays(*a, engine="native", **k),
     "batches": lambda net, weight, **k: nb.train(
         net, [(X[rows], Y[rows], weight[rows]) for rows in CUTS], **k
     ),
     "a source": lambda net, weight, **k: nb.train(net, Blocks(weight), engine="reference", **k),
-    "a source, engine='cpu'": lambda net, weight, **k: nb.train(
+    "a source, engine='native'": lambda net, weight, **k: nb.train(
         net, Blocks(weight), engine="native", **k
     ),
 }
@@ -57,13 +57,7 @@ FORMS = {
 network = partial(factories.network, (3, 4, 1))
 
 
-# Those that compile are slow.
-EACH_FORM = [
-    pytest.param(form, marks=[pytest.mark.slow] if "cpu" in form else []) for form in FORMS
-]
-
-
-@pytest.mark.parametrize("form", EACH_FORM)
+@pytest.mark.parametrize("form", FORMS)
 @given(
     empty=st.sets(st.integers(0, N_BATCHES - 1), min_size=1, max_size=N_BATCHES - 1),
     optimizer=st.sampled_from(OPTIMIZERS),
@@ -74,7 +68,6 @@ EACH_FORM = [
 def test_a_batch_without_weight_is_a_batch_that_is_left_out(
     form, empty, optimizer, per_sample, seed
 ):
-    if "cpu" in form:
     # Some rows of the others have no weight either.
     weight = np.random.default_rng(seed).integers(0, 3, N).astype("float64")
     weight[::SIZE] = 1.5
@@ -93,7 +86,6 @@ def test_a_batch_without_weight_is_a_batch_that_is_left_out(
 
 @on_each_engine
 def test_shuffled_batches_without_weight_are_left_out_too(engine):
-    if engine == "cpu":
     weight = np.where(np.arange(N) < 4, 1.0, 0.0)
     net = network()
     history = arrays(net, weight, engine, **{**OPTIONS, "epochs": 3, "shuffle": True})
@@ -116,7 +108,7 @@ def test_on_a_gpu_they_are_left_out_as_on_the_cpu(monkeypatch):
     weight = np.ones(N)
     weight[CUTS[1]] = weight[CUTS[4]] = 0
     expected = network()
-    arrays(expected, weight, **OPTIONS)
+    arrays(expected, weight, "reference", **OPTIONS)
     strict_gpu.install(monkeypatch)
     net = network(device="cuda")
     arrays(net, weight, **OPTIONS)
@@ -140,7 +132,6 @@ def test_training_goes_on_after_a_batch_that_was_left_out(stop, tmp_path):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_but_weights_of_zero_is_refused_and_changes_nothing(form):
-    if "cpu" in form:
     net = network()
     before = net.parameters.copy()
     with pytest.raises(nb.InputError, match=r"^(sample_weight|X): expected weights >= 0 that are "):
