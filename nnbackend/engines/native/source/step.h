@@ -615,11 +615,7 @@ static void take_step(Job *job, intptr_t t) {
         meet(&job->team);
     }
     if (run->mode == LOGITS || job->stops) return;
-    if (t == 0) {
-        double loss = 0;
-        for (intptr_t i = 0; i < n; i++) loss += (double)net->losses[i];
-        job->loss = loss;
-    }
+    if (t == 0) job->loss = (double)sum_of_row(net->losses, n);
     if (trains) {
         if (!net->spec.features_major) compute_gradient(job, t, n);
         if (run->reduces) reduce(job, t);
