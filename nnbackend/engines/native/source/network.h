@@ -16,8 +16,12 @@
 /* Elements of a layer's activations that fit a core's second-level cache. */
 #define CACHED_ELEMENTS ((intptr_t)1 << 17)
 
-/* From this many elements on, a weight matrix is packed for its products. */
-#define LARGE_MATRIX 8192
+/* From this many elements on, a weight matrix is packed for its products: it leaves no room in the
+ * second-level cache. */
+#define LARGE_MATRIX ((intptr_t)1 << 18)
+
+/* Sums over more examples than this are taken from packed rows. */
+#define LONG_SUM 256
 
 typedef struct {
     intptr_t n_in, n_out;
@@ -57,7 +61,7 @@ typedef struct {
     REAL *W, *b, *gW, *gb;  /* in the vectors of parameters and gradient */
     REAL *Z, *A, *H, *M, *D; /* pre-activations, activations, dropped ones, mask, gradient */
     REAL *transposed;       /* W^T, in panels if it is large */
-    REAL *panels, *dZ_panels, *turned;
+    REAL *panels, *dZ_panels;
     double *penalties; /* of groups of 16 rows */
 } Layer;
 
@@ -155,13 +159,9 @@ static void reserve_layer(Network *net, intptr_t l) {
     layer->penalties = reserve(net, (p / 16 + 1) * (intptr_t)sizeof(double));
     if (net->spec.features_major) return;
     layer->is_large = p * q >= LARGE_MATRIX;
-    /* Few units waste most of a vector. */
-    const int is_turned = 2 * round_up(q, LANES) >= 3 * q && p >= q;
-    if (is_turned) layer->turned = reals(net, p * q);
     if (l > 0) layer->transposed = reals(net, layer->is_large ? panels_size(q, p) : p * q);
-    if (!layer->is_large) return;
-    layer->panels = reals(net, panels_size(p, q));
-    if (!is_turned) layer->dZ_panels = reals(net, panels_size(rows, q));
+    if (layer->is_large) layer->panels = reals(net, panels_size(p, q));
+    if (rows > LONG_SUM && q > 2 * PANEL_WIDTH) layer->dZ_panels = reals(net, panels_size(rows, q));
 }
 
 /* Return the rows of a block of the loss, whose outputs stay in the first-level cache. */

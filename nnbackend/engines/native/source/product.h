@@ -579,11 +579,11 @@ PART void product_panels(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intp
     }
 }
 
-/* Store the transpose of a matrix. */
-static __attribute__((unused)) void transpose_matrix(const REAL *from, intptr_t rows,
-                                                     intptr_t columns, REAL *to) {
-    for (intptr_t r = 0; r < rows; r += LANES) {
-        const intptr_t part = rows - r < LANES ? rows - r : LANES;
+/* Store some rows of a matrix as columns of its transpose. */
+static void transpose_part(const REAL *from, intptr_t first, intptr_t last, intptr_t rows,
+                           intptr_t columns, REAL *to) {
+    for (intptr_t r = first; r < last; r += LANES) {
+        const intptr_t part = last - r < LANES ? last - r : LANES;
         transpose_rows(to + r, rows, part, from + r * columns, columns, part, columns);
     }
 }

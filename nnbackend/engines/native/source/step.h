@@ -283,8 +283,9 @@ static void prepare_weights(Job *job, intptr_t t, int trains) {
             if (trains && l > 0)
                 pack_panels(layer->transposed, q, p, layer->W, 1, q, panels_of(p) * t / T,
                             panels_of(p) * (t + 1) / T);
-        } else if (trains && l > 0 && t == 0) {
-            transpose_matrix(layer->W, p, q, layer->transposed);
+        } else if (trains && l > 0) {
+            transpose_part(layer->W, part_start(p, 16, t, T), part_start(p, 16, t + 1, T), p, q,
+                           layer->transposed);
         }
     }
 }
@@ -297,12 +298,7 @@ static void weight_gradient(Job *job, intptr_t t, intptr_t l, intptr_t n, intptr
     const intptr_t p = layer->n_in, q = layer->n_out, m = last - first;
     const REAL *H = (l ? layer[-1].H : job->X) + first;
     REAL *gW = layer->gW + first * q;
-    if (layer->turned) {
-        /* The features fill vectors better than the few units. */
-        REAL *turned = q == 1 ? gW : layer->turned + q * first;
-        product(q, m, n, layer->D, 1, q, H, p, turned, m, NULL, NULL, 0);
-        if (q > 1) transpose_matrix(turned, q, m, gW);
-    } else if (layer->is_large) {
+    if (layer->dZ_panels) {
         product_panels(m, q, n, H, 1, p, layer->dZ_panels, 0, panels_of(q), gW, q, NULL, 0,
                        net->workspace[t]);
     } else {
