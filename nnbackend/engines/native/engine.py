@@ -18,7 +18,7 @@ from nnbackend.engines.native import interface
 from nnbackend.engines.native.formulas import Formulas, record
 from nnbackend.engines.native.interface import NO_CALLBACK, Functions, address, aligned
 from nnbackend.engines.native.library import library
-from nnbackend.engines.native.threads import n_threads
+from nnbackend.engines.native.threads import threads_worth
 from nnbackend.engines.tracing.formulas import coefficient_table, is_label_target
 from nnbackend.parallel import Share
 
@@ -40,8 +40,7 @@ _REDUCTIONS = {"nothing": 0, "sum": 1, "max": 2}
 # A call of the library goes on for so long before Python looks for signals.
 _SECONDS_PER_CALL = 0.05
 
-# Networks whose layers are all this narrow hold one unit per row, so that examples fill vectors.
-_NARROW = 16
+# With fewer examples, rows of a layer's units fill vectors as well.
 _LEAST_BATCH_OF_NARROW = 32
 
 
@@ -131,7 +130,7 @@ class NativeEngine:
         for index, (program, reduction) in enumerate(formulas.clips):
             clips[index].program, clips[index].reduction = place(program), _REDUCTIONS[reduction]
         loss, penalize, update = map(place, (formulas.loss, formulas.penalize, formulas.update))
-        is_narrow = max(sizes) <= _NARROW and batch >= _LEAST_BATCH_OF_NARROW
+        is_narrow = max(sizes) <= interface.NARROW and batch >= _LEAST_BATCH_OF_NARROW
         table = (interface.ProgramSpec * len(programs))(*programs)
         n = structure.n_parameters
         # An update that is not recorded may have any state.
@@ -168,8 +167,10 @@ class NativeEngine:
             next_double=ctypes.cast(random.next_double, ctypes.c_void_p),
         )
         self._kept = kept, layers, table, clips, state, random
-        threads = 1 if formulas.unrecorded or spec.features_major else n_threads(problem)
-        network = self._functions.new(ctypes.byref(spec), threads)
+        # Only one thread may call Python, or fill a tile.
+        is_alone = formulas.unrecorded or spec.features_major
+        self._n_threads = 1 if is_alone else threads_worth(structure, batch)
+        network = self._functions.new(ctypes.byref(spec), self._n_threads)
         if not network:
             raise MemoryError("the training's buffers do not fit the memory")
         return int(network)
@@ -293,6 +294,7 @@ class NativeEngine:
             ends=ends,
             losses=losses.ctypes.data,
             totals=(self._totals if totals is None else totals).ctypes.data,
+            n_threads=self._n_threads,
             call=self._callback,
             seconds=_SECONDS_PER_CALL,
         )

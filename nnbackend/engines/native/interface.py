@@ -12,6 +12,7 @@ from nnbackend.engines.native.program import Program
 
 __all__ = [
     "CALLBACK",
+    "NARROW",
     "NO_CALLBACK",
     "Functions",
     "LayerSpec",
@@ -29,6 +30,9 @@ __all__ = [
 _Array = np.ndarray[Any, Any]
 
 _SIZE, _POINTER, _REAL = ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_double
+
+# Networks whose layers are all this narrow hold one unit per row, so that examples fill vectors.
+NARROW = 16
 
 # The registers of a program, as many as program.h takes.
 MAX_REGISTERS = 256
@@ -94,8 +98,8 @@ class Run(ctypes.Structure):
         ("mode", _SIZE),
         ("X y weight label order", _POINTER),
         ("n_samples n_epochs ends", _SIZE),
-        ("coefficients losses totals logits", _POINTER),
-        ("batch_rows first_row reduces", _SIZE),
+        ("coefficients losses totals parameters logits", _POINTER),
+        ("n_threads batch_rows first_row reduces", _SIZE),
         ("call", CALLBACK),
         ("seconds", _REAL),
         ("epoch start step is_over has_failed is_finite", _SIZE),

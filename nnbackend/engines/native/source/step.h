@@ -27,7 +27,9 @@ typedef struct {
     intptr_t n_samples, n_epochs, ends;
     const REAL *coefficients; /* one row for each step */
     double *losses, *totals;
+    const REAL *parameters; /* in place of the network's own; NULL: those */
     REAL *logits;
+    intptr_t n_threads; /* no more than the network has */
     intptr_t batch_rows, first_row; /* with a team: the whole batch, and where this part begins */
     intptr_t reduces;
     Callback call;
@@ -46,6 +48,7 @@ typedef struct {
     double loss, weight_sum; /* of the batch */
     intptr_t rows;
     int has_tile, has_weights; /* whether those of the last step still hold */
+    int is_short;              /* whether packing the weights would take longer than it saves */
     volatile int stops;
     double began;
     intptr_t steps_per_look, steps_to_go; /* between two looks at the clock */
@@ -229,7 +232,7 @@ static int output_loss(Job *job, intptr_t t, intptr_t first, intptr_t last, doub
 static void multiply(Job *job, intptr_t t, intptr_t m, intptr_t n, intptr_t k, const REAL *A,
                      intptr_t a_row, intptr_t a_step, const REAL *B, const REAL *panels, REAL *C,
                      const REAL *bias) {
-    if (panels)
+    if (panels && !job->is_short)
         product_panels(m, n, k, A, a_row, a_step, panels, 0, panels_of(n), C, n, bias, 0,
                        job->net->workspace[t]);
     else
@@ -278,6 +281,7 @@ static void prepare_weights(Job *job, intptr_t t, int trains) {
         const Layer *layer = net->layers + l;
         const intptr_t p = layer->n_in, q = layer->n_out;
         if (layer->is_large) {
+            if (job->is_short) continue;
             pack_panels(layer->panels, p, q, layer->W, q, 1, panels_of(q) * t / T,
                         panels_of(q) * (t + 1) / T);
             if (trains && l > 0)
@@ -345,7 +349,7 @@ static void penalize(Job *job, intptr_t t, const Layer *layer, intptr_t first, i
     const intptr_t q = layer->n_out;
     for (intptr_t row = first; row < last; row += 16) {
         const intptr_t rows = least(16, last - row);
-        REAL *arrays[] = {layer->W + row * q, layer->gW + row * q};
+        REAL *arrays[] = {(REAL *)layer->W + row * q, layer->gW + row * q};
         layer->penalties[row / 16] =
             run_and_sum(job->net, t, program, arrays, 2, rows * q);
     }
@@ -671,11 +675,13 @@ static void work(void *whole, intptr_t t) {
 /* Run epochs, or go on with a run that is not over. */
 EXPORT void NAME(nnbackend_run)(Network *net, Run *run) {
     Job job = {.net = net, .run = run, .steps_per_look = 1, .began = seconds()};
+    if (run->parameters) place_parameters(net, run->parameters);
+    job.is_short = run->mode == LOGITS && run->n_samples < 32;
     run->is_finite = 1;
     run->is_over = run->n_epochs == 0 || run->n_samples == 0;
     job.stops = (int)run->is_over;
     if (run->n_samples == 0 && run->n_epochs > 0) end_epoch(&job);
-    run_together(&job.team, work, &job, net->n_threads);
+    run_together(&job.team, work, &job, least(run->n_threads, net->n_threads));
 }
 
 #endif
