@@ -163,10 +163,10 @@ class _Kernel:
             "    intptr_t rows, REAL *scratch) {",
             "(void)arrays, (void)numbers, (void)units, (void)rows, (void)scratch;",
             *(f"REAL *const p{k} = arrays[{k}]; (void)p{k};" for k in range(len(self._extents))),
-            *map(self._number, self._numbers()),
+            *map(self._number, self._used("n")),
             *self._of(_NUMBER),
             "for (intptr_t i = 0; i < rows; i += LANES) {",
-            *(self._load(x) for x, extent in self._extents.items() if extent == _COLUMN),
+            *(self._load(x) for x in self._used("x") if self._extents[x] == _COLUMN),
         ]
         for number, plan in enumerate(plans):
             lines += self._of(_COLUMN, number)
@@ -241,9 +241,10 @@ class _Kernel:
             if self._values[name].extent == extent and not self._reduces(name)
         ]
 
-    def _numbers(self) -> list[str]:
+    def _used(self, letter: str) -> list[str]:
+        """Return the arrays or numbers that the function reads."""
         used = [entry for value in self._values.values() for entry in value.operands]
-        return [x for x in dict.fromkeys([*used, *self._outputs.values()]) if x[0] == "n"]
+        return [x for x in dict.fromkeys([*used, *self._outputs.values()]) if x[0] == letter]
 
     def _number(self, name: str) -> str:
         index = int(name[1:])
@@ -257,7 +258,7 @@ class _Kernel:
         return f"p{array[1:]} + i" + " + unit * rows" * per_unit
 
     def _load(self, array: str) -> str:
-        return f"const V {array} = load({self._address(array)}); (void){array};"
+        return f"const V {array} = load({self._address(array)});"
 
     def _compute(self, name: str) -> str:
         operation, _, operands = self._values[name]

@@ -24,7 +24,7 @@ __all__ = ["OPERATIONS", "Instruction", "Program"]
 
 # In the order of the library's enumeration: see program.h.
 OPERATIONS = (
-    "+", "-", "*", "/", "neg", "<", "<=", ">", ">=", "==", "!=", "where", "maximum", "minimum",
+    "/", "+", "-", "*", "neg", "<", "<=", ">", ">=", "==", "!=", "where", "maximum", "minimum",
     "multiply_add", "multiply_subtract", "subtract_product", "exp", "expm1", "log", "log1p", "tanh",
     "sqrt", "abs", "copy", "index", "max", "sum",
 )  # fmt: skip
