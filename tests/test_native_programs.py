@@ -7,21 +7,23 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+import nnbackend as nb
+from nnbackend.core import losses
+from nnbackend.core.activations import OUTPUTS
+from nnbackend.core.objective import Objective
+from nnbackend.core.optimizers import Adam
 from nnbackend.core.propagation import output_elements
 from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, penalty_elements
+from nnbackend.core.structure import Structure
 from nnbackend.device import Device
+from nnbackend.engines.base import Problem
 from nnbackend.engines.native import interface
 from nnbackend.engines.native.formulas import record
 from nnbackend.engines.native.library import libraries
 from nnbackend.engines.native.printing import problems
 from nnbackend.engines.native.program import Program
 from nnbackend.engines.tracing.expression import Recorder
-from nnbackend.core import losses
-from nnbackend.core.activations import OUTPUTS
-from nnbackend.core.objective import Objective
-from nnbackend.core.optimizers import Adam
-from nnbackend.core.structure import Structure
-from nnbackend.engines.base import Problem
 from nnbackend.estimators import formulas as of_estimators
 
 XP = Device("cpu").xp
@@ -176,6 +178,39 @@ def test_programs_of_built_in_formulas_compute_the_formulas(variant, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_passes_of_clipping_compute_the_clipped_gradient(variant, dtype):
+    for problem in [entry for entry in problems() if entry.clip_value or entry.clip_norm]:
+        start = np.random.default_rng(0).standard_normal(1061).astype(dtype)
+        expected = start.astype(np.float64)
+        for clip, bound in (
+            (clip_by_value, problem.clip_value),
+            (clip_by_global_norm, problem.clip_norm),
+        ):
+            expected = expected if bound is None else clip(XP, expected, bound)
+        for compiled in (False, True):
+            g, numbers = start, [7.0] * len(record(problem, dtype, labels=False).clips)
+            for k, (program, reduction) in enumerate(record(problem, dtype, labels=False).clips):
+                found = run(variant, program, {"g": g}, numbers, compiled=compiled)
+                g = found["g"]
+                if reduction != "nothing":
+                    numbers[k] = getattr(np, reduction)(found["value"].astype(np.float64))
+            np.testing.assert_allclose(g, expected, rtol=TOLERANCE[dtype])
+
+
+def test_smoothed_labels_train_as_on_the_reference():
+    X, y = np.random.default_rng(0).standard_normal((50, 3)), np.arange(50) % 3
+    losses_of = []
+    for engine in ("cpu", "reference"):
+        net = nb.Network([3, 4, 3], hidden="tanh", output="softmax", dtype="float64", seed=0)
+        loss = losses.SoftmaxCrossEntropy(label_smoothing=0.2)
+        history = nb.train(net, X, y, loss=loss, engine=engine, epochs=3, batch_size=16, seed=0)
+        losses_of.append(history.loss)
+    # Of the products' sums in another order.
+    np.testing.assert_allclose(*losses_of, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_every_built_in_formula_has_a_program(dtype):
     assert [r for entry in problems() for r in record(entry, dtype, labels=False).unrecorded] == []
 
@@ -198,10 +233,10 @@ BINARY = [
     lambda xp, x, y: xp.maximum(xp.minimum(x * y, 8.0 * xp.ones_like(x * y)), -8.0 + 0.0 * (x * y)),
     lambda xp, x, y: xp.maximum(x, y),
     lambda xp, x, y: xp.minimum(x, y),
-    lambda xp, x, y: x + y,
-    lambda xp, x, y: x - y,
-    lambda xp, x, y: y - x * y,
-    lambda xp, x, y: x * y - y,
+    lambda _, x, y: x + y,
+    lambda _, x, y: x - y,
+    lambda _, x, y: y - x * y,
+    lambda _, x, y: x * y - y,
     lambda xp, x, y: xp.where(x > y, x, 2.0 * y),
     lambda xp, x, y: xp.astype(x <= y, x.dtype) - xp.astype(x != y, x.dtype),
     lambda xp, x, y: xp.abs(-x) + 1.0 * y,
@@ -212,9 +247,7 @@ REDUCTIONS = [
     lambda xp, x: xp.sum(x, axis=-1, keepdims=True) - x,
 ]
 # Each step combines two earlier values; names of outputs are those of inputs.
-STEPS = st.lists(
-    st.tuples(st.integers(0, 99), st.integers(0, 99), st.integers(0, 99)), max_size=40
-)
+STEPS = st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99), st.integers(0, 99)), max_size=40)
 
 
 def values_of(xp, steps, inputs, *, reduces):
@@ -288,7 +321,9 @@ def test_quotients_and_roots_of_programs_are_within_two_units(variant, dtype):
             np.testing.assert_array_equal(found[~is_finite], expected[~is_finite])
             unit = np.spacing(np.abs(expected[is_finite]))
             assert (np.abs(found[is_finite] - expected[is_finite]) <= 2 * unit).all()
-            np.testing.assert_array_equal(np.signbit(found[is_finite]), np.signbit(expected[is_finite]))
+            np.testing.assert_array_equal(
+                np.signbit(found[is_finite]), np.signbit(expected[is_finite])
+            )
 
 
 def test_programs_refuse_what_the_library_could_not_run():

@@ -245,7 +245,7 @@ INLINE V square_root(V x) {
     if (__builtin_expect(_mm512_cmplt_epu64_mask((__m512i)x, (__m512i)infinity) != 0xff, 0))
         return (V)_mm512_sqrt_pd((__m512d)x);
     V inverse = (V)_mm512_rsqrt14_pd(_mm512_max_pd((__m512d)x, (__m512d)smallest));
-    inverse += inverse * ((REAL)0.5 - (REAL)0.5 * x * inverse * inverse);
+    inverse += inverse * ((REAL)0.5 - x * inverse * ((REAL)0.5 * inverse));
 #endif
     const V root = x * inverse;
     return root + root * ((REAL)0.5 - (REAL)0.5 * inverse * root);
