@@ -234,16 +234,20 @@ INLINE V smaller(V a, V b) { return choose((a < b) | (a != a), a, b); }
 INLINE V square_root(V x) {
 #if VECTOR_BYTES == 64
     /* The instruction takes 20 cycles or more, and waits for divisions. Refine an estimate of 14 bits
-     * of 1 / sqrt(x), at 0 that of the smallest number; but not for infinity, NaN and numbers with a
-     * sign, whose bits are those of larger integers. */
-    const V smallest = (V)((I){0} + 1), infinity = all_of((REAL)INFINITY);
+     * of 1 / sqrt(x), at 0 that of the smallest normal number; but not for subnormal numbers, infinity
+     * and NaN, nor for numbers with a sign, whose bits are those of larger integers. */
+    const I bits = (I)x, infinity = (I)all_of((REAL)INFINITY);
 #if REAL_BITS == 32
-    if (__builtin_expect(_mm512_cmplt_epu32_mask((__m512i)x, (__m512i)infinity) != 0xffff, 0))
-        return (V)_mm512_sqrt_ps((__m512)x);
+    const I smallest = (I)all_of(__FLT_MIN__);
+    const int is_usual = _mm512_cmplt_epu32_mask((__m512i)bits, (__m512i)infinity) &
+                         _mm512_cmpge_epu32_mask((__m512i)(bits - 1), (__m512i)(smallest - 1));
+    if (__builtin_expect(is_usual != 0xffff, 0)) return (V)_mm512_sqrt_ps((__m512)x);
     V inverse = (V)_mm512_rsqrt14_ps(_mm512_max_ps((__m512)x, (__m512)smallest));
 #else
-    if (__builtin_expect(_mm512_cmplt_epu64_mask((__m512i)x, (__m512i)infinity) != 0xff, 0))
-        return (V)_mm512_sqrt_pd((__m512d)x);
+    const I smallest = (I)all_of(__DBL_MIN__);
+    const int is_usual = _mm512_cmplt_epu64_mask((__m512i)bits, (__m512i)infinity) &
+                         _mm512_cmpge_epu64_mask((__m512i)(bits - 1), (__m512i)(smallest - 1));
+    if (__builtin_expect(is_usual != 0xff, 0)) return (V)_mm512_sqrt_pd((__m512d)x);
     V inverse = (V)_mm512_rsqrt14_pd(_mm512_max_pd((__m512d)x, (__m512d)smallest));
     inverse += inverse * ((REAL)0.5 - x * inverse * ((REAL)0.5 * inverse));
 #endif
