@@ -217,7 +217,8 @@ EXPORT Network *NAME(nnbackend_new)(const Spec *spec, intptr_t n_threads) {
     net->losses = reals(net, batch);
     net->sums = reserve(net, (net->n_parameters / BLOCK + SLACK) * (intptr_t)sizeof(double));
     reserve_scratch(net, n_threads);
-    if (spec->loss >= 0) set_number(program_of(net, spec->loss), 0, (REAL)net->layers[spec->n_layers - 1].n_out);
+    const intptr_t n_outputs = net->layers[spec->n_layers - 1].n_out;
+    if (spec->loss >= 0) set_number(program_of(net, spec->loss), 0, (REAL)n_outputs);
     if (!net->has_failed) return net;
     NAME(nnbackend_free)(net);
     return NULL;
