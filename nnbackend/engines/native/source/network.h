@@ -206,9 +206,6 @@ EXPORT Network *NAME(nnbackend_new)(const Spec *spec, intptr_t n_threads) {
         net->widest = most(net->widest, most(spec->layers[l].n_in, spec->layers[l].n_out));
     }
     place_parameters(net, spec->parameters);
-    /* The length of a row, of which labels are smoothed. */
-    if (spec->loss >= 0)
-        set_number(program_of(net, spec->loss), 0, (REAL)net->layers[spec->n_layers - 1].n_out);
     for (intptr_t l = 0; l < spec->n_layers; l++) reserve_layer(net, l);
     net->X = reals(net, batch * net->layers[0].n_in);
     net->y = reals(net, batch * most(spec->n_targets, 1));
