@@ -13,7 +13,7 @@ from nnbackend.core.propagation import CACHED_ELEMENTS
 from nnbackend.core.structure import Structure
 from nnbackend.engines.native import interface
 from nnbackend.engines.native.formulas import activation_program
-from nnbackend.engines.native.interface import address
+from nnbackend.engines.native.interface import address, address_of
 from nnbackend.engines.native.library import library
 from nnbackend.engines.native.threads import threads_worth
 from nnbackend.engines.tracing.formulas import is_own
@@ -112,10 +112,11 @@ class _Forward:
         run = interface.Run(
             mode=_LOGITS,
             X=address(X, dtype, (n, self._sizes[0])),
+            n_rows=n,
             n_samples=n,
             n_epochs=1,
-            losses=unused.ctypes.data,
-            totals=unused.ctypes.data,
+            losses=address_of(unused),
+            totals=address_of(unused),
             parameters=address(parameters, dtype, (self._n_parameters,)),
             logits=address(Z, dtype, Z.shape, writes=True),
             n_threads=min(self._threads, 1 + n // 64),

@@ -22,6 +22,7 @@ __all__ = [
     "Run",
     "Spec",
     "address",
+    "address_of",
     "aligned",
     "functions",
     "program_spec",
@@ -97,7 +98,7 @@ class Run(ctypes.Structure):
     _fields_ = _structure(
         ("mode", _SIZE),
         ("X y weight label order", _POINTER),
-        ("n_samples n_epochs ends", _SIZE),
+        ("n_rows n_samples n_epochs ends", _SIZE),
         ("coefficients losses totals parameters logits", _POINTER),
         ("n_threads batch_rows first_row reduces", _SIZE),
         ("call", CALLBACK),
@@ -148,14 +149,20 @@ def address(array: _Array, dtype: Any, shape: tuple[int, ...], *, writes: bool =
         )
     if writes and not flags.writeable:
         raise ValueError("expected an array that can be written, got one that is read-only")
-    return array.ctypes.data
+    return address_of(array)
+
+
+def address_of(array: _Array) -> int:
+    """Return the address of an array's memory."""
+    # Several times as fast as array.ctypes.data, which makes an object first.
+    return int(array.__array_interface__["data"][0])
 
 
 def aligned(n: int, dtype: Any) -> _Array:
     """Return zeros (n,) that begin with a cache line."""
     dtype = np.dtype(dtype)
     memory = np.zeros(n * dtype.itemsize + 64, np.uint8)
-    start = -memory.ctypes.data % 64
+    start = -address_of(memory) % 64
     return memory[start : start + n * dtype.itemsize].view(dtype)
 
 

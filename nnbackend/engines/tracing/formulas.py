@@ -117,14 +117,16 @@ def keeps_zero(optimizer: Optimizer) -> bool:
 
 
 def coefficient_table(
-    optimizer: Optimizer, rates: Sequence[Sequence[float]], steps_taken: int
+    optimizer: Optimizer, rates: Sequence[Sequence[float]], steps_taken: int, dtype: Any = np.float64
 ) -> np.ndarray[Any, Any]:
     """Return the coefficients (n_steps, n_coefficients) of the steps of the next epochs."""
-    flat = np.asarray(rates, np.float64).reshape(-1)
+    flat = np.asarray(rates[0] if len(rates) == 1 else rates, np.float64).reshape(-1)
     columns = optimizer.coefficients(flat, np.arange(steps_taken + 1, steps_taken + 1 + flat.size))
-    table = np.empty((flat.size, len(columns)))
-    for index, column in enumerate(columns):
-        table[:, index] = column
+    table = np.empty((flat.size, len(columns)), dtype)
+    # A rate may be too large for the dtype: it becomes infinite.
+    with np.errstate(over="ignore"):
+        for index, column in enumerate(columns):
+            table[:, index] = column
     return table
 
 

@@ -24,7 +24,7 @@ typedef struct {
     const REAL *X, *y, *weight; /* (n, n_features), (n, n_targets), (n,) or NULL */
     const int64_t *label;       /* (n,), in place of y */
     const int64_t *order;       /* (n_epochs, n_samples), or NULL: all rows as they are */
-    intptr_t n_samples, n_epochs, ends;
+    intptr_t n_rows, n_samples, n_epochs, ends; /* rows of the data, and of an epoch */
     const REAL *coefficients; /* one row for each step */
     double *losses, *totals;
     const REAL *parameters; /* in place of the network's own; NULL: those */
@@ -672,9 +672,24 @@ static void work(void *whole, intptr_t t) {
     }
 }
 
+/* Whether the orders name rows that the data has, which Python has not looked at. */
+static int is_possible(const Run *run) {
+    const intptr_t n = run->order ? run->n_epochs * run->n_samples : 0;
+    uint64_t highest = 0;
+    for (intptr_t i = 0; i < n; i++) {
+        const uint64_t row = (uint64_t)run->order[i]; /* a negative one is a large one */
+        highest = row > highest ? row : highest;
+    }
+    return n == 0 || highest < (uint64_t)run->n_rows;
+}
+
 /* Run epochs, or go on with a run that is not over. */
 EXPORT void NAME(nnbackend_run)(Network *net, Run *run) {
     Job job = {.net = net, .run = run, .steps_per_look = 1, .began = seconds()};
+    if (run->epoch == 0 && run->start == 0 && !is_possible(run)) {
+        run->has_failed = 1;
+        return;
+    }
     if (run->parameters) place_parameters(net, run->parameters);
     job.is_short = run->mode == LOGITS && run->n_samples < 32;
     run->is_finite = 1;
