@@ -12,8 +12,6 @@ from own_formulas import SWAPPED, Cautious, Exploding, HeavyBall, Lopsided, asse
 import nnbackend as nb
 from nnbackend.device import get_device
 from nnbackend.engines import choice
-from nnbackend.engines.tracing.expression import Recorder
-from nnbackend.engines.tracing.printer import Printer
 from nnbackend.errors import MissingDependencyError
 
 
@@ -204,29 +202,6 @@ def test_auto_on_the_cpu_is_the_native_engine_and_cpu_an_alias():
     assert choice.get_engine("cpu", "float32", get_device("cpu")) is choice.get_engine(
         "native", "float32", get_device("cpu")
     )
-
-
-def test_equal_sub_expressions_are_computed_once_and_reductions_become_loops():
-    xp = Recorder("float32")
-    z = xp.symbol("Z[i, k]")
-    constants, functions = {}, set()
-    lines = Printer(constants, functions).row(
-        [("A[i, k]", xp.exp(z) / xp.sum(xp.exp(z), axis=-1, keepdims=True))],
-        "n",
-        "",
-    )
-    assert lines == [
-        "t1 = C0",
-        "for k in range(n):",
-        "    t2 = exp(Z[i, k])",
-        "    t1 += t2",
-        "for k in range(n):",
-        "    t3 = exp(Z[i, k])",
-        "    t4 = t3 / t1",
-        "    A[i, k] = t4",
-    ]
-    assert constants == {"C0": 0.0}
-    assert functions == {"exp"}
 
 
 def test_two_threads_train_at_once_and_get_what_one_would():
