@@ -209,7 +209,9 @@ def test_two_threads_train_at_once_and_get_what_one_would():
     case = {"dtype": "float64", "weighted": False, "batch_size": 16, "shuffle": True}
     alone, _ = trained("native", hidden, output, options, **case)
     with ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(trained, "native", hidden, output, options, **case) for _ in range(4)]
+        futures = [
+            pool.submit(trained, "native", hidden, output, options, **case) for _ in range(4)
+        ]
         for future in futures:
             np.testing.assert_array_equal(future.result()[0].parameters, alone.parameters)
 

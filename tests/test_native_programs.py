@@ -5,17 +5,14 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+
 from nnbackend.core.propagation import output_elements
-from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, penalty_elements
+from nnbackend.core.regularization import penalty_elements
 from nnbackend.device import Device
 from nnbackend.engines.native import interface
 from nnbackend.engines.native.formulas import record
 from nnbackend.engines.native.library import libraries
-from nnbackend.engines.native.printing import kernels, problems, programs
-from nnbackend.engines.native.program import Program
-from nnbackend.engines.tracing.expression import Recorder
+from nnbackend.engines.native.printing import problems
 from nnbackend.estimators import formulas as of_estimators
 
 XP = Device("cpu").xp

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from nnbackend.core.activations import Activation
@@ -89,11 +90,11 @@ def record(problem: Problem, dtype: str, *, labels: bool) -> Formulas:
         hidden[kind] = (
             program(
                 f"the activation {activation.name!r}",
-                lambda a=activation, d=drops, i=in_place[kind]: _activate(dtype, a, d, i),
+                partial(_activate, dtype, activation, drops, in_place[kind]),
             ),
             program(
                 f"the derivative of {activation.name!r}",
-                lambda a=activation, d=drops: _pull_back(dtype, a, d),
+                partial(_pull_back, dtype, activation, drops),
             ),
         )
     loss = program("the loss", lambda: _loss(problem, dtype, labels))

@@ -28,7 +28,7 @@ from nnbackend.core.optimizers import SGD, Optimizer
 from nnbackend.core.structure import Structure
 from nnbackend.engines.base import Problem
 from nnbackend.engines.native.formulas import record
-from nnbackend.engines.native.program import OPERATIONS, Program
+from nnbackend.engines.native.program import Program
 from nnbackend.errors import InputError
 
 __all__ = ["kernels", "problems", "programs"]
@@ -175,7 +175,8 @@ class _Kernel:
                 f"V {v} = all_of((REAL){_REDUCTIONS[self._values[v].operation][0]});"
                 for v in reductions
             ]
-            lines += ["{" if self._program.is_flat else "for (intptr_t unit = 0; unit < units; unit++) {"]
+            loop = "" if self._program.is_flat else "for (intptr_t unit = 0; unit < units; unit++) "
+            lines += [f"{loop}{{"]
             lines += map(self._load, plan.arrays)
             lines += [f"const V {v} = load({places[v]});" for v in plan.kept]
             for v in plan.computed:
@@ -196,12 +197,12 @@ class _Kernel:
     def _plans(self, outputs: list[str]) -> list[_Plan]:
         """Return what each loop over units loads and computes; the last one stores the outputs."""
         reductions = list(filter(self._reduces, self._values))
-        n_loops = max(
-            [1, *(self._loops[v] for v in reductions), *(self._loops.get(v, 0) + 1 for v in outputs)]
-        )
+        ends = [self._loops.get(v, 0) + 1 for v in outputs]
+        n_loops = max([1, *(self._loops[v] for v in reductions), *ends])
         plans: list[_Plan] = []
         for number in range(n_loops):
-            roots = [self._values[v].operands[0] for v in reductions if self._loops[v] == number + 1]
+            ending = [v for v in reductions if self._loops[v] == number + 1]
+            roots = [self._values[v].operands[0] for v in ending]
             plan = _Plan([], [], [])
             before = {v for earlier in plans for v in earlier.computed}
             self._need([*roots, *(outputs if number == n_loops - 1 else [])], before, plan)

@@ -30,7 +30,7 @@ def n_threads(problem: Problem) -> int:
 
 
 def _limit() -> int:
-    blas = [library.get_num_threads() for library in _blas_libraries()]
+    blas: list[int] = [library.get_num_threads() for library in _blas_libraries()]
     return max(1, min([_processors(), *(count for count in blas if count)]))
 
 
