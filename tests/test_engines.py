@@ -204,6 +204,30 @@ def test_auto_on_the_cpu_is_the_native_engine_and_cpu_an_alias():
     )
 
 
+@pytest.mark.parametrize(
+    ("engine", "advice"),
+    [
+        ("nativ", r"unknown name 'nativ'; did you mean 'native'\?"),
+        ("numpy", "unknown name 'numpy'; known: auto, cuda, native, reference"),
+        (None, r"expected a name \(auto, cuda, native, reference\), got NoneType None"),
+    ],
+)
+def test_an_unknown_engine_is_refused_with_the_names_there_are(engine, advice):
+    with pytest.raises(nb.InputError, match=f"^engine: {advice}$"):
+        nb.train(nb.Network([6, 1]), X, Y["sigmoid"], engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["native", "cpu"])
+def test_estimators_take_either_name_of_the_engine(engine):
+    options = {"hidden_layer_sizes": (4,), "max_iter": 20, "tol": 1e3, "n_iter_no_change": 3}
+    default, named = (
+        nb.MLPClassifier(**options, random_state=0, **chosen).fit(X, Y["softmax"])
+        for chosen in ({}, {"engine": engine})
+    )
+    assert named.get_params()["engine"] == engine
+    assert default.loss_curve_ == named.loss_curve_
+
+
 def test_two_threads_train_at_once_and_get_what_one_would():
     hidden, output, options = PROBLEMS[0]
     case = {"dtype": "float64", "weighted": False, "batch_size": 16, "shuffle": True}
