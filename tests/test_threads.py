@@ -91,20 +91,14 @@ class Pause:
 
 KINDS = {
     "reference": {"engine": "reference"},
-    "compiled": {"engine": "cpu"},
-    "cpu, run from Python": {"engine": "cpu"},
+    "native": {"engine": "native"},
+    "native with dropout": {"engine": "native"},
 }
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "reference",
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "reference"),
-    ],
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_trainings_side_by_side_equal_the_same_one_after_the_other(kind, tmp_path):
-    rates = [0.3, 0.2] if kind == "cpu, run from Python" else [0.0, 0.0]
+    rates = [0.3, 0.2] if kind == "native with dropout" else [0.0, 0.0]
     validation = {"validation_data": (X[:20], Y[:20])}
 
     def work(number, folder):
@@ -256,14 +250,14 @@ def test_joblib_workers_train_and_predict_while_a_thread_trains():
     mine = network(seed=3)
     expected = predict_and_train(mine, ["reference"])
     until = UntilToldSo()
-    wait = started(lambda: trained(network(), "cpu", epochs=10**6, callbacks=until))
+    wait = started(lambda: trained(network(), "native", epochs=10**6, callbacks=until))
     try:
         tasks = [joblib.delayed(predict_and_train)(mine, ["reference"])] * 2
         assert joblib.Parallel(n_jobs=2, backend="loky")(tasks) == [expected] * 2
     finally:
         until.is_told.set()
     parameters, loss = wait()
-    assert (parameters, loss) == trained(network(), "cpu", epochs=len(loss))
+    assert (parameters, loss) == trained(network(), "native", epochs=len(loss))
 
 
 # Another test of this process may have started JAX, which warns of every fork.

@@ -132,8 +132,9 @@ class NativeEngine:
             if index < len(structure.hidden):
                 rate = structure.dropout[index]
                 kind = structure.hidden[index], rate > 0.0
-                layers[index].activate, layers[index].pull_back, layers[index].in_place = kinds[kind]
-                layers[index].dropout = rate
+                layer = layers[index]
+                layer.activate, layer.pull_back, layer.in_place = kinds[kind]
+                layer.dropout = rate
         clips = (interface.PassSpec * max(len(formulas.clips), 1))()
         for index, (program, reduction) in enumerate(formulas.clips):
             clips[index].program, clips[index].reduction = place(program), _REDUCTIONS[reduction]
@@ -428,10 +429,10 @@ class _Calls:
             self._xp, self._parameters, self._gradient, tuple(state), tuple(self.coefficients[step])
         )
         # Copy the state, which may be views of arrays that are overwritten first.
-        new, new_state = np.array(new), [np.array(value) for value in new_state]
+        parameters, arrays = np.array(new), [np.array(value) for value in new_state]
         self.is_updating = True
-        self._parameters[:] = new
-        for entry, value in zip(state, new_state, strict=True):
+        self._parameters[:] = parameters
+        for entry, value in zip(state, arrays, strict=True):
             entry[...] = value
         self.is_updating = False
 

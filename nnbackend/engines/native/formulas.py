@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nnbackend.core.activations import Activation
@@ -116,11 +116,11 @@ def _record(problem: Problem, dtype: str, *, labels: bool) -> Formulas:
         hidden[kind] = (
             program(
                 f"the activation {activation.name!r}",
-                lambda a=activation, d=drops, i=in_place[kind]: _activate(dtype, a, d, i),
+                partial(_activate, dtype, activation, drops, in_place[kind]),
             ),
             program(
                 f"the derivative of {activation.name!r}",
-                lambda a=activation, d=drops: _pull_back(dtype, a, d),
+                partial(_pull_back, dtype, activation, drops),
             ),
         )
     loss = program("the loss", lambda: _loss(problem, dtype, labels))

@@ -29,7 +29,7 @@ def threads_worth(structure: Structure, batch_size: int) -> int:
 
 
 def _limit() -> int:
-    blas = [library.get_num_threads() for library in _blas_libraries()]
+    blas: list[int] = [library.get_num_threads() for library in _blas_libraries()]
     return max(1, min([_processors(), *(count for count in blas if count)]))
 
 

@@ -1,10 +1,10 @@
-"""Record core functions as expressions, which ``printer.py`` prints as loops of another language.
+"""Record core functions as expressions, which engines print as code or run as programs.
 
 The element-wise functions of ``core`` use arithmetic, comparisons and few functions of their
 namespace. Called with a ``Recorder`` as namespace and ``Symbol`` arguments, they record expressions
-instead of computing; equal sub-expressions become one node. ``Printer`` turns the nodes into
-statements. A reduction over the last axis (softmax's maximum and sum, a norm) is a node that is
-constant within a row; it is printed as a separate loop before the loops that use it.
+instead of computing; equal sub-expressions become one node. A reduction over the last axis
+(softmax's maximum and sum, a norm) is a node that is constant within a row; it takes a separate
+loop before the loops that use it.
 
 An expression means the same as the formula on NumPy arrays, including promotion of dtypes and
 broadcasting. Operations that are not modelled here raise ``NotImplementedError``; the formula then
