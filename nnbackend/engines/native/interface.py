@@ -30,9 +30,6 @@ _Array = np.ndarray[Any, Any]
 
 _SIZE, _POINTER, _REAL = ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_double
 
-# The registers of a program, as many as program.h takes.
-MAX_REGISTERS = 256
-
 
 def _structure(*fields: tuple[str, Any]) -> Any:
     """Return the fields of a structure, each declared as ``"name name": type``."""
@@ -161,8 +158,6 @@ def program_spec(program: Program, own: Functions, dtype: Any) -> tuple[ProgramS
     numbers = aligned(max(len(values), 1) * own.lanes, dtype)
     with np.errstate(over="ignore"):
         numbers[: len(values) * own.lanes] = np.repeat(np.asarray(values, dtype), own.lanes)
-    if program.n_registers > MAX_REGISTERS:
-        raise NotImplementedError(f"a formula of {program.n_registers} registers")
     spec = ProgramSpec(
         address(program.code, np.int32, program.code.shape),
         len(program.code),

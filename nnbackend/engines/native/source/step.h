@@ -389,7 +389,8 @@ static void clip(Job *job, intptr_t t, const PassSpec *pass, intptr_t number) {
 static int update(Job *job, intptr_t t, intptr_t first, intptr_t last) {
     const Spec *spec = &job->net->spec;
     const Program *program = program_of(job->net, spec->update);
-    REAL *arrays[2 + 8] = {spec->parameters + first, spec->gradient + first};
+    REAL *arrays[MAX_REGISTERS];
+    arrays[0] = spec->parameters + first, arrays[1] = spec->gradient + first;
     for (intptr_t k = 0; k < spec->n_state; k++) arrays[2 + k] = spec->state[k] + first;
     if (program) run_flat(program, arrays, last - first, job->net->scratch[t]);
     return 0;
