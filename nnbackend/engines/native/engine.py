@@ -76,14 +76,14 @@ class NativeEngine:
         self._callback = NO_CALLBACK
         self._needs_calls = bool(formulas.unrecorded) or start.team is not None
         if self._needs_calls:
-            answers = _answers(self._calls, self._labels)
-            next(answers)
-            self._callback = interface.CALLBACK(answers.send)
+            self._callback = _callback(self._calls, self._labels)
         self._network = self._new(problem, formulas)
         self._step = 0
         self._totals = np.zeros(2)
         self._sizes = structure.layer_sizes
-        self._finalizer = weakref.finalize(self, self._functions.free, self._network)
+        finalizer = weakref.finalize(self, self._functions.free, self._network)
+        # When Python ends, a daemon thread may still be in the library.
+        finalizer.atexit = False
         self._columns_of: list[tuple[Data, dict[str, Any]]] = []
 
     def _allocate(self, problem: Problem, start: Start) -> None:
@@ -180,8 +180,8 @@ class NativeEngine:
             if known is data:
                 return columns
         n, dtype = data.n_samples, self._dtype
-        X = np.ascontiguousarray(data.X)
-        y = np.ascontiguousarray(data.y, np.int64 if self._labels else dtype)
+        X = np.require(data.X, None, "CA")
+        y = np.require(data.y, np.int64 if self._labels else dtype, "CA")
         columns = {
             "X": address(X, dtype, (n, self._sizes[0])),
             "label" if self._labels else "y": address(
@@ -190,7 +190,7 @@ class NativeEngine:
         }
         kept = [X, y]
         if data.sample_weight is not None:
-            kept.append(np.ascontiguousarray(data.sample_weight))
+            kept.append(np.require(data.sample_weight, None, "CA"))
             columns["weight"] = address(kept[-1], dtype, (n,))
         # The training data, and the data of validation.
         self._columns_of = [*self._columns_of[-1:], (data, columns)]
@@ -235,6 +235,7 @@ class NativeEngine:
     ) -> tuple[Array, Array]:
         """Run whole epochs, or a part of one; see ``Engine.run``."""
         losses = np.empty(len(rates))
+        self._check_rates(data.n_samples if orders is None else len(orders[0]), rates)
         table = coefficient_table(self._problem.optimizer, rates, self._step)
         with np.errstate(over="ignore"):
             coefficients = table.astype(self._dtype)
@@ -248,6 +249,12 @@ class NativeEngine:
         else:
             done, is_finite = self._run_shares(data, rows, losses, coefficients, ends=ends)
         return losses[: done if ends else 0], np.asarray(is_finite)
+
+    def _check_rates(self, n_samples: int, rates: Sequence[Sequence[float]]) -> None:
+        """Require a rate for each step: the library reads so many."""
+        n_steps = math.ceil(n_samples / self._problem.batch_size)
+        if any(len(epoch_rates) != n_steps for epoch_rates in rates):
+            raise ValueError(f"expected {n_steps} rates for each epoch, got {list(map(len, rates))}")
 
     def _run_shares(
         self, data: Data, rows: _Array | None, losses: _Array, coefficients: _Array, *, ends: bool
@@ -308,9 +315,11 @@ class NativeEngine:
         before, call = self._step, self._functions.run
         # A signal's handler may raise between two calls.
         while not (run.is_over or run.has_failed):
-            call(self._network, run)
-            if mode == _TRAIN:
-                self._step = before + run.step
+            try:
+                call(self._network, run)
+            finally:
+                if mode == _TRAIN:
+                    self._step = before + run.step
         if run.has_failed:
             self._raise()
         return run.epoch, bool(run.is_finite)
@@ -321,8 +330,15 @@ class NativeEngine:
         if self._calls.is_updating:
             self.restore(self._finite)
             self._calls.is_updating = False
-        assert error is not None  # noqa: S101
-        raise error
+        if error is None:
+            # Only a signal's handler raises where an answer cannot catch it.
+            self._callback = _callback(self._calls, self._labels)
+            raise KeyboardInterrupt
+        try:
+            raise error
+        finally:
+            # The error refers to this frame, and the frame to the engine.
+            del error
 
     def restore_finite(self) -> None:
         """Restore the parameters after the last epoch without a NaN or infinity."""
@@ -455,19 +471,27 @@ class _Calls:
         Z[:] = dZ * share
 
 
-def _answers(calls: _Calls, labels: bool) -> Generator[int, int, None]:
-    """Answer each request, given its address, by 0; or by 1, and keep the error.
+def _callback(calls: _Calls, labels: bool) -> Any:
+    """Return the function that the library calls."""
+    answers = _answers(calls, labels)
+    next(answers)
+    return interface.CALLBACK(answers.send)
 
-    A signal's handler may raise wherever Python runs, also before a function's first line. A
-    generator goes on within its ``try``.
+
+def _answers(calls: _Calls, labels: bool) -> Generator[int, int, None]:
+    """Answer each request, given its address, by 1; or by 0, and keep the error.
+
+    A signal's handler may raise wherever Python runs, also before a function's first line, or where
+    a loop begins anew. A generator goes on within its ``try``.
     """
-    result = 0
+    result = 1
     while True:
         try:
-            request = yield result
-            result = 0
-            calls.answer(interface.Request.from_address(request), labels)
+            while True:
+                request = yield result
+                result = 1
+                calls.answer(interface.Request.from_address(request), labels)
         except GeneratorExit:
             return
         except BaseException as error:  # noqa: BLE001 - it is raised when the library has returned
-            calls.error, result = error, 1
+            calls.error, result = error, 0

@@ -134,10 +134,11 @@ def functions(library: ctypes.CDLL, dtype: str) -> Functions:
 def address(array: _Array, dtype: Any, shape: tuple[int, ...], *, writes: bool = False) -> int:
     """Return the address of an array's memory, after checking all that C takes for granted."""
     flags = array.flags
-    if array.dtype != dtype or array.shape != shape or not flags.c_contiguous:
+    is_dense = flags.c_contiguous and flags.aligned
+    if array.dtype != dtype or array.shape != shape or not is_dense:
         raise ValueError(
             f"expected a C-contiguous array of {dtype} and shape {shape}, got {array.dtype}, "
-            f"{array.shape}, strides {array.strides}"
+            f"{array.shape}, strides {array.strides}{'' if flags.aligned else ', unaligned'}"
         )
     if writes and not flags.writeable:
         raise ValueError("expected an array that can be written, got one that is read-only")

@@ -57,9 +57,10 @@ static double seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* Ask Python for what is not recorded; a failure ends the run. */
+/* Ask Python for what is not recorded; a failure ends the run. An answer is 1: where Python cannot
+ * even begin to answer, ctypes returns 0. */
 static int ask(Job *job, Request request) {
-    if (job->run->call(&request) == 0) return 0;
+    if (job->run->call(&request) == 1) return 0;
     job->run->has_failed = 1;
     job->stops = 1;
     return 1;
