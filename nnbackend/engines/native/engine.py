@@ -41,6 +41,7 @@ _Array = np.ndarray[Any, Any]
 
 _TRAIN, _LOSS, _GRADIENT, _LOGITS = range(4)
 _REDUCE, _ACTIVATE, _PULL_BACK, _OUTPUT_LOSS, _UPDATE = range(5)
+_WRONG_ROWS = 2  # why a run has failed; 1: an answer has
 _REDUCTIONS = {"nothing": 0, "sum": 1, "max": 2}
 
 # A call of the library goes on for so long before Python looks for signals.
@@ -81,16 +82,16 @@ class NativeEngine:
         self._callback = NO_CALLBACK
         self._needs_calls = bool(formulas.unrecorded) or start.team is not None
         if self._needs_calls:
-            answers = _answers(self._calls, self._labels)
-            next(answers)
-            self._callback = interface.CALLBACK(answers.send)
+            self._callback = _callback(self._calls, self._labels)
         self._network = self._new(problem, formulas)
         self._step = 0
         self._totals, self._no_totals = np.zeros(2), np.zeros(2)
         self._totals_address = address_of(self._totals)
         self._no_totals_address = address_of(self._no_totals)
         self._sizes = structure.layer_sizes
-        self._finalizer = weakref.finalize(self, self._functions.free, self._network)
+        finalizer = weakref.finalize(self, self._functions.free, self._network)
+        # When Python ends, a daemon thread may still be in the library.
+        finalizer.atexit = False
         self._columns_of: list[tuple[Data, interface.Run, Any]] = []
 
     def _allocate(self, problem: Problem, start: Start) -> None:
@@ -190,8 +191,8 @@ class NativeEngine:
             if known is data:
                 return run
         n, dtype = data.n_samples, self._dtype
-        X = np.ascontiguousarray(data.X)
-        y = np.ascontiguousarray(data.y, np.int64 if self._labels else dtype)
+        X = np.require(data.X, None, "CA")
+        y = np.require(data.y, np.int64 if self._labels else dtype, "CA")
         run = interface.Run(
             X=address(X, dtype, (n, self._sizes[0])),
             n_rows=n,
@@ -205,7 +206,7 @@ class NativeEngine:
             run.y = address(y, dtype, (n, self._sizes[-1]) if y.ndim == 2 else (n,))
         weight = None
         if data.sample_weight is not None:
-            weight = np.ascontiguousarray(data.sample_weight)
+            weight = np.require(data.sample_weight, None, "CA")
             run.weight = address(weight, dtype, (n,))
         # The training data, and the data of validation.
         self._columns_of = [*self._columns_of[-1:], (data, run, (X, y, weight))]
@@ -249,6 +250,7 @@ class NativeEngine:
     ) -> tuple[Array, Array]:
         """Run whole epochs, or a part of one; see ``Engine.run``."""
         losses = np.empty(len(rates))
+        self._check_rates(data.n_samples if orders is None else len(orders[0]), rates)
         table = coefficient_table(self._problem.optimizer, rates, self._step, self._dtype)
         rows = None
         if orders is not None:
@@ -259,6 +261,12 @@ class NativeEngine:
         else:
             done, is_finite = self._run_shares(data, rows, losses, table, ends=ends)
         return losses[: done if ends else 0], np.asarray(is_finite)
+
+    def _check_rates(self, n_samples: int, rates: Sequence[Sequence[float]]) -> None:
+        """Require a rate for each step: the library reads so many."""
+        n_steps = math.ceil(n_samples / self._problem.batch_size)
+        if any(len(epoch_rates) != n_steps for epoch_rates in rates):
+            raise ValueError(f"expected {n_steps} rates for each epoch, got {list(map(len, rates))}")
 
     def _run_shares(
         self, data: Data, rows: _Array | None, losses: _Array, coefficients: _Array, *, ends: bool
@@ -290,9 +298,6 @@ class NativeEngine:
         """Run the library until it is done; return the finished epochs, and whether all is finite."""
         run, n_epochs = self._columns(data), len(losses)
         n_samples = data.n_samples if rows is None else rows.shape[1]
-        n_steps = n_epochs * -(-n_samples // self._problem.batch_size)
-        if mode == _TRAIN and len(coefficients) != n_steps:
-            raise ValueError(f"expected the rates of {n_steps} steps, got {len(coefficients)}")
         run.mode, run.n_samples, run.n_epochs, run.ends = mode, n_samples, n_epochs, ends
         run.order = None if rows is None else address(rows, np.int64, (n_epochs, n_samples))
         run.losses, run.coefficients = address_of(losses), address_of(coefficients)
@@ -305,22 +310,32 @@ class NativeEngine:
             run.batch_rows, run.first_row = share.n, share.rows.start
         # A signal's handler may raise between two calls.
         while not (run.is_over or run.has_failed):
-            call(self._network, run)
-            if mode == _TRAIN:
-                self._step = before + run.step
+            try:
+                call(self._network, run)
+            finally:
+                if mode == _TRAIN:
+                    self._step = before + run.step
         if run.has_failed:
-            self._raise()
+            self._raise(run.has_failed)
         return run.epoch, bool(run.is_finite)
 
-    def _raise(self) -> NoReturn:
+    def _raise(self, reason: int) -> NoReturn:
         """Raise what an answer to the library raised, or what the library refused."""
-        if self._calls.error is None:
+        if reason == _WRONG_ROWS:
             raise IndexError("an order names rows that the data lacks")
         error, self._calls.error = self._calls.error, None
         if self._calls.is_updating:
             self.restore(self._finite)
             self._calls.is_updating = False
-        raise error
+        if error is None:
+            # Only a signal's handler raises where an answer cannot catch it.
+            self._callback = _callback(self._calls, self._labels)
+            raise KeyboardInterrupt
+        try:
+            raise error
+        finally:
+            # The error refers to this frame, and the frame to the engine.
+            del error
 
     def restore_finite(self) -> None:
         """Restore the parameters after the last epoch without a NaN or infinity."""
@@ -450,19 +465,27 @@ class _Calls:
         Z[:] = dZ * share
 
 
-def _answers(calls: _Calls, labels: bool) -> Generator[int, int, None]:
-    """Answer each request, given its address, by 0; or by 1, and keep the error.
+def _callback(calls: _Calls, labels: bool) -> Any:
+    """Return the function that the library calls."""
+    answers = _answers(calls, labels)
+    next(answers)
+    return interface.CALLBACK(answers.send)
 
-    A signal's handler may raise wherever Python runs, also before a function's first line. A
-    generator goes on within its ``try``.
+
+def _answers(calls: _Calls, labels: bool) -> Generator[int, int, None]:
+    """Answer each request, given its address, by 1; or by 0, and keep the error.
+
+    A signal's handler may raise wherever Python runs, also before a function's first line, or where
+    a loop begins anew. A generator goes on within its ``try``.
     """
-    result = 0
+    result = 1
     while True:
         try:
-            request = yield result
-            result = 0
-            calls.answer(interface.Request.from_address(request), labels)
+            while True:
+                request = yield result
+                result = 1
+                calls.answer(interface.Request.from_address(request), labels)
         except GeneratorExit:
             return
         except BaseException as error:  # noqa: BLE001 - it is raised when the library has returned
-            calls.error, result = error, 1
+            calls.error, result = error, 0

@@ -35,9 +35,6 @@ _SIZE, _POINTER, _REAL = ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_double
 # Networks whose layers are all this narrow hold one unit per row, so that examples fill vectors.
 NARROW = 16
 
-# The registers of a program, as many as program.h takes.
-MAX_REGISTERS = 256
-
 
 def _structure(*fields: tuple[str, Any]) -> Any:
     """Return the fields of a structure, each declared as ``"name name": type``."""
@@ -142,10 +139,11 @@ def functions(library: ctypes.CDLL, dtype: str) -> Functions:
 def address(array: _Array, dtype: Any, shape: tuple[int, ...], *, writes: bool = False) -> int:
     """Return the address of an array's memory, after checking all that C takes for granted."""
     flags = array.flags
-    if array.dtype != dtype or array.shape != shape or not flags.c_contiguous:
+    is_dense = flags.c_contiguous and flags.aligned
+    if array.dtype != dtype or array.shape != shape or not is_dense:
         raise ValueError(
             f"expected a C-contiguous array of {dtype} and shape {shape}, got {array.dtype}, "
-            f"{array.shape}, strides {array.strides}"
+            f"{array.shape}, strides {array.strides}{'' if flags.aligned else ', unaligned'}"
         )
     if writes and not flags.writeable:
         raise ValueError("expected an array that can be written, got one that is read-only")
@@ -172,8 +170,6 @@ def program_spec(program: Program, own: Functions, dtype: Any) -> tuple[ProgramS
     numbers = aligned(max(len(values), 1) * own.lanes, dtype)
     with np.errstate(over="ignore"):
         numbers[: len(values) * own.lanes] = np.repeat(np.asarray(values, dtype), own.lanes)
-    if program.n_registers > MAX_REGISTERS:
-        raise NotImplementedError(f"a formula of {program.n_registers} registers")
     spec = ProgramSpec(
         address(program.code, np.int32, program.code.shape),
         len(program.code),

@@ -34,6 +34,9 @@ _CODES = {name: code for code, name in enumerate(OPERATIONS)}
 _FULL, _COLUMN, _NUMBER = range(3)
 _EXTENTS = {"row": _FULL, "column": _COLUMN}
 
+# As many as program.h takes.
+_MAX_REGISTERS = 256
+
 # An operand: a register's number, or ~i for number i.
 Instruction = tuple[str, int, int, tuple[int, ...]]
 
@@ -58,7 +61,8 @@ class Program:
     Raises
     ------
     NotImplementedError
-        If an expression uses another input, or a flat program depends on more than one element.
+        If an expression uses another input, a flat program depends on more than one element, or
+        more values are needed at once than there are registers.
 
     Attributes
     ----------
@@ -95,6 +99,8 @@ class Program:
         self._free: list[list[int]] = [[], [], []]
         self._outputs = list(outputs)
         self._emit()
+        if self.n_registers > _MAX_REGISTERS:
+            raise NotImplementedError(f"a formula of {self.n_registers} registers")
 
     @property
     def instructions(self) -> tuple[Instruction, ...]:

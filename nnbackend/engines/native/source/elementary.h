@@ -90,7 +90,8 @@ INLINE V exponential_minus_one(V x) {
 INLINE V hyperbolic_tangent(V x) {
     /* tanh(x) = (e^2x - 1) / (e^2x + 1). A relative error of the argument leads to none larger of
      * the result, so n log(2) need not be exact. */
-    const REAL one = (REAL)((FRACTION_BITS + 3) * LOG_2 / 2); /* Above, the result is 1. */
+    /* Above, the result is 1; there growth + 2 equals growth. */
+    const REAL one = (REAL)((FRACTION_BITS + 5) * LOG_2 / 2);
     const REAL origin = ORIGIN + EXPONENT_BIAS;
     V magnitude = at_most(absolute(x), one), twice = magnitude + magnitude;
     V shifted = twice * (REAL)LOG2_E + origin, n = shifted - origin;

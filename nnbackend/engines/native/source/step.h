@@ -60,9 +60,10 @@ static double seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* Ask Python for what is not recorded; a failure ends the run. */
+/* Ask Python for what is not recorded; a failure ends the run. An answer is 1: where Python cannot
+ * even begin to answer, ctypes returns 0. */
 static int ask(Job *job, Request request) {
-    if (job->run->call(&request) == 0) return 0;
+    if (job->run->call(&request) == 1) return 0;
     job->run->has_failed = 1;
     job->stops = 1;
     return 1;
@@ -389,7 +390,8 @@ static void clip(Job *job, intptr_t t, const PassSpec *pass, intptr_t number) {
 static int update(Job *job, intptr_t t, intptr_t first, intptr_t last) {
     const Spec *spec = &job->net->spec;
     const Program *program = program_of(job->net, spec->update);
-    REAL *arrays[2 + 8] = {spec->parameters + first, spec->gradient + first};
+    REAL *arrays[MAX_REGISTERS];
+    arrays[0] = spec->parameters + first, arrays[1] = spec->gradient + first;
     for (intptr_t k = 0; k < spec->n_state; k++) arrays[2 + k] = spec->state[k] + first;
     if (program) run_flat(program, arrays, last - first, job->net->scratch[t]);
     return 0;
@@ -687,7 +689,7 @@ static int is_possible(const Run *run) {
 EXPORT void NAME(nnbackend_run)(Network *net, Run *run) {
     Job job = {.net = net, .run = run, .steps_per_look = 1, .began = seconds()};
     if (run->epoch == 0 && run->start == 0 && !is_possible(run)) {
-        run->has_failed = 1;
+        run->has_failed = 2;
         return;
     }
     if (run->parameters) place_parameters(net, run->parameters);
