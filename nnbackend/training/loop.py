@@ -229,7 +229,7 @@ class Loop:
 
     def _read(self, epochs: Epochs) -> tuple[list[float], float | None, bool]:
         """Read the losses of epochs, and whether all is finite, in one transfer."""
-        own = None if self._validation is None else self._validation.own_loss()
+        own: Any = None if self._validation is None else self._validation.own_loss()
         if self._device.kind == "cpu":
             values, is_finite = epochs.losses.tolist(), bool(epochs.is_finite)
         else:

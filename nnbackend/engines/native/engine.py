@@ -6,7 +6,7 @@ import ctypes
 import math
 import weakref
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
@@ -41,6 +41,9 @@ _Array = np.ndarray[Any, Any]
 
 _TRAIN, _LOSS, _GRADIENT, _LOGITS = range(4)
 _REDUCE, _ACTIVATE, _PULL_BACK, _OUTPUT_LOSS, _UPDATE = range(5)
+# C takes whole, aligned arrays.
+_PLAIN: tuple[Literal["C"], Literal["A"]] = "C", "A"
+
 _WRONG_ROWS = 2  # why a run has failed; 1: an answer has
 _REDUCTIONS = {"nothing": 0, "sum": 1, "max": 2}
 
@@ -191,8 +194,8 @@ class NativeEngine:
             if known is data:
                 return run
         n, dtype = data.n_samples, self._dtype
-        X = np.require(data.X, None, "CA")
-        y = np.require(data.y, np.int64 if self._labels else dtype, "CA")
+        X = np.require(data.X, None, _PLAIN)
+        y = np.require(data.y, np.int64 if self._labels else dtype, _PLAIN)
         run = interface.Run(
             X=address(X, dtype, (n, self._sizes[0])),
             n_rows=n,
@@ -206,7 +209,7 @@ class NativeEngine:
             run.y = address(y, dtype, (n, self._sizes[-1]) if y.ndim == 2 else (n,))
         weight = None
         if data.sample_weight is not None:
-            weight = np.require(data.sample_weight, None, "CA")
+            weight = np.require(data.sample_weight, None, _PLAIN)
             run.weight = address(weight, dtype, (n,))
         # The training data, and the data of validation.
         self._columns_of = [*self._columns_of[-1:], (data, run, (X, y, weight))]

@@ -82,8 +82,9 @@ _KNOWN: dict[Any, Formulas] = {}
 def record(problem: Problem, dtype: str, *, labels: bool) -> Formulas:
     """Return the programs of a problem whose targets are labels or rows."""
     objective, optimizer, kinds = problem.objective, problem.optimizer, hidden_kinds(problem)
-    formulas = [activation for activation, _ in kinds]
-    if not all(map(is_own, (*formulas, objective.loss, optimizer))):
+    activations = [activation for activation, _ in kinds]
+    entries: list[Any] = [*activations, objective.loss, optimizer]
+    if not all(map(is_own, entries)):
         return _record(problem, dtype, labels=labels)
     # The learning rate, which may be a schedule, is no number of the update.
     numbers = [(k, v) for k, v in vars(optimizer).items() if k != "learning_rate"]

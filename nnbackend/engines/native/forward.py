@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend.core.activations import Activation
 from nnbackend.core.propagation import CACHED_ELEMENTS
 from nnbackend.core.structure import Structure
 from nnbackend.engines.native import interface
@@ -64,7 +65,7 @@ class _Forward:
         self._functions = interface.functions(own, self._dtype.name)
         self._sizes = sizes = structure.layer_sizes
         self._n_parameters = structure.n_parameters
-        programs = {}
+        programs: dict[Activation, tuple[int, interface.ProgramSpec]] = {}
         layers = (interface.LayerSpec * (len(sizes) - 1))()
         kept: list[Any] = [layers]
         for index, (n_in, n_out) in enumerate(structure.weight_shapes):
@@ -73,12 +74,12 @@ class _Forward:
                 activation = structure.hidden[index]
                 if activation not in programs:
                     program = activation_program(activation, self._dtype.name)
-                    spec, arrays = interface.program_spec(program, self._functions, self._dtype)
-                    programs[activation] = len(programs), spec
+                    entry, arrays = interface.program_spec(program, self._functions, self._dtype)
+                    programs[activation] = len(programs), entry
                     kept.append(arrays)
                 layers[index].activate, layers[index].in_place = programs[activation][0], True
         table = (interface.ProgramSpec * max(len(programs), 1))(
-            *(spec for _, spec in programs.values())
+            *(entry for _, entry in programs.values())
         )
         kept.append(table)
         self._kept = kept
