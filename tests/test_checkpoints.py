@@ -1050,7 +1050,6 @@ def test_a_network_that_cannot_be_stored_is_refused_before_training(tmp_path):
     np.testing.assert_array_equal(net.parameters, before)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("engines", [("reference", "native"), ("native", "reference")])
 def test_an_engine_reads_the_checkpoints_of_another(engines, tmp_path):
     """The numbers are those of either, to rounding."""

@@ -143,7 +143,6 @@ def test_a_training_that_failed_lets_the_next_one_begin():
 # Predictions meanwhile
 
 
-@pytest.mark.slow
 def test_predictions_during_a_training_are_of_the_parameters_of_one_epoch():
     """The parameters are some megabytes, whose writing a prediction easily comes across."""
     net = nb.Network([4, 700, 700, 1], hidden="tanh")
@@ -225,9 +224,8 @@ def run_in_child(context, net):
 
 
 # Another test of this process may have started JAX, which warns of every fork.
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_processes_started_while_a_thread_trains_predict_and_train(method):
     mine = network(seed=3)
     trained(mine)
@@ -261,7 +259,6 @@ def test_joblib_workers_train_and_predict_while_a_thread_trains():
 
 
 # Another test of this process may have started JAX, which warns of every fork.
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_child_forked_while_a_thread_trains_predicts_with_that_network_and_trains_a_copy():
     net, pause = network(), Pause()
@@ -302,7 +299,6 @@ def test_a_forked_child_goes_on_with_a_trained_network(engine):
 
 
 # Another test of this process may have started JAX, which warns of every fork.
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_child_forked_in_a_callback_predicts_and_trains_a_copy():
     results = []
