@@ -16,7 +16,7 @@
 /* Elements of a layer's activations that fit a core's second-level cache. */
 #define CACHED_ELEMENTS ((intptr_t)1 << 17)
 
-/* From this many elements on, a weight matrix is packed for its products: it leaves no room in the
+/* Beyond this many elements, a weight matrix is packed for its products: it leaves no room in the
  * second-level cache. */
 #define LARGE_MATRIX ((intptr_t)1 << 18)
 
@@ -161,7 +161,7 @@ static void reserve_layer(Network *net, intptr_t l) {
     }
     layer->penalties = reserve(net, (p / 16 + 1) * (intptr_t)sizeof(double));
     if (net->spec.features_major) return;
-    layer->is_large = p * q >= LARGE_MATRIX;
+    layer->is_large = p * q > LARGE_MATRIX;
     if (layer->is_large) layer->panels = reals(net, panels_size(p, q));
     if (!net->spec.gradient) return;
     if (l > 0) layer->transposed = reals(net, layer->is_large ? panels_size(q, p) : p * q);
