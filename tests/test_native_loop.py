@@ -902,3 +902,45 @@ def test_the_checks_of_an_array_refuse_all_that_the_library_takes_for_granted():
             address(bad, np.float64, (4, 6))
 
 
+
+
+@pytest.mark.parametrize("what", ["activation", "loss", "update"])
+def test_what_a_formula_keeps_of_its_arguments_stays_as_it_was(what):
+    kept = []
+
+    def keep(*arrays):
+        if not isinstance(arrays[0], np.ndarray):
+            raise TypeError  # not recorded
+        kept.extend((array, array.copy()) for array in arrays)
+
+    def derivative(xp, Z, A):
+        keep(Z, A)
+        return 1 - xp.tanh(Z) ** 2
+
+    def function(xp, Z):
+        keep(Z)
+        return xp.tanh(Z)
+
+    class OwnLoss(nb.losses.SquaredError):
+        def elements(self, xp, Z, Y):
+            keep(Z, Y)
+            return super().elements(xp, Z, Y)
+
+    class OwnUpdate(nb.SGD):
+        def update(self, xp, parameters, gradient, state, coefficients):
+            keep(parameters, gradient, *state)
+            return super().update(xp, parameters, gradient, state, coefficients)
+
+    options = {
+        "activation": {"hidden": nb.Activation("own", function, derivative)},
+        "loss": {"loss": OwnLoss()},
+        "update": {"optimizer": OwnUpdate(0.05, momentum=0.5)},
+    }[what]
+    engine, data = started(batch_size=16, **options)
+    engine.run(data, None, [[0.05] * 3] * 3)
+    del engine
+    # Others take the memory that has become free.
+    started(batch_size=16)
+    assert len(kept) >= 9
+    for array, copy in kept:
+        np.testing.assert_array_equal(array, copy)
