@@ -22,6 +22,7 @@ from nnbackend.device import get_device
 from nnbackend.engines.base import Problem, Start
 from nnbackend.engines.native import engine as engine_module
 from nnbackend.engines.native import interface
+from nnbackend.engines.native import threads as threads_module
 from nnbackend.engines.native.engine import NativeEngine
 from nnbackend.engines.native.library import libraries
 from nnbackend.engines.reference import ReferenceEngine
@@ -154,7 +155,7 @@ def watching_threads():
         thread.join(PATIENCE)
 
 
-WIDE = {"sizes": (400, 500, 10), "n": 512, "batch_size": 256, "dtype": "float32"}
+WIDE = {"sizes": (100, 200, 10), "n": 512, "batch_size": 256, "dtype": "float32"}
 
 
 def threads_of_a_training(expected=0):
@@ -201,6 +202,30 @@ def test_the_limits_of_threadpoolctl_and_of_the_processors_are_obeyed():
         assert threads_of_a_training() == 0
     finally:
         os.sched_setaffinity(0, free)
+
+
+@needs_tasks
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({"cpu.max": "50000 100000"}, 0),
+        ({"cpu.max": "100000 100000"}, 0),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 0),
+        ({"cpu.max": "max 100000"}, 1),
+        ({"cpu.max": "110000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({"cpu.max": ""}, 1),
+        ({}, 1),
+    ],
+)
+def test_a_containers_quota_is_obeyed(files, limit, tmp_path, monkeypatch):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one processor only")
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
+    monkeypatch.setattr(threads_module, "_CONTROL_GROUP", str(tmp_path))
+    assert min(1, threads_of_a_training(limit)) == limit
 
 
 @pytest.mark.slow
