@@ -22,6 +22,7 @@ from nnbackend.device import get_device
 from nnbackend.engines.base import Problem, Start
 from nnbackend.engines.native import engine as engine_module
 from nnbackend.engines.native import interface
+from nnbackend.engines.native import threads as threads_module
 from nnbackend.engines.native.engine import NativeEngine
 from nnbackend.engines.native.library import libraries
 from nnbackend.engines.reference import ReferenceEngine
@@ -154,7 +155,7 @@ def watching_threads():
         thread.join(PATIENCE)
 
 
-WIDE = {"sizes": (400, 500, 10), "n": 512, "batch_size": 256, "dtype": "float32"}
+WIDE = {"sizes": (100, 200, 10), "n": 512, "batch_size": 256, "dtype": "float32"}
 
 
 def threads_of_a_training(expected=0):
@@ -201,6 +202,30 @@ def test_the_limits_of_threadpoolctl_and_of_the_processors_are_obeyed():
         assert threads_of_a_training() == 0
     finally:
         os.sched_setaffinity(0, free)
+
+
+@needs_tasks
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({"cpu.max": "50000 100000"}, 0),
+        ({"cpu.max": "100000 100000"}, 0),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 0),
+        ({"cpu.max": "max 100000"}, 1),
+        ({"cpu.max": "110000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({"cpu.max": ""}, 1),
+        ({}, 1),
+    ],
+)
+def test_a_containers_quota_is_obeyed(files, limit, tmp_path, monkeypatch):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one processor only")
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
+    monkeypatch.setattr(threads_module, "_CONTROL_GROUP", str(tmp_path))
+    assert min(1, threads_of_a_training(limit)) == limit
 
 
 @pytest.mark.slow
@@ -902,3 +927,45 @@ def test_the_checks_of_an_array_refuse_all_that_the_library_takes_for_granted():
             address(bad, np.float64, (4, 6))
 
 
+
+
+@pytest.mark.parametrize("what", ["activation", "loss", "update"])
+def test_what_a_formula_keeps_of_its_arguments_stays_as_it_was(what):
+    kept = []
+
+    def keep(*arrays):
+        if not isinstance(arrays[0], np.ndarray):
+            raise TypeError  # not recorded
+        kept.extend((array, array.copy()) for array in arrays)
+
+    def derivative(xp, Z, A):
+        keep(Z, A)
+        return 1 - xp.tanh(Z) ** 2
+
+    def function(xp, Z):
+        keep(Z)
+        return xp.tanh(Z)
+
+    class OwnLoss(nb.losses.SquaredError):
+        def elements(self, xp, Z, Y):
+            keep(Z, Y)
+            return super().elements(xp, Z, Y)
+
+    class OwnUpdate(nb.SGD):
+        def update(self, xp, parameters, gradient, state, coefficients):
+            keep(parameters, gradient, *state)
+            return super().update(xp, parameters, gradient, state, coefficients)
+
+    options = {
+        "activation": {"hidden": nb.Activation("own", function, derivative)},
+        "loss": {"loss": OwnLoss()},
+        "update": {"optimizer": OwnUpdate(0.05, momentum=0.5)},
+    }[what]
+    engine, data = started(batch_size=16, **options)
+    engine.run(data, None, [[0.05] * 3] * 3)
+    del engine
+    # Others take the memory that has become free.
+    started(batch_size=16)
+    assert len(kept) >= 9
+    for array, copy in kept:
+        np.testing.assert_array_equal(array, copy)

@@ -370,6 +370,8 @@ class NativeEngine:
 class _Calls:
     """What the library asks Python for: formulas that are not recorded, and a team's sums.
 
+    Formulas get copies, which they may keep: the library's memory changes, and is freed.
+
     Attributes
     ----------
     share : Share or None
@@ -415,14 +417,14 @@ class _Calls:
             activation, drops = structure.hidden[layer], structure.dropout[layer] > 0.0
             if what == _ACTIVATE:
                 Z, A, H, M = first, second, third, fourth
-                A[:] = activation.function(xp, Z)
+                A[:] = activation.function(xp, Z.copy())
                 if drops:
                     np.multiply(A, M, out=H)
             elif what == _PULL_BACK:
                 D, Z, A, M = first, second, third, fourth
                 if drops:
                     D *= M
-                D *= activation.derivative(xp, Z, A)
+                D *= activation.derivative(xp, Z.copy(), A.copy())
 
     @staticmethod
     def _view(memory: int, shape: tuple[int, ...], dtype: Any) -> _Array:
@@ -444,13 +446,15 @@ class _Calls:
         optimizer, state = self._problem.optimizer, self._state
         assert self.coefficients is not None  # noqa: S101
         new, new_state = optimizer.update(
-            self._xp, self._parameters, self._gradient, tuple(state), tuple(self.coefficients[step])
+            self._xp,
+            self._parameters.copy(),
+            self._gradient.copy(),
+            tuple(array.copy() for array in state),
+            tuple(self.coefficients[step]),
         )
-        # Copy the state, which may be views of arrays that are overwritten first.
-        parameters, arrays = np.array(new), [np.array(value) for value in new_state]
         self.is_updating = True
-        self._parameters[:] = parameters
-        for entry, value in zip(state, arrays, strict=True):
+        self._parameters[:] = new
+        for entry, value in zip(state, new_state, strict=True):
             entry[...] = value
         self.is_updating = False
 
@@ -463,7 +467,9 @@ class _Calls:
         else:
             target = self._view(arrays[1], (rows, width), self._dtype)
         share = self._view(arrays[2], (rows, 1), self._dtype)
-        L, dZ = output_elements(self._xp, objective.structure.output, objective.loss, Z, target)
+        L, dZ = output_elements(
+            self._xp, objective.structure.output, objective.loss, Z.copy(), target.copy()
+        )
         self._view(arrays[3], (rows,), self._dtype)[:] = np.sum(L * share, axis=1)
         Z[:] = dZ * share
 
