@@ -197,26 +197,6 @@ INLINE V quotient(V a, V b) {
 #endif
 }
 
-/* Return a / b to within 2 units in the last place, whatever they are. It takes less time than the
- * division, but not where that goes on beside other work. */
-INLINE V divided(V a, V b) {
-#if VECTOR_BYTES == 64
-    /* The quick way makes NaN of what it cannot do, but for divisors whose inverse is subnormal. */
-    const V result = quotient(a, b), limit = all_of(REAL_MAX / 4), size = absolute(b);
-#if REAL_BITS == 32
-    const int is_right = _mm512_mask_cmp_ps_mask(
-        _mm512_cmp_ps_mask((__m512)size, (__m512)limit, _CMP_LT_OQ), (__m512)result,
-        (__m512)result, _CMP_EQ_OQ) == 0xffff;
-#else
-    const int is_right = _mm512_mask_cmp_pd_mask(
-        _mm512_cmp_pd_mask((__m512d)size, (__m512d)limit, _CMP_LT_OQ), (__m512d)result,
-        (__m512d)result, _CMP_EQ_OQ) == 0xff;
-#endif
-    if (__builtin_expect(is_right, 1)) return result;
-#endif
-    return a / b;
-}
-
 /* A small integer added to this stands in the last bits of the sum. */
 #define ORIGIN ((REAL)(3ll << (FRACTION_BITS - 1)))
 
