@@ -180,8 +180,8 @@ class NativeEngine:
             if known is data:
                 return columns
         n, dtype = data.n_samples, self._dtype
-        X = np.require(data.X, None, "CA")
-        y = np.require(data.y, np.int64 if self._labels else dtype, "CA")
+        X = np.require(data.X, None, ["C", "A"])
+        y = np.require(data.y, np.int64 if self._labels else dtype, ["C", "A"])
         columns = {
             "X": address(X, dtype, (n, self._sizes[0])),
             "label" if self._labels else "y": address(
@@ -190,7 +190,7 @@ class NativeEngine:
         }
         kept = [X, y]
         if data.sample_weight is not None:
-            kept.append(np.require(data.sample_weight, None, "CA"))
+            kept.append(np.require(data.sample_weight, None, ["C", "A"]))
             columns["weight"] = address(kept[-1], dtype, (n,))
         # The training data, and the data of validation.
         self._columns_of = [*self._columns_of[-1:], (data, columns)]
@@ -254,7 +254,8 @@ class NativeEngine:
         """Require a rate for each step: the library reads so many."""
         n_steps = math.ceil(n_samples / self._problem.batch_size)
         if any(len(epoch_rates) != n_steps for epoch_rates in rates):
-            raise ValueError(f"expected {n_steps} rates for each epoch, got {list(map(len, rates))}")
+            found = list(map(len, rates))
+            raise ValueError(f"expected {n_steps} rates for each epoch, got {found}")
 
     def _run_shares(
         self, data: Data, rows: _Array | None, losses: _Array, coefficients: _Array, *, ends: bool
