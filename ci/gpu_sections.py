@@ -145,7 +145,7 @@ def hardware(section: Section) -> None:
 
 PACKAGES = (
     "numpy", "cupy-cuda12x", "cupy-cuda13x", "torch", "triton", "jax", "jaxlib",
-    "array-api-compat", "numba", "scipy", "scikit-learn", "nvidia-cublas", "nvidia-cublas-cu12",
+    "array-api-compat", "scipy", "scikit-learn", "nvidia-cublas", "nvidia-cublas-cu12",
     "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12", "pytest", "hypothesis",
 )  # fmt: skip
 SMI_FIELDS = (

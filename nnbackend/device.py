@@ -219,6 +219,10 @@ class DeviceInfo:
 def _namespace(kind: str) -> Namespace:
     if kind == "cuda":
         import_cupy()
+    if kind == "cpu" and hasattr(np, "__array_namespace_info__"):
+        # NumPy from 2.1 on has all of the standard. The other namespace loads numpy.testing,
+        # numpy.f2py and more, which takes as long as importing NumPy.
+        return np
     return importlib.import_module(f"array_api_compat.{'numpy' if kind == 'cpu' else 'cupy'}")
 
 

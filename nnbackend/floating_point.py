@@ -9,7 +9,6 @@ them back on around the caller's own code: callbacks, shuffles, iterables of bat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -51,16 +50,19 @@ def own_errors(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-@contextmanager
-def callers_errors() -> Iterator[None]:
-    """Run the caller's code in the caller's error state."""
-    state = _CALLERS.get() or {}
-    token = _CALLERS.set(None)
-    try:
-        with np.errstate(**state):
-            yield
-    finally:
-        _CALLERS.reset(token)
+class callers_errors:  # noqa: N801 - used like a function
+    """Run the caller's code, within a ``with`` statement, in the caller's error state."""
+
+    __slots__ = ("_errors", "_token")
+
+    def __enter__(self) -> None:
+        self._errors = np.errstate(**(_CALLERS.get() or {}))
+        self._token = _CALLERS.set(None)
+        self._errors.__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        self._errors.__exit__(*exception)
+        _CALLERS.reset(self._token)
 
 
 def callers_items(items: Iterable[T]) -> Iterator[T]:

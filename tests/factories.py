@@ -25,8 +25,7 @@ WEIGHT = RNG.random(N)
 N_OUTPUTS = {"sigmoid": 1, "softmax": 3, "identity": 3, "exp": 3}
 C = nb.schedules.Cosine
 
-# Activations of the hidden layers, output, and options: each of them once, in few programs, since
-# compiling one takes seconds.
+# Activations of the hidden layers, output, and options: each of them once.
 PROBLEMS = [
     (["relu", "tanh"], "sigmoid", {"optimizer": nb.SGD(0.1)}),
     (["gelu", "silu"], "softmax", {"optimizer": nb.Adam(0.01, weight_decay=0.01), "l2": 0.01}),

@@ -6,7 +6,7 @@ writes the data (parquet, memmap or zarr) into a temporary folder, starts a proc
 limit, in MiB, and lets it standardize and train for two epochs. The limit is the kernel's: on
 private memory, reserved or used (RLIMIT_DATA); or, with --cgroup, on all that is in use, the files'
 pages included (a memory cgroup of version 1, which needs root). It prints the peak of the process's
-memory, and how fast it trained. Kernels are compiled within the limit, too, if they have to be.
+memory, and how fast it trained.
 """
 
 import argparse

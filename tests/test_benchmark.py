@@ -240,11 +240,11 @@ def test_a_precision_that_no_engine_has_is_unsupported():
         contestant("limit", TINY, "cpu", "tf32")
 
 
-def test_on_a_gpu_every_engine_that_differs_takes_part(monkeypatch):
-    engines = {"cpu": None, "cuda": "planned steps", "reference": "the core"}
+def test_every_engine_that_runs_on_a_device_takes_part(monkeypatch):
+    engines = {"native": "the library", "cuda": "planned steps", "reference": "the core"}
 
     def get_engine(name, precision, device):
-        if name == "cpu" or (name != "cuda" and precision == "tf32"):
+        if name == "native" or (name != "cuda" and precision == "tf32"):
             raise InputError(f"{name} does not run on {device} in {precision}")
         return engines["reference" if name == "auto" else name]
 
@@ -255,15 +255,6 @@ def test_on_a_gpu_every_engine_that_differs_takes_part(monkeypatch):
     assert own_contestants(gpu, "float32") == both
     assert own_contestants(gpu, "tf32") == {"nnbackend-cuda": "cuda"}
     assert own_contestants(gpu, "bfloat16") == both
-
-
-def test_an_alias_of_an_engine_does_not_take_part_again(monkeypatch):
-    factories = {"cpu": "compiled", "native": "compiled", "reference": "the core"}
-    monkeypatch.setattr(contestants, "ENGINES", factories)
-    monkeypatch.setattr(contestants, "default_engine", lambda _: "native")
-    monkeypatch.setattr(contestants, "get_engine", lambda name, *_: factories[name])
-    both = {"nnbackend": "native", "nnbackend-reference": "reference"}
-    assert own_contestants(Device("cpu")) == both
 
 
 class FakeArray(np.ndarray):

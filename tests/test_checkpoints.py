@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -138,35 +139,27 @@ CASES = {
     ),
     "batches": ({"dropout": 0.3}, (BATCHES,), {}),
     "source": ({}, (Arrays(X, Y, buffer_bytes=400),), {}),
-    "compiled": ({}, (X, Y), {"engine": "cpu", "optimizer": nb.Adam(0.02)}),
-    # The kernels of the case above, so that they are compiled once.
-    "compiled, unshuffled": (
+    "native": ({}, (X, Y), {"engine": "native", "optimizer": nb.Adam(0.02)}),
+    "native, unshuffled": (
         {},
         (X, Y),
         {
-            "engine": "cpu",
+            "engine": "native",
             "optimizer": nb.Adam(nb.schedules.Cosine(0.02)),
             "sample_weight": WEIGHT,
             "shuffle": False,
             **VALIDATION,
         },
     ),
-    "cpu, run from Python": (
+    "native, large layers": (
         {"sizes": (3, 300, 200, 1), "dropout": (0.3, 0.0)},
         (X, Y),
-        {"engine": "cpu", "early_stopping": nb.EarlyStopping(patience=50), **VALIDATION},
+        {"engine": "native", "early_stopping": nb.EarlyStopping(patience=50), **VALIDATION},
     ),
 }
 
 
-# Those that compile are slow.
-EACH_CASE = [
-    pytest.param(case, marks=[pytest.mark.slow] if "engine" in CASES[case][2] else [])
-    for case in CASES
-]
-
-
-@pytest.mark.parametrize("case", EACH_CASE)
+@pytest.mark.parametrize("case", CASES)
 def test_broken_off_after_any_step_and_taken_up_it_gives_the_bits_of_one_never_broken_off(
     case, tmp_path
 ):
@@ -208,10 +201,7 @@ def test_going_on_twice_and_thrice_gives_the_same_bits(tmp_path):
     assert outcome(net, train(net, **options, **kept)) == expected
 
 
-@pytest.mark.parametrize(
-    "case",
-    ["adam", "plateau", "dropout", "batches", pytest.param("compiled", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("case", ["adam", "plateau", "dropout", "batches", "native"])
 def test_more_epochs_after_the_last_equal_as_many_at_once(case, tmp_path):
     options, data, training = CASES[case]
     net = network(**options)
@@ -228,6 +218,24 @@ def test_more_epochs_after_the_last_equal_as_many_at_once(case, tmp_path):
     assert outcome(net, train(net, data, **{**training, "epochs": 7}, **kept)) == expected
     with pytest.raises(CheckpointError, match=r"^epochs: expected at least the 7 .* got 2$"):
         train(net, data, **{**training, "epochs": 2}, **kept)
+
+
+@pytest.mark.parametrize("engine", ["auto", "cpu", "native"])
+def test_a_checkpoint_that_has_the_former_name_of_the_engine_goes_on(engine, tmp_path):
+    net = network()
+    expected = outcome(net, train(net, engine="native"))
+    train(network(), engine="native", **keeping(tmp_path / "all"))
+    path = Path(checkpoint_files(tmp_path / "all")[7])
+    found = read_checkpoint(str(path), network())
+    assert found.identity["engine"] == "native"
+    former = replace(found, identity={**found.identity, "engine": "cpu"})
+    folder = tmp_path / "former"
+    folder.mkdir()
+    (folder / path.name).write_bytes(former.to_bytes(network()))
+    net = network()
+    assert outcome(net, train(net, engine=engine, **keeping(folder, resume=True))) == expected
+    newest = checkpoint_files(folder)[0]
+    assert read_checkpoint(newest, network()).identity["engine"] == "native"
 
 
 @pytest.mark.parametrize("reason", ["early stopping", "callback"])
@@ -1042,7 +1050,6 @@ def test_a_network_that_cannot_be_stored_is_refused_before_training(tmp_path):
     np.testing.assert_array_equal(net.parameters, before)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("engines", [("reference", "native"), ("native", "reference")])
 def test_an_engine_reads_the_checkpoints_of_another(engines, tmp_path):
     """The numbers are those of either, to rounding."""

@@ -214,7 +214,7 @@ PASSES = [
         entry("limit", 10.0),
     ),
     of_pass("cuda:0", "tf32", entry("nnbackend-cuda", 5.0)),
-    of_pass("cpu", "float32", entry("nnbackend-cpu", 40.0), entry("jax-scan", 10.0)),
+    of_pass("cpu", "float32", entry("nnbackend-native", 40.0), entry("jax-scan", 10.0)),
     of_pass("cuda:0", "float32", entry("torch-compiled", 16.0), entry("limit", 11.0)),
 ]
 
@@ -226,7 +226,7 @@ def test_ratios_are_to_the_same_device_and_precision_over_all_passes():
         ("cuda:0", "float32", "nnbackend-cuda", "torch-compiled"),
         ("cuda:0", "float32", "nnbackend-reference", "torch-compiled"),
         ("cuda:0", "tf32", "nnbackend-cuda", None),
-        ("cpu", "float32", "nnbackend-cpu", "jax-scan"),
+        ("cpu", "float32", "nnbackend-native", "jax-scan"),
     ]
     assert [row["microseconds"] for row in rows] == pytest.approx([20.0, 400.0, 5.0, 40.0])
     first, second, alone, cpu = rows

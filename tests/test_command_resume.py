@@ -113,6 +113,16 @@ def test_a_run_that_a_signal_has_ended_is_gone_on_with_to_the_same_model(
     assert outcome("r") == whole
 
 
+@pytest.mark.parametrize("engine", ["native", "cpu"])
+def test_a_run_with_either_name_of_the_engine_is_gone_on_with(engine, broken, run, whole):
+    folder, *_ = broken(arguments=[*TRAIN, "--engine", engine])
+    assert f'"engine": "{engine}"' in (folder / "command.json").read_text()
+    assert run("train", "--resume", "r")[0] == 0
+    model, history = outcome("r")
+    # The default is the same engine.
+    assert (model, history["history"]) == (whole[0], whole[1]["history"])
+
+
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(broken, run, whole):
     folder, _, _ = broken()
     shutil.rmtree(folder / "checkpoints")

@@ -12,8 +12,6 @@ from own_formulas import SWAPPED, Cautious, Exploding, HeavyBall, Lopsided, asse
 import nnbackend as nb
 from nnbackend.device import get_device
 from nnbackend.engines import choice
-from nnbackend.engines.tracing.expression import Recorder
-from nnbackend.engines.tracing.printer import Printer
 from nnbackend.errors import MissingDependencyError
 
 
@@ -206,27 +204,28 @@ def test_auto_on_the_cpu_is_the_native_engine_and_cpu_an_alias():
     )
 
 
-def test_equal_sub_expressions_are_computed_once_and_reductions_become_loops():
-    xp = Recorder("float32")
-    z = xp.symbol("Z[i, k]")
-    constants, functions = {}, set()
-    lines = Printer(constants, functions).row(
-        [("A[i, k]", xp.exp(z) / xp.sum(xp.exp(z), axis=-1, keepdims=True))],
-        "n",
-        "",
+@pytest.mark.parametrize(
+    ("engine", "advice"),
+    [
+        ("nativ", r"unknown name 'nativ'; did you mean 'native'\?"),
+        ("numpy", "unknown name 'numpy'; known: auto, cuda, native, reference"),
+        (None, r"expected a name \(auto, cuda, native, reference\), got NoneType None"),
+    ],
+)
+def test_an_unknown_engine_is_refused_with_the_names_there_are(engine, advice):
+    with pytest.raises(nb.InputError, match=f"^engine: {advice}$"):
+        nb.train(nb.Network([6, 1]), X, Y["sigmoid"], engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["native", "cpu"])
+def test_estimators_take_either_name_of_the_engine(engine):
+    options = {"hidden_layer_sizes": (4,), "max_iter": 20, "tol": 1e3, "n_iter_no_change": 3}
+    default, named = (
+        nb.MLPClassifier(**options, random_state=0, **chosen).fit(X, Y["softmax"])
+        for chosen in ({}, {"engine": engine})
     )
-    assert lines == [
-        "t1 = C0",
-        "for k in range(n):",
-        "    t2 = exp(Z[i, k])",
-        "    t1 += t2",
-        "for k in range(n):",
-        "    t3 = exp(Z[i, k])",
-        "    t4 = t3 / t1",
-        "    A[i, k] = t4",
-    ]
-    assert constants == {"C0": 0.0}
-    assert functions == {"exp"}
+    assert named.get_params()["engine"] == engine
+    assert default.loss_curve_ == named.loss_curve_
 
 
 def test_two_threads_train_at_once_and_get_what_one_would():
@@ -234,7 +233,9 @@ def test_two_threads_train_at_once_and_get_what_one_would():
     case = {"dtype": "float64", "weighted": False, "batch_size": 16, "shuffle": True}
     alone, _ = trained("native", hidden, output, options, **case)
     with ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(trained, "native", hidden, output, options, **case) for _ in range(4)]
+        futures = [
+            pool.submit(trained, "native", hidden, output, options, **case) for _ in range(4)
+        ]
         for future in futures:
             np.testing.assert_array_equal(future.result()[0].parameters, alone.parameters)
 

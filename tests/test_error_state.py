@@ -90,8 +90,7 @@ def test_training_is_the_same_in_any_state(
     same_in_any_state(train)
 
 
-@pytest.mark.slow
-def test_training_with_compiled_steps_is_the_same_in_any_state():
+def test_training_on_the_native_engine_is_the_same_in_any_state():
     def train():
         # Hundreds of steps in which moments decay below the least number of float32.
         net = nb.Network([3, 4, 1])

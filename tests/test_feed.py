@@ -103,7 +103,9 @@ def test_weights_beside_batches_are_refused():
 
 
 def test_other_engines_take_arrays():
-    with pytest.raises(nb.InputError, match=r"engine: expected 'auto' or 'reference'.*got 'native'"):
+    with pytest.raises(
+        nb.InputError, match=r"engine: expected 'auto' or 'reference'.*got 'native'"
+    ):
         nb.train(network(), batches(), engine="native", **OPTIONS)
 
 

@@ -12,9 +12,10 @@ from backends import require
 import nnbackend
 
 PACKAGE = Path(nnbackend.__file__).parent
+# A compiler may never be loaded; the others are not needed by importing and training.
 HEAVY = [
-    "cupy", "numba", "sklearn", "matplotlib", "rich", "pyarrow", "torch", "jax", "scipy",
-    "safetensors", "pandas", "onnx", "onnxruntime", "ndonnx", "mpi4py",
+    "numba", "llvmlite", "cupy", "sklearn", "matplotlib", "rich", "pyarrow", "torch", "jax",
+    "scipy", "safetensors", "pandas", "onnx", "onnxruntime", "ndonnx", "mpi4py",
 ]  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def bits(engine):
 @pytest.fixture
 def threads(monkeypatch):
     """A function that sets how many threads each engine starts."""
-    return lambda count: monkeypatch.setattr(engine_module, "n_threads", lambda _problem: count)
+    return lambda count: monkeypatch.setattr(engine_module, "threads_worth", lambda *_: count)
 
 
 PROBLEMS = {

@@ -10,42 +10,38 @@ from nvrtc import compile_ptx_or_cubin
 from nnbackend.device import get_device
 from nnbackend.engines.cuda.printer import CudaPrinter
 from nnbackend.engines.cuda.source import prelude
-from nnbackend.engines.tracing.expression import Recorder, description
+from nnbackend.engines.tracing.expression import Recorder, description, walk
 from nnbackend.engines.tracing.formulas import element
-from nnbackend.engines.tracing.printer import Printer
+
+# What the operations of expressions mean on arrays.
+MEANING = {
+    "+": np.add, "-": np.subtract, "*": np.multiply, "/": np.divide, "neg": np.negative,
+    "<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal,
+    "==": np.equal, "!=": np.not_equal, "where": np.where,
+    "maximum": np.maximum, "minimum": np.minimum,
+    "abs": np.abs, "exp": np.exp, "expm1": np.expm1, "log": np.log, "log1p": np.log1p,
+    "sqrt": np.sqrt, "tanh": np.tanh,
+    "max": lambda x: np.max(x, axis=-1, keepdims=True),
+    "sum": lambda x: np.sum(x, axis=-1, keepdims=True),
+}  # fmt: skip
 
 XP = get_device("cpu").xp
 ROWS, COLUMNS = 3, 8
 
 
-class ArrayPrinter(Printer):
-    """Prints statements for whole NumPy arrays."""
-
-    def choice(self, condition, yes, no):
-        return f"where({condition}, {yes}, {no})"
-
-    def call(self, function, x):
-        self.functions.add(function)
-        return f"{function}({x})"
-
-    def loop(self, _length, body, indent):
-        return [f"{indent}if True:", *body]
-
-    def accumulation(self, operation, name, value):
-        return f"{name} = {'total' if operation == 'sum' else 'largest'}({value})"
-
-
 def computed(value, dtype, **arrays):
-    """Return what the printed code of an expression computes."""
-    constants, functions = {}, set()
-    lines = ArrayPrinter(constants, functions).row([("result", value)], "n", "")
-    names = {name: np.asarray(number, dtype)[()] for name, number in constants.items()}
-    names |= {name: getattr(np, name) for name in functions} | {"where": np.where} | arrays
-    names["total"] = lambda x: np.sum(x, axis=-1, keepdims=True)
-    names["largest"] = lambda x: np.max(x, axis=-1, keepdims=True)
-    names["n_row"] = np.asarray(COLUMNS, dtype)[()]
-    exec("\n".join(lines), names)  # noqa: S102 - what is under test is code
-    return np.broadcast_to(names["result"], (ROWS, COLUMNS))
+    """Return what an expression means on NumPy arrays."""
+    inputs = {"n_row": np.asarray(COLUMNS, dtype)[()], **arrays}
+    results = {}
+    for node in walk([value]):
+        if node.operation == "input":
+            results[node.key] = inputs[node.operands[0]]
+        elif node.operation == "constant":
+            results[node.key] = np.asarray(node.operands[0], dtype)[()]
+        else:
+            operands = [results[entry.key] for entry in node.operands]
+            results[node.key] = MEANING[node.operation](*operands)
+    return np.broadcast_to(results[value.key], (ROWS, COLUMNS))
 
 
 def recorded(formula, dtype):
@@ -270,6 +266,31 @@ def test_equal_expressions_of_two_recorders_have_equal_descriptions():
 
     assert slope(0.1) == slope(0.1)
     assert len({slope(0.1), slope(0.2), slope(0.0), slope(-0.0), slope(float("nan"))}) == 5
+
+
+def test_equal_sub_expressions_are_computed_once_and_reductions_become_loops():
+    xp = Recorder("float32")
+    z = xp.symbol("z[k]")
+    outputs = [("a[k]", xp.exp(z) / xp.sum(xp.exp(z), axis=-1, keepdims=True))]
+    assert CudaPrinter(step="4", reduce="row_reduce").row(outputs, "n", "") == [
+        "real t1 = (real)0.0;",
+        "for (int k = 0; k < n; k += 4) {",
+        "    const real t2 = exp(z[k]);",
+        "    t1 += t2;",
+        "}",
+        "t1 = row_reduce<Sum>(t1);",
+        "for (int k = 0; k < n; k += 4) {",
+        "    const real t3 = exp(z[k]);",
+        "    const real t4 = t3 / t1;",
+        "    a[k] = t4;",
+        "}",
+    ]
+    assert CudaPrinter().statements([("b", z + z * z), ("c", z * z)], "") == [
+        "const real t1 = z[k] * z[k];",
+        "const real t2 = z[k] + t1;",
+        "b = t2;",
+        "c = t1;",
+    ]
 
 
 def cuda_source(formulas, dtype):

@@ -91,20 +91,14 @@ class Pause:
 
 KINDS = {
     "reference": {"engine": "reference"},
-    "compiled": {"engine": "cpu"},
-    "cpu, run from Python": {"engine": "cpu"},
+    "native": {"engine": "native"},
+    "native with dropout": {"engine": "native"},
 }
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "reference",
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "reference"),
-    ],
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_trainings_side_by_side_equal_the_same_one_after_the_other(kind, tmp_path):
-    rates = [0.3, 0.2] if kind == "cpu, run from Python" else [0.0, 0.0]
+    rates = [0.3, 0.2] if kind == "native with dropout" else [0.0, 0.0]
     validation = {"validation_data": (X[:20], Y[:20])}
 
     def work(number, folder):
@@ -149,7 +143,6 @@ def test_a_training_that_failed_lets_the_next_one_begin():
 # Predictions meanwhile
 
 
-@pytest.mark.slow
 def test_predictions_during_a_training_are_of_the_parameters_of_one_epoch():
     """The parameters are some megabytes, whose writing a prediction easily comes across."""
     net = nb.Network([4, 700, 700, 1], hidden="tanh")
@@ -231,9 +224,8 @@ def run_in_child(context, net):
 
 
 # Another test of this process may have started JAX, which warns of every fork.
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_processes_started_while_a_thread_trains_predict_and_train(method):
     mine = network(seed=3)
     trained(mine)
@@ -256,18 +248,17 @@ def test_joblib_workers_train_and_predict_while_a_thread_trains():
     mine = network(seed=3)
     expected = predict_and_train(mine, ["reference"])
     until = UntilToldSo()
-    wait = started(lambda: trained(network(), "cpu", epochs=10**6, callbacks=until))
+    wait = started(lambda: trained(network(), "native", epochs=10**6, callbacks=until))
     try:
         tasks = [joblib.delayed(predict_and_train)(mine, ["reference"])] * 2
         assert joblib.Parallel(n_jobs=2, backend="loky")(tasks) == [expected] * 2
     finally:
         until.is_told.set()
     parameters, loss = wait()
-    assert (parameters, loss) == trained(network(), "cpu", epochs=len(loss))
+    assert (parameters, loss) == trained(network(), "native", epochs=len(loss))
 
 
 # Another test of this process may have started JAX, which warns of every fork.
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_child_forked_while_a_thread_trains_predicts_with_that_network_and_trains_a_copy():
     net, pause = network(), Pause()
@@ -308,7 +299,6 @@ def test_a_forked_child_goes_on_with_a_trained_network(engine):
 
 
 # Another test of this process may have started JAX, which warns of every fork.
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_child_forked_in_a_callback_predicts_and_trains_a_copy():
     results = []

@@ -85,7 +85,6 @@ def equal():
     expect_equal(clip_norm=0.1, clip_value=0.05, batch_size=None)
     expect_equal(output="softmax", shuffle=False, batch_size=1)
     expect_equal(output="identity", loss="huber", batch_size=50)
-    # Each compiles kernels of its own.
     for engine in ("reference", "native"):
         everything = {"l2": 1e-2, "penalty_per_sample": True, "clip_norm": 0.1, **weighted}
         everything["loss_by_rows"] = True

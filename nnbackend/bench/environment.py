@@ -13,7 +13,7 @@ from nnbackend.errors import MissingDependencyError, NNBackendError
 
 __all__ = ["environment"]
 
-PACKAGES = ("numpy", "array-api-compat", "cupy-cuda12x", "cupy-cuda13x", "numba", "scikit-learn")
+PACKAGES = ("numpy", "array-api-compat", "cupy-cuda12x", "cupy-cuda13x", "scikit-learn")
 
 
 def environment() -> dict[str, Any]:

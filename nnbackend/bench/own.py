@@ -12,7 +12,7 @@ import numpy as np
 
 from nnbackend.bench.contestant import Contestant, Parameters, UnsupportedError
 from nnbackend.device import Device, get_device
-from nnbackend.engines import ENGINES, EngineFactory, default_engine, get_engine
+from nnbackend.engines import ENGINES, default_engine, get_engine
 from nnbackend.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -112,19 +112,17 @@ def with_engine(name: str) -> type[NNBackend]:
 
 
 def own_contestants(device: Device, precision: str = "float32") -> dict[str, str]:
-    """Return the contestants that use different engines on a device, with the engines' names.
+    """Return the contestants that run on a device, with their engines' names.
 
     The first one is the default, unless it lacks the precision.
     """
     default = default_engine(device)
-    factories: dict[str, EngineFactory] = {}
+    found = {}
     for name in dict.fromkeys((default, *ENGINES)):
         with contextlib.suppress(InputError, MissingDependencyError):
-            factory = get_engine(name, precision, device)
-            # An alias of an engine does not take part again.
-            if factory not in factories.values():
-                factories[name] = factory
-    return {own_name("auto" if name == default else name): name for name in factories}
+            get_engine(name, precision, device)
+            found[own_name("auto" if name == default else name)] = name
+    return found
 
 
 def own_name(engine: str) -> str:

@@ -22,7 +22,6 @@ THREAD_VARIABLES = frozenset(
         "BLIS_NUM_THREADS",
         "GOTO_NUM_THREADS",
         "MKL_NUM_THREADS",
-        "NUMBA_NUM_THREADS",
         "NUMEXPR_NUM_THREADS",
         "OMP_NUM_THREADS",
         "OMP_THREAD_LIMIT",

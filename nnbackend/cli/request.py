@@ -86,7 +86,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("l1", "STRENGTH", "penalty")
     add("l2", "STRENGTH", "penalty")
     add("clip_norm", "NORM", default="no clipping")
-    add("engine", "NAME", "auto, reference, cpu, cuda")
+    add("engine", "NAME", "auto, native, cuda, reference")
     add("precision", "NAME", "of products, with --engine cuda: float32, tf32, bfloat16")
     add("seed", "N", "of the split and the training")
     add("validation", "SHARE", "of all rows")

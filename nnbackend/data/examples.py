@@ -132,6 +132,7 @@ class Resident:
 
     def __init__(self, data: Data, batch_size: int, shuffle: bool | Callable[[], Any]) -> None:
         self.data, self._batch_size, self._shuffle = data, batch_size, shuffle
+        self._every = np.arange(data.n_samples) if callable(shuffle) else None
         # A full batch has some weight, which was checked before.
         self._is_zero = None if len(self) == 1 else is_zero_weight(data, batch_size)
 
@@ -166,7 +167,7 @@ class Resident:
             order = np.asarray(self._shuffle())  # type: ignore[operator]
         n = self.n_samples
         # A permutation: anything else would leave rows out, or read beyond the data.
-        if order.shape != (n,) or not np.array_equal(np.sort(order), np.arange(n)):
+        if order.shape != (n,) or not (np.sort(order) == self._every).all():
             raise InputError(
                 f"expected the callable to return the numbers 0 to {n - 1} in some order, "
                 f"got an array of shape {order.shape}",

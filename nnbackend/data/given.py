@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -137,10 +138,12 @@ class Native(Given):
 
     def _read(self, names: Sequence[str] | None) -> Array:
         del names
-        if isinstance(self.value, np.ma.MaskedArray) and np.ma.is_masked(self.value):
+        # Asking for it would load numpy.ma, and where it is not loaded, there is no such array.
+        ma = sys.modules.get("numpy.ma")
+        if ma is not None and isinstance(self.value, ma.MaskedArray) and ma.is_masked(self.value):
             raise InputError(
                 f"expected an array without missing values, got a masked array with "
-                f"{int(np.ma.getmaskarray(self.value).sum())} masked; fill them first",
+                f"{int(ma.getmaskarray(self.value).sum())} masked; fill them first",
                 argument=self.name,
             )
         return self.value

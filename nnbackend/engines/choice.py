@@ -97,8 +97,10 @@ def _frames_of_this_package() -> int:
 
 def checked_engine(name: str, engine: Any) -> str:
     """Return the name of an engine, or ``"auto"``; raise if it is another."""
-    lookup(name, engine, dict.fromkeys(("auto", *ENGINES, *ALIASES)))
-    return ALIASES.get(engine, str(engine))
+    known = {"auto": "auto", **{engine: engine for engine in ENGINES}}
+    if isinstance(engine, str):
+        engine = ALIASES.get(engine, engine)
+    return lookup(name, engine, known)
 
 
 def checked_precision(name: str, precision: Any) -> str:

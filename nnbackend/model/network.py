@@ -477,6 +477,12 @@ class Network:
         xp = self._device.xp
 
         def logits(parameters: Array) -> Array:
+            if self._device.kind == "cpu":
+                from nnbackend.engines.native.forward import logits as native_logits
+
+                Z = native_logits(self._structure, parameters, prepared)
+                if Z is not None:
+                    return Z
             weights, biases = self._structure.unflatten(xp, parameters)
             return propagation.logits(
                 xp, self._structure, weights, biases, prepared, self._rows_per_block

@@ -144,7 +144,9 @@ class EpochRunner:
 
     def begin_next(self, seconds_per_epoch: float) -> None:
         """Note the beginning of the next epoch, and how long each of the last ones took."""
-        self.order_state = self._shuffle.bit_generator.state
+        # Only checkpoints need it, and it takes microseconds.
+        if self.keeper is not None:
+            self.order_state = self._shuffle.bit_generator.state
         self._seconds_per_epoch = seconds_per_epoch
 
     def _whole(self, epoch: int) -> Resident | None:

@@ -229,16 +229,19 @@ class Loop:
 
     def _read(self, epochs: Epochs) -> tuple[list[float], float | None, bool]:
         """Read the losses of epochs, and whether all is finite, in one transfer."""
-        xp, losses = self._device.xp, epochs.losses
-        scalars = [losses, xp.reshape(xp.astype(xp.asarray(epochs.is_finite), losses.dtype), (1,))]
-        if self._validation is not None:
-            loss = xp.astype(xp.asarray(self._validation.own_loss()), losses.dtype)
-            scalars.append(xp.reshape(loss, (1,)))
-        values = self._device.to_numpy(xp.concat(scalars)).tolist()
+        own: Any = None if self._validation is None else self._validation.own_loss()
+        if self._device.kind == "cpu":
+            values, is_finite = epochs.losses.tolist(), bool(epochs.is_finite)
+        else:
+            xp, dtype = self._device.xp, epochs.losses.dtype
+            scalars = [epochs.is_finite] if own is None else [epochs.is_finite, own]
+            parts = [xp.reshape(xp.astype(xp.asarray(x), dtype), (1,)) for x in scalars]
+            values = self._device.to_numpy(xp.concat([epochs.losses, *parts])).tolist()
+            own = None if own is None else values.pop()
+            is_finite = bool(values.pop())
         validation_loss = None
         if self._validation is not None:
-            validation_loss = self._validation.loss_of_all(values.pop())
-        is_finite = bool(values.pop())
+            validation_loss = self._validation.loss_of_all(float(own))
         return values, validation_loss, is_finite and math.isfinite(validation_loss or 0.0)
 
     def _record(

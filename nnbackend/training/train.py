@@ -18,6 +18,7 @@ from nnbackend.data.placement import Memory
 from nnbackend.data.stream import Stream
 from nnbackend.device import Device, get_device
 from nnbackend.engines import Problem, Start, default_engine, get_engine
+from nnbackend.engines.choice import checked_engine
 from nnbackend.errors import InputError
 from nnbackend.floating_point import own_errors
 from nnbackend.model.network import Network
@@ -139,14 +140,15 @@ def train(
     clip_value, clip_norm : float, optional
         Clip each element of the gradient to [-clip_value, clip_value]; scale the whole gradient
         down to the norm clip_norm.
-    engine : {"auto", "reference", "cpu", "cuda"}, default "auto"
-        The engine that runs the steps; all engines give the same numbers up to rounding. ``"cpu"``
-        is the fastest one on the CPU. It compiles its kernels with Numba when a kind of network is
-        first trained, which takes seconds, and keeps them in ``~/.cache/nnbackend``. ``"cuda"``
-        plans a network's steps on the GPU, fuses their kernels and replays them as CUDA graphs; it
-        has not run on a GPU yet. Its kernels treat float32 numbers below 1.2e-38 as 0. ``"auto"``
-        is ``"cpu"`` for a network on the CPU and a training of more than some seconds, else
-        ``"reference"``.
+    engine : {"auto", "native", "cuda", "reference"}, default "auto"
+        The engine that runs the steps; all engines give the same numbers up to rounding.
+        ``"reference"`` calls the formulas on arrays. ``"native"`` (or ``"cpu"``, its former name)
+        runs whole epochs in a C library on the CPU; a formula of your own that cannot be recorded
+        is called between the parts of a step. ``"cuda"`` plans a network's steps on the GPU, fuses
+        their kernels and replays them as CUDA graphs; it has not run on a GPU yet. Its kernels
+        treat float32 numbers below 1.2e-38 as 0. ``"auto"`` is ``"native"`` on the CPU, and
+        ``"reference"`` on a GPU, with an iterable of batches, and where the library is missing,
+        which a warning says.
     precision : {"float32", "tf32", "bfloat16"}, default "float32"
         The precision of the matrix products in a float32 network; sums and parameters are always
         float32. ``"tf32"`` and ``"bfloat16"`` round the operands to 10 and 7 bits behind the point,
@@ -268,7 +270,7 @@ def _prepared(
         options.precision, options.loss_by_rows,
     )  # fmt: skip
     found = find_checkpoint(folder, net, options, team)
-    name = _engine_name(examples, problem, options, device, found)
+    name = _engine_name(examples, options, device, found)
     make_engine = get_engine(name, options.precision, device)
     shuffle, dropout = map(np.random.default_rng, np.random.SeedSequence(options.seed).spawn(2))
     engine = make_engine(Start(problem, device, net.parameters, form, dropout, team))
@@ -283,17 +285,13 @@ def _prepared(
 
 
 def _engine_name(
-    examples: Examples,
-    problem: Problem,
-    options: TrainingOptions,
-    device: Device,
-    found: Checkpoint | None,
+    examples: Examples, options: TrainingOptions, device: Device, found: Checkpoint | None
 ) -> str:
-    """Return the name of the engine to use; ``get_engine`` checks the name later."""
+    """Return the name of the engine to use."""
     engine = options.engine
     if found is not None and engine == "auto":
-        # Keep the engine: the meaning of "auto" depends on the number of epochs, which may grow.
-        engine = found.engine_name
+        # Keep the engine, and with it the bits: another machine may mean another one by "auto".
+        engine = checked_engine("engine", found.engine_name)
     if isinstance(examples, Feed):
         if engine not in ("auto", "reference"):
             raise InputError(
@@ -311,8 +309,8 @@ def _engine_name(
         )
     if isinstance(examples, Stream) and engine == "cuda":
         raise InputError(
-            "expected 'auto' or 'reference' with data that is read in blocks, got 'cuda', "
-            "whose steps are planned for data on the GPU",
+            "expected 'auto', 'native' or 'reference' with data that is read in blocks, got "
+            "'cuda', whose steps are planned for data on the GPU",
             argument="engine",
         )
     if engine != "auto":

@@ -285,11 +285,9 @@ def print_formulas(folder: str) -> None:
     import subprocess
 
     paths = [ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
+    printing = "nnbackend.engines.native.printing"
     done = subprocess.run(  # noqa: S603 - our own module
-        [
-            sys.executable, "-B", "-P", "-m", "nnbackend.engines.native.printing", folder,
-            *_MODULES,
-        ],  # fmt: skip
+        [sys.executable, "-B", "-P", "-m", printing, folder, *_MODULES],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,

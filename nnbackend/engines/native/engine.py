@@ -6,7 +6,7 @@ import ctypes
 import math
 import weakref
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
@@ -16,9 +16,15 @@ from nnbackend.core.types import Array
 from nnbackend.engines.base import EngineState
 from nnbackend.engines.native import interface
 from nnbackend.engines.native.formulas import Formulas, record
-from nnbackend.engines.native.interface import NO_CALLBACK, Functions, address, aligned
+from nnbackend.engines.native.interface import (
+    NO_CALLBACK,
+    Functions,
+    address,
+    address_of,
+    aligned,
+)
 from nnbackend.engines.native.library import library
-from nnbackend.engines.native.threads import n_threads
+from nnbackend.engines.native.threads import threads_worth
 from nnbackend.engines.tracing.formulas import coefficient_table, is_label_target
 from nnbackend.parallel import Share
 
@@ -35,13 +41,16 @@ _Array = np.ndarray[Any, Any]
 
 _TRAIN, _LOSS, _GRADIENT, _LOGITS = range(4)
 _REDUCE, _ACTIVATE, _PULL_BACK, _OUTPUT_LOSS, _UPDATE = range(5)
+# C takes whole, aligned arrays.
+_PLAIN: tuple[Literal["C"], Literal["A"]] = "C", "A"
+
+_WRONG_ROWS = 2  # why a run has failed; 1: an answer has
 _REDUCTIONS = {"nothing": 0, "sum": 1, "max": 2}
 
 # A call of the library goes on for so long before Python looks for signals.
 _SECONDS_PER_CALL = 0.05
 
-# Networks whose layers are all this narrow hold one unit per row, so that examples fill vectors.
-_NARROW = 16
+# With fewer examples, rows of a layer's units fill vectors as well.
 _LEAST_BATCH_OF_NARROW = 32
 
 
@@ -79,12 +88,14 @@ class NativeEngine:
             self._callback = _callback(self._calls, self._labels)
         self._network = self._new(problem, formulas)
         self._step = 0
-        self._totals = np.zeros(2)
+        self._totals, self._no_totals = np.zeros(2), np.zeros(2)
+        self._totals_address = address_of(self._totals)
+        self._no_totals_address = address_of(self._no_totals)
         self._sizes = structure.layer_sizes
         finalizer = weakref.finalize(self, self._functions.free, self._network)
         # When Python ends, a daemon thread may still be in the library.
         finalizer.atexit = False
-        self._columns_of: list[tuple[Data, dict[str, Any]]] = []
+        self._columns_of: list[tuple[Data, interface.Run, Any]] = []
 
     def _allocate(self, problem: Problem, start: Start) -> None:
         n = problem.objective.structure.n_parameters
@@ -125,13 +136,14 @@ class NativeEngine:
             if index < len(structure.hidden):
                 rate = structure.dropout[index]
                 kind = structure.hidden[index], rate > 0.0
-                layers[index].activate, layers[index].pull_back, layers[index].in_place = kinds[kind]
-                layers[index].dropout = rate
+                layer = layers[index]
+                layer.activate, layer.pull_back, layer.in_place = kinds[kind]
+                layer.dropout = rate
         clips = (interface.PassSpec * max(len(formulas.clips), 1))()
         for index, (program, reduction) in enumerate(formulas.clips):
             clips[index].program, clips[index].reduction = place(program), _REDUCTIONS[reduction]
         loss, penalize, update = map(place, (formulas.loss, formulas.penalize, formulas.update))
-        is_narrow = max(sizes) <= _NARROW and batch >= _LEAST_BATCH_OF_NARROW
+        is_narrow = max(sizes) <= interface.NARROW and batch >= _LEAST_BATCH_OF_NARROW
         table = (interface.ProgramSpec * len(programs))(*programs)
         n = structure.n_parameters
         # An update that is not recorded may have any state.
@@ -168,34 +180,40 @@ class NativeEngine:
             next_double=ctypes.cast(random.next_double, ctypes.c_void_p),
         )
         self._kept = kept, layers, table, clips, state, random
-        threads = 1 if formulas.unrecorded or spec.features_major else n_threads(problem)
-        network = self._functions.new(ctypes.byref(spec), threads)
+        # Only one thread may call Python, or fill a tile.
+        is_alone = formulas.unrecorded or spec.features_major
+        self._n_threads = 1 if is_alone else threads_worth(structure, batch)
+        network = self._functions.new(ctypes.byref(spec), self._n_threads)
         if not network:
             raise MemoryError("the training's buffers do not fit the memory")
         return int(network)
 
-    def _columns(self, data: Data) -> dict[str, Any]:
-        """Return the addresses of data as the library takes it, and the arrays themselves."""
-        for known, columns in self._columns_of:
+    def _columns(self, data: Data) -> interface.Run:
+        """Return a run on data; it holds the addresses of the arrays, and its owner the arrays."""
+        for known, run, _ in self._columns_of:
             if known is data:
-                return columns
+                return run
         n, dtype = data.n_samples, self._dtype
-        X = np.require(data.X, None, ["C", "A"])
-        y = np.require(data.y, np.int64 if self._labels else dtype, ["C", "A"])
-        columns = {
-            "X": address(X, dtype, (n, self._sizes[0])),
-            "label" if self._labels else "y": address(
-                y, y.dtype, (n,) if y.ndim == 1 else (n, self._sizes[-1])
-            ),
-        }
-        kept = [X, y]
+        X = np.require(data.X, None, _PLAIN)
+        y = np.require(data.y, np.int64 if self._labels else dtype, _PLAIN)
+        run = interface.Run(
+            X=address(X, dtype, (n, self._sizes[0])),
+            n_rows=n,
+            n_threads=self._n_threads,
+            call=self._callback,
+            seconds=_SECONDS_PER_CALL,
+        )
+        if self._labels:
+            run.label = address(y, np.int64, (n,))
+        else:
+            run.y = address(y, dtype, (n, self._sizes[-1]) if y.ndim == 2 else (n,))
+        weight = None
         if data.sample_weight is not None:
-            kept.append(np.require(data.sample_weight, None, ["C", "A"]))
-            columns["weight"] = address(kept[-1], dtype, (n,))
+            weight = np.require(data.sample_weight, None, _PLAIN)
+            run.weight = address(weight, dtype, (n,))
         # The training data, and the data of validation.
-        self._columns_of = [*self._columns_of[-1:], (data, columns)]
-        columns["kept"] = kept
-        return columns
+        self._columns_of = [*self._columns_of[-1:], (data, run, (X, y, weight))]
+        return run
 
     @property
     def parameters(self) -> Array:
@@ -235,19 +253,16 @@ class NativeEngine:
     ) -> tuple[Array, Array]:
         """Run whole epochs, or a part of one; see ``Engine.run``."""
         losses = np.empty(len(rates))
-        self._check_rates(data.n_samples if orders is None else len(orders[0]), rates)
-        table = coefficient_table(self._problem.optimizer, rates, self._step)
-        with np.errstate(over="ignore"):
-            coefficients = table.astype(self._dtype)
+        table = coefficient_table(self._problem.optimizer, rates, self._step, self._dtype)
         rows = None
         if orders is not None:
-            rows = np.stack([np.asarray(order, np.int64) for order in orders])
-            if rows.size and not 0 <= rows.min() <= rows.max() < data.n_samples:
-                raise IndexError("an order names rows that the data lacks")
+            rows = np.asarray(orders[0] if len(orders) == 1 else orders, np.int64, order="C")
+            rows = rows.reshape(len(rates), -1)
+        self._check_rates(data.n_samples if rows is None else rows.shape[1], rates)
         if self._team is None or not rates[0]:
-            done, is_finite = self._run(_TRAIN, data, rows, len(rates), losses, coefficients, ends)
+            done, is_finite = self._run(_TRAIN, data, rows, losses, table, ends=ends)
         else:
-            done, is_finite = self._run_shares(data, rows, losses, coefficients, ends=ends)
+            done, is_finite = self._run_shares(data, rows, losses, table, ends=ends)
         return losses[: done if ends else 0], np.asarray(is_finite)
 
     def _check_rates(self, n_samples: int, rates: Sequence[Sequence[float]]) -> None:
@@ -270,7 +285,7 @@ class NativeEngine:
             self._calls.share = part = Share.of(self._team, len(batch))
             is_end = ends and number == len(coefficients)
             done, is_finite = self._run(
-                _TRAIN, data, batch[None, part.rows], 1, losses, row[None], is_end
+                _TRAIN, data, batch[None, part.rows], losses, row[None], ends=is_end
             )
         return done, is_finite
 
@@ -279,41 +294,24 @@ class NativeEngine:
         mode: int,
         data: Data,
         rows: _Array | None,
-        n_epochs: int,
         losses: _Array,
-        coefficients: _Array | None,
-        ends: bool,
-        totals: _Array | None = None,
-        logits: _Array | None = None,
+        coefficients: _Array,
+        *,
+        ends: bool = True,
     ) -> tuple[int, bool]:
         """Run the library until it is done; return the finished epochs, and whether all is finite."""
-        columns = self._columns(data)
+        run, n_epochs = self._columns(data), len(losses)
         n_samples = data.n_samples if rows is None else rows.shape[1]
-        run = interface.Run(
-            mode=mode,
-            X=columns["X"],
-            y=columns.get("y"),
-            weight=columns.get("weight"),
-            label=columns.get("label"),
-            order=None if rows is None else address(rows, np.int64, (n_epochs, n_samples)),
-            n_samples=n_samples,
-            n_epochs=n_epochs,
-            ends=ends,
-            losses=losses.ctypes.data,
-            totals=(self._totals if totals is None else totals).ctypes.data,
-            call=self._callback,
-            seconds=_SECONDS_PER_CALL,
-        )
-        if logits is not None:
-            run.logits = address(logits, self._dtype, (n_samples, self._sizes[-1]), writes=True)
-        if coefficients is not None:
-            coefficients = np.ascontiguousarray(coefficients)
-            run.coefficients = coefficients.ctypes.data
-            self._calls.coefficients = coefficients
-        share = self._calls.share
+        run.mode, run.n_samples, run.n_epochs, run.ends = mode, n_samples, n_epochs, ends
+        run.order = None if rows is None else address(rows, np.int64, (n_epochs, n_samples))
+        run.losses, run.coefficients = address_of(losses), address_of(coefficients)
+        run.totals = self._totals_address if mode == _TRAIN else self._no_totals_address
+        run.epoch = run.start = run.step = run.is_over = run.has_failed = 0
+        calls, before, call = self._calls, self._step, self._functions.run
+        calls.coefficients, share = coefficients, calls.share if mode == _TRAIN else None
+        run.reduces = share is not None
         if share is not None:
-            run.batch_rows, run.first_row, run.reduces = share.n, share.rows.start, True
-        before, call = self._step, self._functions.run
+            run.batch_rows, run.first_row = share.n, share.rows.start
         # A signal's handler may raise between two calls.
         while not (run.is_over or run.has_failed):
             try:
@@ -322,18 +320,20 @@ class NativeEngine:
                 if mode == _TRAIN:
                     self._step = before + run.step
         if run.has_failed:
-            self._raise()
+            self._raise(run.has_failed)
         return run.epoch, bool(run.is_finite)
 
-    def _raise(self) -> None:
-        """Raise what an answer to the library raised."""
+    def _raise(self, reason: int) -> NoReturn:
+        """Raise what an answer to the library raised, or what the library refused."""
+        if reason == _WRONG_ROWS:
+            raise IndexError("an order names rows that the data lacks")
         error, self._calls.error = self._calls.error, None
         if self._calls.is_updating:
             self.restore(self._finite)
             self._calls.is_updating = False
         if error is None:
             # Only a signal's handler raises where an answer cannot catch it.
-            self._callback = _callback(self._calls, self._labels)
+            self._callback, self._columns_of = _callback(self._calls, self._labels), []
             raise KeyboardInterrupt
         try:
             raise error
@@ -362,12 +362,9 @@ class NativeEngine:
                 return objective.data_loss(
                     self._xp, self._parameters, data.X, data.y, data.sample_weight
                 )
-        losses, share = np.empty(1), self._calls.share
-        self._calls.share = None
-        try:
-            self._run(_LOSS, data, None, 1, losses, None, True, totals=np.zeros(2))
-        finally:
-            self._calls.share = share
+        losses = np.empty(1)
+        self._no_totals[:] = 0.0
+        self._run(_LOSS, data, None, losses, np.empty((0, 0), self._dtype))
         return losses[0, ...]
 
 

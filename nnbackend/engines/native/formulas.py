@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nnbackend.core.activations import Activation
 from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, penalty_elements
@@ -14,6 +15,7 @@ from nnbackend.engines.tracing.formulas import (
     element,
     hidden_kinds,
     is_in_place,
+    is_own,
     is_rowwise,
     loss_elements,
     recorded,
@@ -23,7 +25,7 @@ from nnbackend.engines.tracing.formulas import (
 if TYPE_CHECKING:
     from nnbackend.engines.base import Problem
 
-__all__ = ["Formulas", "Pass", "record"]
+__all__ = ["Formulas", "Pass", "activation_program", "record"]
 
 _ROW, _COLUMN = "row", "column"
 
@@ -71,8 +73,34 @@ class Formulas(NamedTuple):
     unrecorded: list[str]
 
 
+# The programs of the package's own formulas, since recording them takes longer than a short
+# training: as many kinds of problems as a search goes through at a time.
+_MOST_KNOWN = 64
+_KNOWN: dict[Any, Formulas] = {}
+
+
 def record(problem: Problem, dtype: str, *, labels: bool) -> Formulas:
     """Return the programs of a problem whose targets are labels or rows."""
+    objective, optimizer, kinds = problem.objective, problem.optimizer, hidden_kinds(problem)
+    activations = [activation for activation, _ in kinds]
+    entries: list[Any] = [*activations, objective.loss, optimizer]
+    if not all(map(is_own, entries)):
+        return _record(problem, dtype, labels=labels)
+    # The learning rate, which may be a schedule, is no number of the update.
+    numbers = [(k, v) for k, v in vars(optimizer).items() if k != "learning_rate"]
+    key = (
+        *kinds, dtype, labels, objective.structure.output, objective.loss, objective.l1,
+        objective.l2, type(optimizer), *numbers, problem.clip_value, problem.clip_norm,
+    )  # fmt: skip
+    known = _KNOWN.get(key)
+    if known is None:
+        if len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.clear()
+        known = _KNOWN[key] = _record(problem, dtype, labels=labels)
+    return known
+
+
+def _record(problem: Problem, dtype: str, *, labels: bool) -> Formulas:
     unrecorded: list[str] = []
 
     def program(what: str, make: Callable[[], Program]) -> Program | None:
@@ -89,11 +117,11 @@ def record(problem: Problem, dtype: str, *, labels: bool) -> Formulas:
         hidden[kind] = (
             program(
                 f"the activation {activation.name!r}",
-                lambda a=activation, d=drops, i=in_place[kind]: _activate(dtype, a, d, i),
+                partial(_activate, dtype, activation, drops, in_place[kind]),
             ),
             program(
                 f"the derivative of {activation.name!r}",
-                lambda a=activation, d=drops: _pull_back(dtype, a, d),
+                partial(_pull_back, dtype, activation, drops),
             ),
         )
     loss = program("the loss", lambda: _loss(problem, dtype, labels))
@@ -101,6 +129,12 @@ def record(problem: Problem, dtype: str, *, labels: bool) -> Formulas:
     is_penalized = problem.objective.is_penalized
     penalize = _penalize(problem, dtype) if is_penalized else None
     return Formulas(hidden, in_place, loss, penalize, _clips(problem, dtype), update, unrecorded)
+
+
+@cache
+def activation_program(activation: Activation, dtype: str) -> Program:
+    """Return the program of an activation of the package, which overwrites the pre-activations."""
+    return _activate(dtype, activation, drops=False, in_place=True)
 
 
 def _elementwise(value: object) -> Symbol:
@@ -127,7 +161,7 @@ def _pull_back(dtype: str, activation: Activation, drops: bool) -> Program:
 
 
 def _loss(problem: Problem, dtype: str, labels: bool) -> Program:
-    xp = Recorder(dtype)
+    xp = Recorder(dtype, narrows=is_own(problem.objective.loss))
     share = xp.symbol("share", extent=_COLUMN)
     loss, dZ = loss_elements(xp, problem.objective, xp.symbol("z"), "label", labels=labels)
     outputs = [

@@ -12,6 +12,7 @@ from nnbackend.engines.native.program import Program
 
 __all__ = [
     "CALLBACK",
+    "NARROW",
     "NO_CALLBACK",
     "Functions",
     "LayerSpec",
@@ -21,6 +22,7 @@ __all__ = [
     "Run",
     "Spec",
     "address",
+    "address_of",
     "aligned",
     "functions",
     "program_spec",
@@ -29,6 +31,9 @@ __all__ = [
 _Array = np.ndarray[Any, Any]
 
 _SIZE, _POINTER, _REAL = ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_double
+
+# Networks whose layers are all this narrow hold one unit per row, so that examples fill vectors.
+NARROW = 16
 
 
 def _structure(*fields: tuple[str, Any]) -> Any:
@@ -90,9 +95,9 @@ class Run(ctypes.Structure):
     _fields_ = _structure(
         ("mode", _SIZE),
         ("X y weight label order", _POINTER),
-        ("n_samples n_epochs ends", _SIZE),
-        ("coefficients losses totals logits", _POINTER),
-        ("batch_rows first_row reduces", _SIZE),
+        ("n_rows n_samples n_epochs ends", _SIZE),
+        ("coefficients losses totals parameters logits", _POINTER),
+        ("n_threads batch_rows first_row reduces", _SIZE),
         ("call", CALLBACK),
         ("seconds", _REAL),
         ("epoch start step is_over has_failed is_finite", _SIZE),
@@ -142,14 +147,20 @@ def address(array: _Array, dtype: Any, shape: tuple[int, ...], *, writes: bool =
         )
     if writes and not flags.writeable:
         raise ValueError("expected an array that can be written, got one that is read-only")
-    return array.ctypes.data
+    return address_of(array)
+
+
+def address_of(array: _Array) -> int:
+    """Return the address of an array's memory."""
+    # Several times as fast as array.ctypes.data, which makes an object first.
+    return int(array.__array_interface__["data"][0])
 
 
 def aligned(n: int, dtype: Any) -> _Array:
     """Return zeros (n,) that begin with a cache line."""
     dtype = np.dtype(dtype)
     memory = np.zeros(n * dtype.itemsize + 64, np.uint8)
-    start = -memory.ctypes.data % 64
+    start = -address_of(memory) % 64
     return memory[start : start + n * dtype.itemsize].view(dtype)
 
 

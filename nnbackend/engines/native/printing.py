@@ -28,7 +28,7 @@ from nnbackend.core.optimizers import SGD, Optimizer
 from nnbackend.core.structure import Structure
 from nnbackend.engines.base import Problem
 from nnbackend.engines.native.formulas import record
-from nnbackend.engines.native.program import OPERATIONS, Program
+from nnbackend.engines.native.program import Program
 from nnbackend.errors import InputError
 
 __all__ = ["kernels", "problems", "programs"]
@@ -115,12 +115,23 @@ _REDUCTIONS = {"max": ("-INFINITY", "larger({0}, {1})"), "sum": ("-0.0", "{0} + 
 _EXPENSIVE = {"/", "exp", "expm1", "log", "log1p", "tanh", "sqrt"}
 
 
+_UNITS = "for (intptr_t unit = 0; unit < units; unit++) {"
+
+
 class _Value(NamedTuple):
     """An instruction; its operands are arrays ``x0``, numbers ``n0`` and other values ``v0``."""
 
     operation: str
     extent: int
     operands: tuple[str, ...]
+
+
+class _Plan(NamedTuple):
+    """What a loop over units loads: arrays, and values of earlier loops; and what it computes."""
+
+    arrays: list[str]
+    kept: list[str]
+    computed: list[str]
 
 
 class _Kernel:
@@ -163,10 +174,10 @@ class _Kernel:
             "    intptr_t rows, REAL *scratch) {",
             "(void)arrays, (void)numbers, (void)units, (void)rows, (void)scratch;",
             *(f"REAL *const p{k} = arrays[{k}]; (void)p{k};" for k in range(len(self._extents))),
-            *map(self._number, self._numbers()),
+            *map(self._number, self._used("n")),
             *self._of(_NUMBER),
             "for (intptr_t i = 0; i < rows; i += LANES) {",
-            *(self._load(x) for x, extent in self._extents.items() if extent == _COLUMN),
+            *(self._load(x) for x in self._used("x") if self._extents[x] == _COLUMN),
         ]
         for number, plan in enumerate(plans):
             lines += self._of(_COLUMN, number)
@@ -175,7 +186,7 @@ class _Kernel:
                 f"V {v} = all_of((REAL){_REDUCTIONS[self._values[v].operation][0]});"
                 for v in reductions
             ]
-            lines += ["{" if self._program.is_flat else "for (intptr_t unit = 0; unit < units; unit++) {"]
+            lines += ["{" if self._program.is_flat else _UNITS]
             lines += map(self._load, plan.arrays)
             lines += [f"const V {v} = load({places[v]});" for v in plan.kept]
             for v in plan.computed:
@@ -196,12 +207,12 @@ class _Kernel:
     def _plans(self, outputs: list[str]) -> list[_Plan]:
         """Return what each loop over units loads and computes; the last one stores the outputs."""
         reductions = list(filter(self._reduces, self._values))
-        n_loops = max(
-            [1, *(self._loops[v] for v in reductions), *(self._loops.get(v, 0) + 1 for v in outputs)]
-        )
+        loops = [self._loops[v] for v in reductions]
+        n_loops = max([1, *loops, *(self._loops.get(v, 0) + 1 for v in outputs)])
         plans: list[_Plan] = []
         for number in range(n_loops):
-            roots = [self._values[v].operands[0] for v in reductions if self._loops[v] == number + 1]
+            reduced = [v for v in reductions if self._loops[v] == number + 1]
+            roots = [self._values[v].operands[0] for v in reduced]
             plan = _Plan([], [], [])
             before = {v for earlier in plans for v in earlier.computed}
             self._need([*roots, *(outputs if number == n_loops - 1 else [])], before, plan)
@@ -241,9 +252,10 @@ class _Kernel:
             if self._values[name].extent == extent and not self._reduces(name)
         ]
 
-    def _numbers(self) -> list[str]:
+    def _used(self, letter: str) -> list[str]:
+        """Return the arrays or numbers that the function reads."""
         used = [entry for value in self._values.values() for entry in value.operands]
-        return [x for x in dict.fromkeys([*used, *self._outputs.values()]) if x[0] == "n"]
+        return [x for x in dict.fromkeys([*used, *self._outputs.values()]) if x[0] == letter]
 
     def _number(self, name: str) -> str:
         index = int(name[1:])
@@ -257,7 +269,7 @@ class _Kernel:
         return f"p{array[1:]} + i" + " + unit * rows" * per_unit
 
     def _load(self, array: str) -> str:
-        return f"const V {array} = load({self._address(array)}); (void){array};"
+        return f"const V {array} = load({self._address(array)});"
 
     def _compute(self, name: str) -> str:
         operation, _, operands = self._values[name]
@@ -265,14 +277,6 @@ class _Kernel:
             return f"const V {name} = all_of((REAL)unit);"
         three = ", ".join((operands * 3)[:3])
         return f"const V {name} = apply_{_NAMES.get(operation, operation.upper())}({three});"
-
-
-class _Plan(NamedTuple):
-    """What a loop over units loads: arrays, and values of earlier loops; and what it computes."""
-
-    arrays: list[str]
-    kept: list[str]
-    computed: list[str]
 
 
 def print_kernels(modules: Sequence[ModuleType] = ()) -> str:

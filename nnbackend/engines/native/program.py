@@ -1,11 +1,12 @@
 """Turn recorded formulas into programs: lists of vector operations, which the library runs.
 
-A program works on a block of numbers with (units, rows) elements, rows contiguous: for formulas that
-work element by element any flat array is such a block with one unit; for a loss, a block holds the
-outputs of some examples, one example per column. Its registers are arrays of three extents: full
-(units, rows); a column, one number per example, (rows,); a number, the same for all. The library
-executes one operation after another, each over the whole block, which stays in the first-level
-cache; ``printing.py`` prints the same operations as one loop of C for the formulas of the package.
+A program works on a block of numbers with (units, rows) elements, rows contiguous: for formulas
+that work element by element any flat array is such a block with one unit; for a loss, a block
+holds the outputs of some examples, one example per column. Its registers are arrays of three
+extents: full (units, rows); a column, one number per example, (rows,); a number, the same for all.
+The library executes one operation after another, each over the whole block, which stays in the
+first-level cache; ``printing.py`` prints the same operations as one loop of C for the formulas of
+the package.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["OPERATIONS", "Instruction", "Program"]
 
 # In the order of the library's enumeration: see program.h.
 OPERATIONS = (
-    "+", "-", "*", "/", "neg", "<", "<=", ">", ">=", "==", "!=", "where", "maximum", "minimum",
+    "/", "+", "-", "*", "neg", "<", "<=", ">", ">=", "==", "!=", "where", "maximum", "minimum",
     "multiply_add", "multiply_subtract", "subtract_product", "exp", "expm1", "log", "log1p", "tanh",
     "sqrt", "abs", "copy", "index", "max", "sum",
 )  # fmt: skip
@@ -135,7 +136,7 @@ class Program:
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
     def _emit(self) -> None:
-        """Write the instructions of all outputs, reusing registers whose value is not read again."""
+        """Write the instructions of all outputs, reusing registers that are not read again."""
         expressions = [expression for _, expression in self._outputs]
         nodes = list(walk(expressions, self._known))
         self._note_extents(nodes)
@@ -261,9 +262,7 @@ class Program:
             return "multiply_subtract" if split[3] else "subtract_product"
         return "index" if node.operation == "input" else node.operation
 
-    def _last_uses(
-        self, order: Sequence[Symbol], products: Mapping[int, Symbol]
-    ) -> dict[int, int]:
+    def _last_uses(self, order: Sequence[Symbol], products: Mapping[int, Symbol]) -> dict[int, int]:
         last = {node.key: position for position, node in enumerate(order)}
         for position, node in enumerate(order):
             for entry in self._operands(node, products):

@@ -8,9 +8,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nnbackend.engines.base import Problem
+    from nnbackend.core.structure import Structure
 
-__all__ = ["n_threads"]
+__all__ = ["threads_worth"]
 
 # A thread is worth starting for so many operations of a step, and so many rows of a batch.
 _FLOPS_PER_THREAD = 4e6
@@ -19,21 +19,20 @@ _ROWS_PER_THREAD = 16
 _CONTROL_GROUP = "/sys/fs/cgroup"
 
 
-def n_threads(problem: Problem) -> int:
+def threads_worth(structure: Structure, batch_size: int) -> int:
     """Return how many threads run a step: no more than are allowed, nor than its work is worth.
 
     The limit is that of the BLAS libraries in this process, which take theirs from the environment
     (``OMP_NUM_THREADS`` and the like) and from ``threadpoolctl``, and the processors that this
     process may use, at most as many as its container gets the time of.
     """
-    structure = problem.objective.structure
-    flops = sum(6 * problem.batch_size * n_in * n_out for n_in, n_out in structure.weight_shapes)
-    worth = min(flops // _FLOPS_PER_THREAD, problem.batch_size // _ROWS_PER_THREAD)
+    flops = sum(6 * batch_size * n_in * n_out for n_in, n_out in structure.weight_shapes)
+    worth = min(flops // _FLOPS_PER_THREAD, batch_size // _ROWS_PER_THREAD)
     return 1 if worth < 2 else min(int(worth), _limit())
 
 
 def _limit() -> int:
-    blas = [library.get_num_threads() for library in _blas_libraries()]
+    blas: list[int] = [library.get_num_threads() for library in _blas_libraries()]
     return max(1, min([_processors(), *(count for count in blas if count)]))
 
 

@@ -1,1 +1,1 @@
-"""Record the formulas of ``core`` as expressions and print them. Begin with ``expression.py``."""
+"""Record the formulas of ``core`` as expressions. Begin with ``expression.py``."""

@@ -1,10 +1,10 @@
-"""Record core functions as expressions, which ``printer.py`` prints as loops of another language.
+"""Record core functions as expressions, which engines print as code or run as programs.
 
 The element-wise functions of ``core`` use arithmetic, comparisons and few functions of their
 namespace. Called with a ``Recorder`` as namespace and ``Symbol`` arguments, they record expressions
-instead of computing; equal sub-expressions become one node. ``Printer`` turns the nodes into
-statements. A reduction over the last axis (softmax's maximum and sum, a norm) is a node that is
-constant within a row; it is printed as a separate loop before the loops that use it.
+instead of computing; equal sub-expressions become one node. A reduction over the last axis
+(softmax's maximum and sum, a norm) is a node that is constant within a row; it takes a separate
+loop before the loops that use it.
 
 An expression means the same as the formula on NumPy arrays, including promotion of dtypes and
 broadcasting. Operations that are not modelled here raise ``NotImplementedError``; the formula then
@@ -209,6 +209,9 @@ class Recorder:
     ----------
     dtype : {"float32", "float64"}
         The dtype of real arrays.
+    narrows : bool, default False
+        Whether what a formula computes in float64 may be computed in ``dtype``. That rounds more,
+        and overflows earlier, so it is for formulas that are known.
 
     Attributes
     ----------
@@ -218,8 +221,9 @@ class Recorder:
 
     pi, e, inf, nan = math.pi, math.e, math.inf, math.nan
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, dtype: str, *, narrows: bool = False) -> None:
         self.name = dtype
+        self._narrows = narrows
         self._nodes: dict[tuple[Any, ...], Symbol] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -350,7 +354,7 @@ class Recorder:
         """Record a conversion to the same type, or of truth values to real numbers."""
         if not isinstance(x, Symbol):
             raise _refusal("the conversion of what is no array")
-        if x.dtype == dtype:
+        if x.dtype == dtype or (self._narrows and dtype == _DType("float64") and x.kind == "real"):
             return x
         if x.kind != "bool" or dtype != _DType(self.name):
             raise _refusal(f"a conversion from {x.kind} to another dtype")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnbackend.core.activations import Activation, is_built_in
-from nnbackend.core.losses import LOSSES
-from nnbackend.core.optimizers import OPTIMIZERS, Optimizer
+from nnbackend.core.losses import Loss
+from nnbackend.core.optimizers import Optimizer
 from nnbackend.core.propagation import output_elements
 from nnbackend.device import Device
 from nnbackend.engines.tracing.expression import Recorder, Symbol, description, walk
@@ -29,6 +29,7 @@ __all__ = [
     "hidden_kinds",
     "is_in_place",
     "is_label_target",
+    "is_own",
     "is_rowwise",
     "keeps_zero",
     "loss_elements",
@@ -65,17 +66,24 @@ def fingerprint(problem: Problem, dtype: str, *, labels: bool) -> tuple[Any, ...
     calls: list[Callable[[], Sequence[Symbol]]] = [
         call
         for entry, _ in hidden_kinds(problem)
-        if not is_built_in(entry)
+        if not is_own(entry)
         for call in (
             lambda entry=entry: [element(entry.function(xp, Z))],
             lambda entry=entry: [element(1.0 * Z * entry.derivative(xp, Z, A))],
         )
     ]
-    if type(objective.loss) not in LOSSES.values():
+    if not is_own(objective.loss):
         calls.append(lambda: loss_elements(xp, objective, Z, "y", labels=labels))
-    if type(problem.optimizer) not in OPTIMIZERS.values():
+    if not is_own(problem.optimizer):
         calls.append(lambda: [value for _, value in update_elements(xp, problem, Z, A, "k")])
     return tuple(map(_description, calls))
+
+
+def is_own(formula: Activation | Loss | Optimizer) -> bool:
+    """Whether a formula is one of the package, which reads its arguments and attributes alone."""
+    if isinstance(formula, Activation):
+        return is_built_in(formula)
+    return type(formula).__module__.partition(".")[0] == "nnbackend"
 
 
 def _description(call: Callable[[], Sequence[Symbol]]) -> tuple[Any, ...] | None:
@@ -109,14 +117,16 @@ def keeps_zero(optimizer: Optimizer) -> bool:
 
 
 def coefficient_table(
-    optimizer: Optimizer, rates: Sequence[Sequence[float]], steps_taken: int
+    optimizer: Optimizer, rates: Sequence[Sequence[float]], steps_taken: int, dtype: Any = np.float64
 ) -> np.ndarray[Any, Any]:
     """Return the coefficients (n_steps, n_coefficients) of the steps of the next epochs."""
-    flat = np.asarray(rates, np.float64).reshape(-1)
+    flat = np.asarray(rates[0] if len(rates) == 1 else rates, np.float64).reshape(-1)
     columns = optimizer.coefficients(flat, np.arange(steps_taken + 1, steps_taken + 1 + flat.size))
-    table = np.empty((flat.size, len(columns)))
-    for index, column in enumerate(columns):
-        table[:, index] = column
+    table = np.empty((flat.size, len(columns)), dtype)
+    # A rate may be too large for the dtype: it becomes infinite.
+    with np.errstate(over="ignore"):
+        for index, column in enumerate(columns):
+            table[:, index] = column
     return table
 
 

@@ -16,8 +16,12 @@
 /* Elements of a layer's activations that fit a core's second-level cache. */
 #define CACHED_ELEMENTS ((intptr_t)1 << 17)
 
-/* From this many elements on, a weight matrix is packed for its products. */
-#define LARGE_MATRIX 8192
+/* Beyond this many elements, a weight matrix is packed for its products: it leaves no room in the
+ * second-level cache. */
+#define LARGE_MATRIX ((intptr_t)1 << 18)
+
+/* Sums over more examples than this are taken from packed rows. */
+#define LONG_SUM 256
 
 typedef struct {
     intptr_t n_in, n_out;
@@ -42,7 +46,7 @@ typedef struct {
     intptr_t n_clips;
     const PassSpec *clips;
     intptr_t penalty_per_sample, by_rows, n_state, n_coefficients;
-    REAL *parameters, *gradient, *finite;
+    REAL *parameters, *gradient, *finite; /* gradient: NULL if the network only predicts */
     REAL *const *state;
     void *random; /* a generator of NumPy */
     uint32_t (*next_uint32)(void *);
@@ -54,10 +58,11 @@ typedef struct {
     const Program *activate, *pull_back;
     intptr_t is_large;
     REAL rate, kept;
-    REAL *W, *b, *gW, *gb;  /* in the vectors of parameters and gradient */
+    const REAL *W, *b; /* in the vector of parameters */
+    REAL *gW, *gb;     /* in that of the gradient, if there is one */
     REAL *Z, *A, *H, *M, *D; /* pre-activations, activations, dropped ones, mask, gradient */
     REAL *transposed;       /* W^T, in panels if it is large */
-    REAL *panels, *dZ_panels, *turned;
+    REAL *panels, *dZ_panels;
     double *penalties; /* of groups of 16 rows */
 } Layer;
 
@@ -121,14 +126,16 @@ static const Program *program_of(const Network *net, intptr_t index) {
     return index < 0 ? NULL : net->spec.programs + index;
 }
 
-static void place_parameters(Network *net) {
+/* Let the layers' weights and biases be those in a vector. */
+static void place_parameters(Network *net, const REAL *parameters) {
     intptr_t start = 0;
     for (intptr_t l = 0; l < net->spec.n_layers; l++) {
         Layer *layer = net->layers + l;
-        layer->W = net->spec.parameters + start, layer->gW = net->spec.gradient + start;
-        start += layer->n_in * layer->n_out;
-        layer->b = net->spec.parameters + start, layer->gb = net->spec.gradient + start;
-        start += layer->n_out;
+        const intptr_t biases = start + layer->n_in * layer->n_out;
+        layer->W = parameters + start, layer->b = parameters + biases;
+        if (net->spec.gradient)
+            layer->gW = net->spec.gradient + start, layer->gb = net->spec.gradient + biases;
+        start = biases + layer->n_out;
     }
     net->n_parameters = start;
 }
@@ -150,18 +157,15 @@ static void reserve_layer(Network *net, intptr_t l) {
         layer->rate = (REAL)given->dropout;
         layer->kept = (REAL)1 / (REAL)(1.0 - given->dropout);
         if (given->dropout > 0) layer->H = reals(net, n), layer->M = reals(net, n);
-        layer->D = reals(net, n);
+        if (net->spec.gradient) layer->D = reals(net, n);
     }
     layer->penalties = reserve(net, (p / 16 + 1) * (intptr_t)sizeof(double));
     if (net->spec.features_major) return;
-    layer->is_large = p * q >= LARGE_MATRIX;
-    /* Few units waste most of a vector. */
-    const int is_turned = 2 * round_up(q, LANES) >= 3 * q && p >= q;
-    if (is_turned) layer->turned = reals(net, p * q);
+    layer->is_large = p * q > LARGE_MATRIX;
+    if (layer->is_large) layer->panels = reals(net, panels_size(p, q));
+    if (!net->spec.gradient) return;
     if (l > 0) layer->transposed = reals(net, layer->is_large ? panels_size(q, p) : p * q);
-    if (!layer->is_large) return;
-    layer->panels = reals(net, panels_size(p, q));
-    if (!is_turned) layer->dZ_panels = reals(net, panels_size(rows, q));
+    if (rows > LONG_SUM && q > 2 * PANEL_WIDTH) layer->dZ_panels = reals(net, panels_size(rows, q));
 }
 
 /* Return the rows of a block of the loss, whose outputs stay in the first-level cache. */
@@ -201,10 +205,7 @@ EXPORT Network *NAME(nnbackend_new)(const Spec *spec, intptr_t n_threads) {
         net->layers[l].n_in = spec->layers[l].n_in, net->layers[l].n_out = spec->layers[l].n_out;
         net->widest = most(net->widest, most(spec->layers[l].n_in, spec->layers[l].n_out));
     }
-    place_parameters(net);
-    /* The length of a row, of which labels are smoothed. */
-    if (spec->loss >= 0)
-        set_number(program_of(net, spec->loss), 0, (REAL)net->layers[spec->n_layers - 1].n_out);
+    place_parameters(net, spec->parameters);
     for (intptr_t l = 0; l < spec->n_layers; l++) reserve_layer(net, l);
     net->X = reals(net, batch * net->layers[0].n_in);
     net->y = reals(net, batch * most(spec->n_targets, 1));
@@ -213,7 +214,8 @@ EXPORT Network *NAME(nnbackend_new)(const Spec *spec, intptr_t n_threads) {
     net->losses = reals(net, batch);
     net->sums = reserve(net, (net->n_parameters / BLOCK + SLACK) * (intptr_t)sizeof(double));
     reserve_scratch(net, n_threads);
-    if (spec->loss >= 0) set_number(program_of(net, spec->loss), 0, (REAL)net->layers[spec->n_layers - 1].n_out);
+    const intptr_t n_outputs = net->layers[spec->n_layers - 1].n_out;
+    if (spec->loss >= 0) set_number(program_of(net, spec->loss), 0, (REAL)n_outputs);
     if (!net->has_failed) return net;
     NAME(nnbackend_free)(net);
     return NULL;

@@ -481,9 +481,43 @@ PART void pack_panels(REAL *panels, intptr_t k, intptr_t n, const REAL *B, intpt
     }
 }
 
+/* Pack A with a_row == 1 as pack_tiles does: a few tiles at once, which share cache lines of A. */
+#define TILES_AT_ONCE 8
+
+INLINE void pack_steps(REAL *to, intptr_t m, intptr_t k, const REAL *A, intptr_t a_step,
+                       const intptr_t most) {
+    intptr_t tiles = share(m, most);
+    while (tiles > 0) {
+        intptr_t rows[TILES_AT_ONCE], group = 0, all = 0;
+        for (; tiles > 0 && group < TILES_AT_ONCE; group++, tiles--) {
+            rows[group] = share(m - all, tiles);
+            all += rows[group];
+        }
+        for (intptr_t step = 0; step < k; step++) {
+            const REAL *from = A + step * a_step;
+            REAL *tile = to;
+            for (intptr_t t = 0; t < group; t++) {
+                for (intptr_t r = 0; r < rows[t]; r += LANES) {
+                    const intptr_t part = rows[t] - r < LANES ? rows[t] - r : LANES;
+                    store_part(tile + step * rows[t] + r, load_part(from + r, part), part);
+                }
+                from += rows[t];
+                tile += rows[t] * k;
+            }
+        }
+        to += all * k;
+        A += all;
+        m -= all;
+    }
+}
+
 /* Pack A, m x k, for strips of tiles of `most` rows: the rows of each tile lie together. */
 INLINE void pack_tiles(REAL *to, intptr_t m, intptr_t k, const REAL *A, intptr_t a_row,
                        intptr_t a_step, const intptr_t most) {
+    if (a_row == 1 && a_step != 1) {
+        pack_steps(to, m, k, A, a_step, most);
+        return;
+    }
     for (intptr_t tiles = share(m, most); tiles > 0; tiles--) {
         const intptr_t rows = share(m, tiles);
         if (a_step == 1) {
@@ -491,12 +525,6 @@ INLINE void pack_tiles(REAL *to, intptr_t m, intptr_t k, const REAL *A, intptr_t
                 const intptr_t part = rows - r < LANES ? rows - r : LANES;
                 transpose_rows(to + r, rows, part, A + r * a_row, a_row, part, k);
             }
-        } else if (a_row == 1) {
-            for (intptr_t step = 0; step < k; step++)
-                for (intptr_t r = 0; r < rows; r += LANES) {
-                    const intptr_t part = rows - r < LANES ? rows - r : LANES;
-                    store_part(to + step * rows + r, load_part(A + step * a_step + r, part), part);
-                }
         } else {
             for (intptr_t step = 0; step < k; step++)
                 for (intptr_t r = 0; r < rows; r++)
@@ -551,11 +579,11 @@ PART void product_panels(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intp
     }
 }
 
-/* Store the transpose of a matrix. */
-static __attribute__((unused)) void transpose_matrix(const REAL *from, intptr_t rows,
-                                                     intptr_t columns, REAL *to) {
-    for (intptr_t r = 0; r < rows; r += LANES) {
-        const intptr_t part = rows - r < LANES ? rows - r : LANES;
+/* Store some rows of a matrix as columns of its transpose. */
+static void transpose_part(const REAL *from, intptr_t first, intptr_t last, intptr_t rows,
+                           intptr_t columns, REAL *to) {
+    for (intptr_t r = first; r < last; r += LANES) {
+        const intptr_t part = last - r < LANES ? last - r : LANES;
         transpose_rows(to + r, rows, part, from + r * columns, columns, part, columns);
     }
 }

@@ -14,7 +14,6 @@
     X(ADD, a + b)                               \
     X(SUBTRACT, a - b)                          \
     X(MULTIPLY, a * b)                          \
-    X(DIVIDE, a / b)                            \
     X(NEGATE, -a)                               \
     X(LESS, a < b)                              \
     X(LESS_EQUAL, a <= b)                       \
@@ -38,7 +37,7 @@
     X(COPY, a)
 
 #define NAME_OF(name, expression) name,
-enum { ELEMENTWISE(NAME_OF) INDEX, ROW_MAX, ROW_SUM };
+enum { DIVIDE, ELEMENTWISE(NAME_OF) INDEX, ROW_MAX, ROW_SUM };
 
 #define FUNCTION_OF(name, expression)         \
     INLINE V apply_##name(V a, V b, V c) {    \
@@ -46,6 +45,7 @@ enum { ELEMENTWISE(NAME_OF) INDEX, ROW_MAX, ROW_SUM };
         return (V)(expression);               \
     }
 ELEMENTWISE(FUNCTION_OF)
+FUNCTION_OF(DIVIDE, a / b)
 
 enum { FULL, COLUMN, NUMBER };
 
@@ -73,10 +73,27 @@ static void set_number(const Program *program, intptr_t index, REAL value) {
     for (intptr_t i = 0; i < LANES; i++) program->numbers[index * LANES + i] = value;
 }
 
-/* For each unit: operands are read at p + (i & mask), since numbers repeat. */
+/* Vectors that are computed at once, which hides the latency of an operation. */
+#define UNROLLED 4
+
+/* For each unit: operands are read at x + (i & mask), since numbers repeat. */
 #define EACH(expression)                                                          \
     for (intptr_t unit = 0; unit < n_units; unit++) {                             \
-        for (intptr_t i = 0; i < n; i += LANES) {                                 \
+        intptr_t i = 0;                                                           \
+        for (; i + UNROLLED * LANES <= n; i += UNROLLED * LANES) {                \
+            const REAL *p = x[0] + (i & mask[0]), *q = x[1] + (i & mask[1]),      \
+                       *r = x[2] + (i & mask[2]);                                 \
+            V result[UNROLLED];                                                   \
+            _Pragma("GCC unroll 8") for (intptr_t j = 0; j < UNROLLED; j++) {     \
+                const V a = load(p + j * LANES), b = load(q + j * LANES),         \
+                        c = load(r + j * LANES);                                  \
+                (void)a, (void)b, (void)c;                                        \
+                result[j] = (V)(expression);                                      \
+            }                                                                     \
+            _Pragma("GCC unroll 8") for (intptr_t j = 0; j < UNROLLED; j++)       \
+                store(out + i + j * LANES, result[j]);                            \
+        }                                                                         \
+        for (; i < n; i += LANES) {                                               \
             const V a = load(x[0] + (i & mask[0]));                               \
             const V b = load(x[1] + (i & mask[1]));                               \
             const V c = load(x[2] + (i & mask[2]));                               \
@@ -92,6 +109,7 @@ static void execute(const Instruction *instruction, const REAL *x[3], REAL *out,
     const int extents = instruction->extents;
     intptr_t n_units = 1, n = units * rows, mask[3], step[3];
     int has_columns = 0;
+    REAL copies[3][UNROLLED * LANES]; /* of numbers, for all vectors that are computed at once */
     for (int k = 0; k < 3; k++) has_columns |= (extents >> 2 * (k + 1) & 3) == COLUMN;
     if ((extents & 3) == NUMBER) n = LANES;
     if ((extents & 3) == COLUMN) n = rows;
@@ -101,10 +119,15 @@ static void execute(const Instruction *instruction, const REAL *x[3], REAL *out,
         const int extent = extents >> 2 * (k + 1) & 3;
         mask[k] = extent == NUMBER ? 0 : -1;
         step[k] = extent == FULL ? n : 0;
+        if (extent == NUMBER && n >= UNROLLED * LANES) {
+            for (intptr_t j = 0; j < UNROLLED; j++) store(copies[k] + j * LANES, load(x[k]));
+            x[k] = copies[k];
+        }
     }
     switch (instruction->operation) {
 #define CASE_OF(name, expression) case name: EACH(apply_##name(a, b, c));
     ELEMENTWISE(CASE_OF)
+    case DIVIDE: EACH(divided(a, b)); /* There is no other work beside it. */
     case INDEX: EACH(all_of((REAL)unit));
     case ROW_MAX:
     case ROW_SUM:

@@ -24,10 +24,12 @@ typedef struct {
     const REAL *X, *y, *weight; /* (n, n_features), (n, n_targets), (n,) or NULL */
     const int64_t *label;       /* (n,), in place of y */
     const int64_t *order;       /* (n_epochs, n_samples), or NULL: all rows as they are */
-    intptr_t n_samples, n_epochs, ends;
+    intptr_t n_rows, n_samples, n_epochs, ends; /* rows of the data, and of an epoch */
     const REAL *coefficients; /* one row for each step */
     double *losses, *totals;
+    const REAL *parameters; /* in place of the network's own; NULL: those */
     REAL *logits;
+    intptr_t n_threads; /* no more than the network has */
     intptr_t batch_rows, first_row; /* with a team: the whole batch, and where this part begins */
     intptr_t reduces;
     Callback call;
@@ -46,6 +48,7 @@ typedef struct {
     double loss, weight_sum; /* of the batch */
     intptr_t rows;
     int has_tile, has_weights; /* whether those of the last step still hold */
+    int is_short;              /* whether packing the weights would take longer than it saves */
     volatile int stops;
     double began;
     intptr_t steps_per_look, steps_to_go; /* between two looks at the clock */
@@ -230,7 +233,7 @@ static int output_loss(Job *job, intptr_t t, intptr_t first, intptr_t last, doub
 static void multiply(Job *job, intptr_t t, intptr_t m, intptr_t n, intptr_t k, const REAL *A,
                      intptr_t a_row, intptr_t a_step, const REAL *B, const REAL *panels, REAL *C,
                      const REAL *bias) {
-    if (panels)
+    if (panels && !job->is_short)
         product_panels(m, n, k, A, a_row, a_step, panels, 0, panels_of(n), C, n, bias, 0,
                        job->net->workspace[t]);
     else
@@ -279,13 +282,15 @@ static void prepare_weights(Job *job, intptr_t t, int trains) {
         const Layer *layer = net->layers + l;
         const intptr_t p = layer->n_in, q = layer->n_out;
         if (layer->is_large) {
+            if (job->is_short) continue;
             pack_panels(layer->panels, p, q, layer->W, q, 1, panels_of(q) * t / T,
                         panels_of(q) * (t + 1) / T);
             if (trains && l > 0)
                 pack_panels(layer->transposed, q, p, layer->W, 1, q, panels_of(p) * t / T,
                             panels_of(p) * (t + 1) / T);
-        } else if (trains && l > 0 && t == 0) {
-            transpose_matrix(layer->W, p, q, layer->transposed);
+        } else if (trains && l > 0) {
+            transpose_part(layer->W, part_start(p, 16, t, T), part_start(p, 16, t + 1, T), p, q,
+                           layer->transposed);
         }
     }
 }
@@ -298,12 +303,7 @@ static void weight_gradient(Job *job, intptr_t t, intptr_t l, intptr_t n, intptr
     const intptr_t p = layer->n_in, q = layer->n_out, m = last - first;
     const REAL *H = (l ? layer[-1].H : job->X) + first;
     REAL *gW = layer->gW + first * q;
-    if (layer->turned) {
-        /* The features fill vectors better than the few units. */
-        REAL *turned = q == 1 ? gW : layer->turned + q * first;
-        product(q, m, n, layer->D, 1, q, H, p, turned, m, NULL, NULL, 0);
-        if (q > 1) transpose_matrix(turned, q, m, gW);
-    } else if (layer->is_large) {
+    if (layer->dZ_panels) {
         product_panels(m, q, n, H, 1, p, layer->dZ_panels, 0, panels_of(q), gW, q, NULL, 0,
                        net->workspace[t]);
     } else {
@@ -350,7 +350,7 @@ static void penalize(Job *job, intptr_t t, const Layer *layer, intptr_t first, i
     const intptr_t q = layer->n_out;
     for (intptr_t row = first; row < last; row += 16) {
         const intptr_t rows = least(16, last - row);
-        REAL *arrays[] = {layer->W + row * q, layer->gW + row * q};
+        REAL *arrays[] = {(REAL *)layer->W + row * q, layer->gW + row * q};
         layer->penalties[row / 16] =
             run_and_sum(job->net, t, program, arrays, 2, rows * q);
     }
@@ -617,11 +617,7 @@ static void take_step(Job *job, intptr_t t) {
         meet(&job->team);
     }
     if (run->mode == LOGITS || job->stops) return;
-    if (t == 0) {
-        double loss = 0;
-        for (intptr_t i = 0; i < n; i++) loss += (double)net->losses[i];
-        job->loss = loss;
-    }
+    if (t == 0) job->loss = (double)sum_of_row(net->losses, n);
     if (trains) {
         if (!net->spec.features_major) compute_gradient(job, t, n);
         if (run->reduces) reduce(job, t);
@@ -678,14 +674,31 @@ static void work(void *whole, intptr_t t) {
     }
 }
 
+/* Whether the orders name rows that the data has, which Python has not looked at. */
+static int is_possible(const Run *run) {
+    const intptr_t n = run->order ? run->n_epochs * run->n_samples : 0;
+    uint64_t highest = 0;
+    for (intptr_t i = 0; i < n; i++) {
+        const uint64_t row = (uint64_t)run->order[i]; /* a negative one is a large one */
+        highest = row > highest ? row : highest;
+    }
+    return n == 0 || highest < (uint64_t)run->n_rows;
+}
+
 /* Run epochs, or go on with a run that is not over. */
 EXPORT void NAME(nnbackend_run)(Network *net, Run *run) {
     Job job = {.net = net, .run = run, .steps_per_look = 1, .began = seconds()};
+    if (run->epoch == 0 && run->start == 0 && !is_possible(run)) {
+        run->has_failed = 2;
+        return;
+    }
+    if (run->parameters) place_parameters(net, run->parameters);
+    job.is_short = run->mode == LOGITS && run->n_samples < 32;
     run->is_finite = 1;
     run->is_over = run->n_epochs == 0 || run->n_samples == 0;
     job.stops = (int)run->is_over;
     if (run->n_samples == 0 && run->n_epochs > 0) end_epoch(&job);
-    run_together(&job.team, work, &job, net->n_threads);
+    run_together(&job.team, work, &job, least(run->n_threads, net->n_threads));
 }
 
 #endif

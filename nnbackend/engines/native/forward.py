@@ -1,0 +1,128 @@
+"""Forward propagation in the C library, for predictions."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from nnbackend.core.activations import Activation
+from nnbackend.core.propagation import CACHED_ELEMENTS
+from nnbackend.core.structure import Structure
+from nnbackend.engines.native import interface
+from nnbackend.engines.native.formulas import activation_program
+from nnbackend.engines.native.interface import address, address_of
+from nnbackend.engines.native.library import library
+from nnbackend.engines.native.threads import threads_worth
+from nnbackend.engines.tracing.formulas import is_own
+
+__all__ = ["forward", "logits"]
+
+_Array = np.ndarray[Any, Any]
+_LOGITS = 3
+
+
+def logits(structure: Structure, parameters: _Array, X: _Array) -> _Array | None:
+    """Return Z of the output layer (n_samples, n_outputs); None if the library cannot compute it.
+
+    Parameters
+    ----------
+    structure : Structure
+        The structure of the network.
+    parameters : array (n_parameters,)
+        The flat parameter vector.
+    X : array (n_samples, n_features)
+        The examples, in the dtype of the parameters.
+    """
+    if library() is None or not all(map(is_own, structure.hidden)) or not len(X):
+        return None
+    pool = forward(structure, parameters.dtype.name)
+    # Each thread has buffers of its own.
+    own = pool.pop() if pool else _Forward(structure, parameters.dtype)
+    try:
+        return own(parameters, X)
+    finally:
+        pool.append(own)
+
+
+@lru_cache(maxsize=16)
+def forward(structure: Structure, dtype: str) -> list[_Forward]:
+    """Return the networks of a structure that no thread uses."""
+    del structure, dtype
+    return []
+
+
+class _Forward:
+    """A network that predicts, whatever its parameters are."""
+
+    def __init__(self, structure: Structure, dtype: Any) -> None:
+        own = library()
+        assert own is not None  # noqa: S101
+        self._dtype = np.dtype(dtype)
+        self._functions = interface.functions(own, self._dtype.name)
+        self._sizes = sizes = structure.layer_sizes
+        self._n_parameters = structure.n_parameters
+        programs: dict[Activation, tuple[int, interface.ProgramSpec]] = {}
+        layers = (interface.LayerSpec * (len(sizes) - 1))()
+        kept: list[Any] = [layers]
+        for index, (n_in, n_out) in enumerate(structure.weight_shapes):
+            layers[index].n_in, layers[index].n_out = n_in, n_out
+            if index < len(structure.hidden):
+                activation = structure.hidden[index]
+                if activation not in programs:
+                    program = activation_program(activation, self._dtype.name)
+                    entry, arrays = interface.program_spec(program, self._functions, self._dtype)
+                    programs[activation] = len(programs), entry
+                    kept.append(arrays)
+                layers[index].activate, layers[index].in_place = programs[activation][0], True
+        table = (interface.ProgramSpec * max(len(programs), 1))(
+            *(entry for _, entry in programs.values())
+        )
+        kept.append(table)
+        self._kept = kept
+        # Wide enough for several threads, and for the examples of narrow networks.
+        self._batch = max(256, 4 * (CACHED_ELEMENTS // max(sizes[1:]) // 16 * 16))
+        self._batch = min(self._batch, 4096)
+        self._threads = threads_worth(structure, self._batch)
+        spec = interface.Spec(
+            n_layers=len(layers),
+            batch=self._batch,
+            features_major=max(sizes) <= interface.NARROW,
+            layers=ctypes.addressof(layers),
+            programs=ctypes.addressof(table),
+            n_programs=len(programs),
+            loss=-1,
+            penalize=-1,
+            update=-1,
+        )
+        self._network = self._functions.new(ctypes.byref(spec), self._threads)
+        if not self._network:
+            raise MemoryError("the buffers of a prediction do not fit the memory")
+        weakref.finalize(self, self._functions.free, self._network)
+
+    def __call__(self, parameters: _Array, X: _Array) -> _Array:
+        """Return the logits of examples."""
+        n, dtype = len(X), self._dtype
+        X = np.ascontiguousarray(X)
+        parameters = np.ascontiguousarray(parameters)
+        Z = np.empty((n, self._sizes[-1]), dtype)
+        unused = np.empty(2)
+        run = interface.Run(
+            mode=_LOGITS,
+            X=address(X, dtype, (n, self._sizes[0])),
+            n_rows=n,
+            n_samples=n,
+            n_epochs=1,
+            losses=address_of(unused),
+            totals=address_of(unused),
+            parameters=address(parameters, dtype, (self._n_parameters,)),
+            logits=address(Z, dtype, Z.shape, writes=True),
+            n_threads=min(self._threads, 1 + n // 64),
+            seconds=0.05,
+        )
+        while not run.is_over:
+            self._functions.run(self._network, run)
+        return Z
