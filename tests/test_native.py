@@ -1,4 +1,4 @@
-"""The native engine takes the steps of the reference engine, whatever the problem and its shapes."""
+"""The native engine takes the reference engine's steps, whatever the problem and its shapes."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import nnbackend as nb
-from nnbackend.core.activations import ACTIVATIONS
+from nnbackend.core.activations import ACTIVATIONS, is_built_in
 from nnbackend.engines.native.library import libraries
 
 VARIANTS = list(libraries()) or ["none"]
@@ -60,7 +60,7 @@ def outcome(
     as_rows=False,
     **options,
 ):
-    """Train on drawn data; return parameters, losses, validation losses and the optimizer's state."""
+    """Train on drawn data; return parameters, losses and the optimizer's state."""
     rng = np.random.default_rng(5)
     X = rng.standard_normal((n, sizes[0]))
     y = targets(output, n, sizes[-1], as_rows=as_rows, rng=rng)
@@ -97,12 +97,14 @@ def assert_equals_the_reference(sizes, *, dtype="float64", check=None, **options
 # --- Formulas ---
 
 SCHEDULES = nb.schedules
+# Other tests register some of their own.
+BUILT_IN = [name for name, activation in ACTIVATIONS.items() if is_built_in(activation)]
 FORMULAS = {
     # Both programs of a layer: with dropout, and without.
-    **{f"activation {name}": {"hidden": name} for name in ACTIVATIONS},
+    **{f"activation {name}": {"hidden": name} for name in BUILT_IN},
     **{
         f"activation {name}, dropout": {"hidden": name, "dropout": [0.0, 0.4]}
-        for name in ACTIVATIONS
+        for name in BUILT_IN
     },
     "sigmoid": {"output": "sigmoid"},
     "sigmoid, one output": {"output": "sigmoid", "n_outputs": 1},
@@ -277,9 +279,7 @@ def test_masks_are_numpys_stream(engine, dtype):
     n, width, rate, epochs, batch = 21, 7, 0.375, 3, 8
     net = nb.Network([1, width, width], hidden="identity", output="identity", dropout=rate,
                      dtype=dtype, seed=1)  # fmt: skip
-    net.set_parameters(
-        [np.zeros((1, width)), np.eye(width)], [np.ones(width), np.zeros(width)]
-    )
+    net.set_parameters([np.zeros((1, width)), np.eye(width)], [np.ones(width), np.zeros(width)])
     seen = []
 
     class Told(nb.losses.SquaredError):
@@ -393,3 +393,31 @@ class Precise(nb.SGD):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_formulas_beyond_what_a_program_holds(options, dtype):
     assert_equals_the_reference([5, 7, 3], dtype=dtype, **options)
+
+
+# --- Data in parts ---
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("output", ["softmax", "sigmoid", "identity"])
+def test_buffers_of_a_source_and_batches_without_weight(output, dtype):
+    rng = np.random.default_rng(0)
+    n_outputs = {"softmax": 3, "sigmoid": 1, "identity": 2}[output]
+    X = rng.standard_normal((203, 4))
+    y = targets(output, 203, n_outputs, as_rows=False, rng=rng)
+    gaps = np.where(np.arange(203) % 40 < 24, 0.0, rng.random(203))
+    source = nb.sources.Arrays(X, y, gaps + 0.1, buffer_bytes=3000)
+    cases = [
+        {"X": source, "y": None},
+        {"X": X, "y": y, "sample_weight": gaps, "batch_size": 8, "shuffle": False},
+        {"X": X, "y": y, "sample_weight": gaps, "batch_size": 8, "loss_by_rows": True},
+    ]
+    for case in cases:
+        results = []
+        for engine in ("reference", "native"):
+            net = nb.Network([4, 9, 7, n_outputs], output=output, dropout=0.2, dtype=dtype, seed=1)
+            options = {"batch_size": 32, "epochs": 3, "seed": 3, "engine": engine, **case}
+            history = nb.train(net, options.pop("X"), options.pop("y"), **options)
+            results.append((net.parameters, history.loss))
+        for expected, found in zip(*results, strict=True):
+            np.testing.assert_allclose(found, expected, **TOLERANCE[dtype])

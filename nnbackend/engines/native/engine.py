@@ -253,12 +253,12 @@ class NativeEngine:
     ) -> tuple[Array, Array]:
         """Run whole epochs, or a part of one; see ``Engine.run``."""
         losses = np.empty(len(rates))
-        self._check_rates(data.n_samples if orders is None else len(orders[0]), rates)
         table = coefficient_table(self._problem.optimizer, rates, self._step, self._dtype)
         rows = None
         if orders is not None:
             rows = np.asarray(orders[0] if len(orders) == 1 else orders, np.int64, order="C")
             rows = rows.reshape(len(rates), -1)
+        self._check_rates(data.n_samples if rows is None else rows.shape[1], rates)
         if self._team is None or not rates[0]:
             done, is_finite = self._run(_TRAIN, data, rows, losses, table, ends=ends)
         else:
@@ -269,7 +269,8 @@ class NativeEngine:
         """Require a rate for each step: the library reads so many."""
         n_steps = math.ceil(n_samples / self._problem.batch_size)
         if any(len(epoch_rates) != n_steps for epoch_rates in rates):
-            raise ValueError(f"expected {n_steps} rates for each epoch, got {list(map(len, rates))}")
+            found = list(map(len, rates))
+            raise ValueError(f"expected {n_steps} rates for each epoch, got {found}")
 
     def _run_shares(
         self, data: Data, rows: _Array | None, losses: _Array, coefficients: _Array, *, ends: bool
@@ -332,7 +333,7 @@ class NativeEngine:
             self._calls.is_updating = False
         if error is None:
             # Only a signal's handler raises where an answer cannot catch it.
-            self._callback = _callback(self._calls, self._labels)
+            self._callback, self._columns_of = _callback(self._calls, self._labels), []
             raise KeyboardInterrupt
         try:
             raise error
