@@ -60,7 +60,7 @@ class callers_errors:  # noqa: N801 - used like a function
         self._token = _CALLERS.set(None)
         self._errors.__enter__()
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._errors.__exit__(*exception)
         _CALLERS.reset(self._token)
 

@@ -1,4 +1,4 @@
-"""The native engine takes the steps of the reference engine, whatever the problem and its shapes."""
+"""The native engine takes the steps of the reference engine, whatever the problem and shapes."""
 
 from functools import partial
 
@@ -60,7 +60,7 @@ def outcome(
     as_rows=False,
     **options,
 ):
-    """Train on drawn data; return parameters, losses, validation losses and the optimizer's state."""
+    """Train on drawn data; return parameters, losses, validation losses, the optimizer's state."""
     rng = np.random.default_rng(5)
     X = rng.standard_normal((n, sizes[0]))
     y = targets(output, n, sizes[-1], as_rows=as_rows, rng=rng)
@@ -277,9 +277,7 @@ def test_masks_are_numpys_stream(engine, dtype):
     n, width, rate, epochs, batch = 21, 7, 0.375, 3, 8
     net = nb.Network([1, width, width], hidden="identity", output="identity", dropout=rate,
                      dtype=dtype, seed=1)  # fmt: skip
-    net.set_parameters(
-        [np.zeros((1, width)), np.eye(width)], [np.ones(width), np.zeros(width)]
-    )
+    net.set_parameters([np.zeros((1, width)), np.eye(width)], [np.ones(width), np.zeros(width)])
     seen = []
 
     class Told(nb.losses.SquaredError):

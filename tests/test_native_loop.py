@@ -1,4 +1,4 @@
-"""The native engine's loop: threads, signals, processes, memory, and arguments that are not as agreed."""
+"""The native engine's loop: threads, signals, processes, memory, and wild arguments."""
 
 import gc
 import multiprocessing
@@ -380,7 +380,8 @@ def test_sigterm_ends_the_process_and_with_checkpoints_the_training_goes_on(keep
         "X = np.random.default_rng(0).normal(size=(500, 20))\n"
         "options = {'checkpoint': sys.argv[1], 'resume': True} if sys.argv[1] else {}\n"
         "say = lambda state: state.epoch == 1 and print('ready', flush=True)\n"
-        "history = nb.train(net, X, X[:, 0] > 0, epochs=int(sys.argv[2]), callbacks=say, **options)\n"
+        "epochs = int(sys.argv[2])\n"
+        "history = nb.train(net, X, X[:, 0] > 0, epochs=epochs, callbacks=say, **options)\n"
         "print(history.n_epochs, net.parameters.tobytes().hex())\n"
     )
     folder = str(tmp_path / "kept") if keeps else ""
@@ -399,7 +400,7 @@ def test_sigterm_ends_the_process_and_with_checkpoints_the_training_goes_on(keep
 # --- Errors in a user's own formulas ---
 
 
-class Broken(Exception):
+class BrokenError(Exception):
     """What a formula raises."""
 
 
@@ -415,7 +416,7 @@ class Breaking:
             self.calls_to_go -= 1
             if self.calls_to_go == 0:
                 self.calls_to_go = None
-                raise Broken
+                raise BrokenError
 
     def options(self, what):
         own = self
@@ -458,7 +459,7 @@ def test_an_error_in_a_formula_is_raised_and_the_engine_goes_on_and_is_freed(wha
     for call in (1, 2, 5):
         breaking.calls_to_go = call
         before = engine.state
-        with pytest.raises(Broken) as caught:
+        with pytest.raises(BrokenError) as caught:
             engine.run(data, None, rates * 4)
         # As many steps as were whole.
         steps = engine.state.optimizer.step - before.optimizer.step
@@ -494,7 +495,7 @@ def test_an_error_in_training_is_the_users_own():
         if state.epoch == 2:
             breaking.calls_to_go = 3
 
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         nb.train(net, X, X[:, 0] > 0, epochs=9, engine="native", callbacks=arm)
     assert np.isfinite(net.parameters).all()
     nb.train(net, X, X[:, 0] > 0, epochs=1, engine="native")
@@ -819,12 +820,12 @@ def test_numbers_that_are_not_finite_are_found(value, features_major):
 
 
 VIEWS = {
-    "columns first": lambda X: np.asfortranarray(X),
+    "columns first": np.asfortranarray,
     "every second row": lambda X: np.repeat(X, 2, axis=0)[::2],
     "backwards": lambda X: np.ascontiguousarray(X[::-1])[::-1],
     "rows of a wider array": lambda X: np.hstack([X, X])[:, : X.shape[1]],
     "read-only": lambda X: np.frombuffer(X.tobytes(), X.dtype).reshape(X.shape),
-    "unaligned": lambda X: unaligned(X),
+    "unaligned": unaligned,
     "other byte order": lambda X: X.astype(X.dtype.newbyteorder()),
     "float16": lambda X: X.astype("float16").astype(X.dtype),
     "list": lambda X: X.tolist(),
@@ -882,15 +883,15 @@ def test_data_that_is_its_own_target_and_weight_is_enough():
         lambda n: np.zeros(n, int),
         lambda n: np.arange(n - 1),
         lambda n: np.arange(n, dtype=float) + 0.5,
-        lambda n: [],
-        lambda n: None,
-        lambda n: "abc",
+        lambda _: [],
+        lambda _: None,
+        lambda _: "abc",
     ],
 )
 def test_orders_of_a_callable_that_are_none_are_refused(order):
     X = np.zeros((40, 3))
     net = nb.Network([3, 5, 1], seed=1)
-    with pytest.raises(nb.InputError, match="^shuffle: expected"):
+    with pytest.raises(nb.InputError, match=r"^shuffle: expected"):
         nb.train(
             net, X, X[:, 0], shuffle=lambda: order(40), batch_size=16, engine="native", epochs=2
         )
@@ -925,8 +926,6 @@ def test_the_checks_of_an_array_refuse_all_that_the_library_takes_for_granted():
     ):  # fmt: skip
         with pytest.raises(ValueError, match="C-contiguous"):
             address(bad, np.float64, (4, 6))
-
-
 
 
 @pytest.mark.parametrize("what", ["activation", "loss", "update"])

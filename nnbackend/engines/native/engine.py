@@ -269,7 +269,8 @@ class NativeEngine:
         """Require a rate for each step: the library reads so many."""
         n_steps = math.ceil(n_samples / self._problem.batch_size)
         if any(len(epoch_rates) != n_steps for epoch_rates in rates):
-            raise ValueError(f"expected {n_steps} rates for each epoch, got {list(map(len, rates))}")
+            found = list(map(len, rates))
+            raise ValueError(f"expected {n_steps} rates for each epoch, got {found}")
 
     def _run_shares(
         self, data: Data, rows: _Array | None, losses: _Array, coefficients: _Array, *, ends: bool
@@ -298,7 +299,7 @@ class NativeEngine:
         *,
         ends: bool = True,
     ) -> tuple[int, bool]:
-        """Run the library until it is done; return the finished epochs, and whether all is finite."""
+        """Run the library until it is done; return finished epochs, and whether all is finite."""
         run, n_epochs = self._columns(data), len(losses)
         n_samples = data.n_samples if rows is None else rows.shape[1]
         run.mode, run.n_samples, run.n_epochs, run.ends = mode, n_samples, n_epochs, ends

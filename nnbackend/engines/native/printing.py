@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from nnbackend.core import losses, optimizers
-from nnbackend.core.activations import ACTIVATIONS, OUTPUTS, Output
+from nnbackend.core.activations import ACTIVATIONS, OUTPUTS, Output, is_built_in
 from nnbackend.core.losses import Loss
 from nnbackend.core.objective import Objective
 from nnbackend.core.optimizers import SGD, Optimizer
@@ -49,7 +49,7 @@ def problems(modules: Sequence[ModuleType] = ()) -> Iterator[Problem]:
     Each formula is there with all options that change its program.
     """
     output, plain = OUTPUTS["identity"], losses.SquaredError()
-    hidden = tuple(dict.fromkeys(ACTIVATIONS.values()))
+    hidden = tuple(dict.fromkeys(filter(is_built_in, ACTIVATIONS.values())))
     for rate in (0.0, 0.5):
         dropout = (rate,) * len(hidden)
         structure = Structure((1,) * (len(hidden) + 2), hidden, output, dropout)
