@@ -819,6 +819,13 @@ def test_numbers_that_are_not_finite_are_found(value, features_major):
         del losses
 
 
+def unaligned(X):
+    memory = bytearray(X.nbytes + 1)
+    copy = np.frombuffer(memory, X.dtype, offset=1, count=X.size).reshape(X.shape)
+    copy[:] = X
+    return copy
+
+
 VIEWS = {
     "columns first": np.asfortranarray,
     "every second row": lambda X: np.repeat(X, 2, axis=0)[::2],
@@ -831,13 +838,6 @@ VIEWS = {
     "list": lambda X: X.tolist(),
     "one row for all": lambda X: np.broadcast_to(X[:1], X.shape),
 }
-
-
-def unaligned(X):
-    memory = bytearray(X.nbytes + 1)
-    copy = np.frombuffer(memory, X.dtype, offset=1, count=X.size).reshape(X.shape)
-    copy[:] = X
-    return copy
 
 
 @pytest.mark.parametrize("sizes", [(4, 5, 1), (4, 40, 1)], ids=["narrow", "wide"])
