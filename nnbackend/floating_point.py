@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from functools import wraps
+from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -60,8 +61,13 @@ class callers_errors:  # noqa: N801 - used like a function
         self._token = _CALLERS.set(None)
         self._errors.__enter__()
 
-    def __exit__(self, *exception: Any) -> None:
-        self._errors.__exit__(*exception)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._errors.__exit__(kind, error, traceback)
         _CALLERS.reset(self._token)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any

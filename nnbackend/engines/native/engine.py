@@ -71,7 +71,9 @@ class NativeEngine:
 
     def __init__(self, start: Start) -> None:
         problem, parameters, data = start.problem, start.parameters, start.data
-        self._problem, self._team, self._dropout_rng = problem, start.team, start.dropout
+        self._problem, self._team = problem, start.team
+        self._random = interface.Random()
+        self._random.dictionary = start.dropout.bit_generator.state
         self._xp, self._dtype = start.device.xp, np.dtype(str(parameters.dtype))
         self._labels = is_label_target(problem.objective, data.y.ndim)
         structure = problem.objective.structure
@@ -151,7 +153,6 @@ class NativeEngine:
         state = (ctypes.c_void_p * max(len(own_state), 1))(
             *(address(array, dtype, (n,), writes=True) for array in own_state)
         )
-        random = self._dropout_rng.bit_generator.ctypes
         vectors = self._parameters, self._gradient, self._finite
         spec = interface.Spec(
             n_layers=len(layers),
@@ -175,11 +176,9 @@ class NativeEngine:
             gradient=address(vectors[1], dtype, (n,), writes=True),
             finite=address(vectors[2], dtype, (n,), writes=True),
             state=ctypes.addressof(state),
-            random=random.state_address,
-            next_uint32=ctypes.cast(random.next_uint32, ctypes.c_void_p),
-            next_double=ctypes.cast(random.next_double, ctypes.c_void_p),
+            random=ctypes.addressof(self._random),
         )
-        self._kept = kept, layers, table, clips, state, random
+        self._kept = kept, layers, table, clips, state
         # Only one thread may call Python, or fill a tile.
         is_alone = formulas.unrecorded or spec.features_major
         self._n_threads = 1 if is_alone else threads_worth(structure, batch)
@@ -230,7 +229,7 @@ class NativeEngine:
             self._finite.copy(),
             OptimizerState(self._step, arrays),
             (loss, weight),
-            self._dropout_rng.bit_generator.state,
+            self._random.dictionary,
         )
 
     def set_state(self, state: EngineState) -> None:
@@ -241,7 +240,7 @@ class NativeEngine:
             own[...] = given
         self._totals[:] = state.totals or 0.0
         if state.dropout is not None:
-            self._dropout_rng.bit_generator.state = state.dropout
+            self._random.dictionary = state.dropout
 
     def run(
         self,
@@ -299,7 +298,7 @@ class NativeEngine:
         *,
         ends: bool = True,
     ) -> tuple[int, bool]:
-        """Run the library until it is done; return the finished epochs, and whether all is finite."""
+        """Run the library until it is done; return finished epochs, and whether all is finite."""
         run, n_epochs = self._columns(data), len(losses)
         n_samples = data.n_samples if rows is None else rows.shape[1]
         run.mode, run.n_samples, run.n_epochs, run.ends = mode, n_samples, n_epochs, ends

@@ -117,7 +117,10 @@ def keeps_zero(optimizer: Optimizer) -> bool:
 
 
 def coefficient_table(
-    optimizer: Optimizer, rates: Sequence[Sequence[float]], steps_taken: int, dtype: Any = np.float64
+    optimizer: Optimizer,
+    rates: Sequence[Sequence[float]],
+    steps_taken: int,
+    dtype: Any = np.float64,
 ) -> np.ndarray[Any, Any]:
     """Return the coefficients (n_steps, n_coefficients) of the steps of the next epochs."""
     flat = np.asarray(rates[0] if len(rates) == 1 else rates, np.float64).reshape(-1)
