@@ -233,10 +233,14 @@ def test_any_shape(problem):
 
 
 LARGE = {
-    # Weights of 8192 elements and more are packed; 1000 rows of up to 300 units are 3 blocks.
+    # 1000 rows of up to 300 units are 3 blocks.
     "blocks of rows": ([40, 300, 30, 3], {"n": 1100, "batch_size": 1000}),
-    "packed weights": ([130, 129, 128, 127, 10], {"n": 150, "batch_size": 65}),
-    "packed and turned": ([1000, 9, 1000, 1], {"n": 50, "batch_size": 33}),
+    "several layers": ([130, 129, 128, 127, 10], {"n": 150, "batch_size": 65}),
+    "few units below many": ([1000, 9, 1000, 1], {"n": 50, "batch_size": 33}),
+    # More than 2^18 elements of the weights, and sums over more than 256 rows.
+    "packed weights and rows": ([20, 700, 400, 3], {"n": 330, "batch_size": 290, "epochs": 1}),
+    "packed weights": ([600, 500, 2], {"n": 60, "batch_size": 33, "epochs": 1}),
+    "packed rows": ([9, 130, 131, 90], {"n": 330, "batch_size": 300, "epochs": 1}),
     "wider than the cache": ([20, 400, 2], {"n": 700, "batch_size": 650}),
     "wide input": ([9001, 3, 2], {"n": 40, "batch_size": 20}),
     "wide output": ([3, 2, 4099], {"n": 40, "batch_size": 20}),

@@ -99,6 +99,7 @@ PROBLEMS = {
     "large": {"sizes": (33, 130, 70, 5), "batch_size": 100},
     "softmax": {"sizes": (17, 100, 90, 10), "output": "softmax", "batch_size": 77},
     "blocks": {"sizes": (40, 300, 3), "n": 1200, "batch_size": 1100},
+    "packed": {"sizes": (30, 700, 400, 5), "n": 290},
     "one row": {"sizes": (20, 100, 3), "batch_size": 1, "n": 5},
     "few rows": {"sizes": (20, 100, 3), "batch_size": 17, "n": 37},
     "few units": {"sizes": (20, 3, 2), "batch_size": 30},
