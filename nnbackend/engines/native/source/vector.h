@@ -179,18 +179,24 @@ INLINE V at_least(V x, REAL bound) {
 #endif
 }
 
-/* Return a / b to within a unit in the last place, for b and 1 / b far from overflow. */
+#if VECTOR_BYTES == 64
+/* Return 1 / b to half of a number's bits. */
+INLINE V rough_inverse(V b) {
+#if REAL_BITS == 32
+    return (V)_mm512_rcp14_ps((__m512)b);
+#else
+    V inverse = (V)_mm512_rcp14_pd((__m512d)b);
+    return inverse + inverse * (1 - b * inverse);
+#endif
+}
+#endif
+
+/* Return a / b to within a unit in the last place, for normal a, and b and 1 / b in mid-range. */
 INLINE V quotient(V a, V b) {
 #if VECTOR_BYTES == 64
     /* A division of 64 bytes takes 16 cycles or more. Refine an estimate of 14 bits instead: each
      * step of Newton's method doubles its bits, and the last line is such a step for a / b. */
-#if REAL_BITS == 32
-    V inverse = (V)_mm512_rcp14_ps((__m512)b);
-#else
-    V inverse = (V)_mm512_rcp14_pd((__m512d)b);
-    inverse += inverse * (1 - b * inverse);
-#endif
-    V estimate = a * inverse;
+    V inverse = rough_inverse(b), estimate = a * inverse;
     return estimate + inverse * (a - b * estimate);
 #else
     return a / b;
@@ -202,7 +208,10 @@ INLINE V quotient(V a, V b) {
 INLINE V divided(V a, V b) {
 #if VECTOR_BYTES == 64
     /* The quick way makes NaN of what it cannot do, but for divisors whose inverse is subnormal. */
-    const V result = quotient(a, b), limit = all_of(REAL_MAX / 4), size = absolute(b);
+    const V rough = rough_inverse(b), inverse = rough + rough * (1 - b * rough);
+    /* The remainder of a subnormal a has too few bits to refine more than the last one. */
+    const V estimate = a * inverse, result = estimate + inverse * (a - b * estimate);
+    const V limit = all_of(REAL_MAX / 4), size = absolute(b);
 #if REAL_BITS == 32
     const int is_right = _mm512_mask_cmp_ps_mask(
         _mm512_cmp_ps_mask((__m512)size, (__m512)limit, _CMP_LT_OQ), (__m512)result,
