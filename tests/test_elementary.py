@@ -109,7 +109,7 @@ def test_every_length_gives_the_same_numbers_and_touches_no_others(variant, dtyp
 def test_saturated_results_are_at_most_one(variant):
     for dtype in DTYPES:
         assert np.nanmax(np.abs(apply(variant, "tanh", numbers(dtype)))) == 1.0
-        # From where 1 is the nearest number, so that 1 - tanh(x)^2 vanishes for a saturated unit.
+        # From where 1 is the nearest number on: the derivative of a saturated unit is 0.
         x = np.geomspace((np.finfo(dtype).nmant + 6) * np.log(2) / 2, np.finfo(dtype).max / 2, 1000)
         np.testing.assert_array_equal(apply(variant, "tanh", x.astype(dtype)), 1.0)
         assert np.nanmin(apply(variant, "expm1", numbers(dtype))) == -1.0

@@ -1,4 +1,4 @@
-"""The native engine takes the steps of the reference engine, whatever the problem and shapes."""
+"""The native engine takes the reference engine's steps, whatever the problem and its shapes."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import nnbackend as nb
-from nnbackend.core.activations import ACTIVATIONS
+from nnbackend.core.activations import ACTIVATIONS, is_built_in
 from nnbackend.engines.native.library import libraries
 
 VARIANTS = list(libraries()) or ["none"]
@@ -60,7 +60,7 @@ def outcome(
     as_rows=False,
     **options,
 ):
-    """Train on drawn data; return parameters, losses, validation losses, the optimizer's state."""
+    """Train on drawn data; return parameters, losses and the optimizer's state."""
     rng = np.random.default_rng(5)
     X = rng.standard_normal((n, sizes[0]))
     y = targets(output, n, sizes[-1], as_rows=as_rows, rng=rng)
@@ -97,12 +97,14 @@ def assert_equals_the_reference(sizes, *, dtype="float64", check=None, **options
 # --- Formulas ---
 
 SCHEDULES = nb.schedules
+# Other tests register some of their own.
+BUILT_IN = [name for name, activation in ACTIVATIONS.items() if is_built_in(activation)]
 FORMULAS = {
     # Both programs of a layer: with dropout, and without.
-    **{f"activation {name}": {"hidden": name} for name in ACTIVATIONS},
+    **{f"activation {name}": {"hidden": name} for name in BUILT_IN},
     **{
         f"activation {name}, dropout": {"hidden": name, "dropout": [0.0, 0.4]}
-        for name in ACTIVATIONS
+        for name in BUILT_IN
     },
     "sigmoid": {"output": "sigmoid"},
     "sigmoid, one output": {"output": "sigmoid", "n_outputs": 1},
@@ -231,10 +233,14 @@ def test_any_shape(problem):
 
 
 LARGE = {
-    # Weights of 8192 elements and more are packed; 1000 rows of up to 300 units are 3 blocks.
+    # 1000 rows of up to 300 units are 3 blocks.
     "blocks of rows": ([40, 300, 30, 3], {"n": 1100, "batch_size": 1000}),
-    "packed weights": ([130, 129, 128, 127, 10], {"n": 150, "batch_size": 65}),
-    "packed and turned": ([1000, 9, 1000, 1], {"n": 50, "batch_size": 33}),
+    "several layers": ([130, 129, 128, 127, 10], {"n": 150, "batch_size": 65}),
+    "few units below many": ([1000, 9, 1000, 1], {"n": 50, "batch_size": 33}),
+    # More than 2^18 elements of the weights, and sums over more than 256 rows.
+    "packed weights and rows": ([20, 700, 400, 3], {"n": 330, "batch_size": 290, "epochs": 1}),
+    "packed weights": ([600, 500, 2], {"n": 60, "batch_size": 33, "epochs": 1}),
+    "packed rows": ([9, 130, 131, 90], {"n": 330, "batch_size": 300, "epochs": 1}),
     "wider than the cache": ([20, 400, 2], {"n": 700, "batch_size": 650}),
     "wide input": ([9001, 3, 2], {"n": 40, "batch_size": 20}),
     "wide output": ([3, 2, 4099], {"n": 40, "batch_size": 20}),
@@ -391,3 +397,31 @@ class Precise(nb.SGD):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_formulas_beyond_what_a_program_holds(options, dtype):
     assert_equals_the_reference([5, 7, 3], dtype=dtype, **options)
+
+
+# --- Data in parts ---
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("output", ["softmax", "sigmoid", "identity"])
+def test_buffers_of_a_source_and_batches_without_weight(output, dtype):
+    rng = np.random.default_rng(0)
+    n_outputs = {"softmax": 3, "sigmoid": 1, "identity": 2}[output]
+    X = rng.standard_normal((203, 4))
+    y = targets(output, 203, n_outputs, as_rows=False, rng=rng)
+    gaps = np.where(np.arange(203) % 40 < 24, 0.0, rng.random(203))
+    source = nb.sources.Arrays(X, y, gaps + 0.1, buffer_bytes=3000)
+    cases = [
+        {"X": source, "y": None},
+        {"X": X, "y": y, "sample_weight": gaps, "batch_size": 8, "shuffle": False},
+        {"X": X, "y": y, "sample_weight": gaps, "batch_size": 8, "loss_by_rows": True},
+    ]
+    for case in cases:
+        results = []
+        for engine in ("reference", "native"):
+            net = nb.Network([4, 9, 7, n_outputs], output=output, dropout=0.2, dtype=dtype, seed=1)
+            options = {"batch_size": 32, "epochs": 3, "seed": 3, "engine": engine, **case}
+            history = nb.train(net, options.pop("X"), options.pop("y"), **options)
+            results.append((net.parameters, history.loss))
+        for expected, found in zip(*results, strict=True):
+            np.testing.assert_allclose(found, expected, **TOLERANCE[dtype])

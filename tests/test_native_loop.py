@@ -1,4 +1,4 @@
-"""The native engine's loop: threads, signals, processes, memory, and wild arguments."""
+"""The native engine's loop: threads, signals, processes, memory, and arguments that do not fit."""
 
 import gc
 import multiprocessing
@@ -92,13 +92,14 @@ def bits(engine):
 @pytest.fixture
 def threads(monkeypatch):
     """A function that sets how many threads each engine starts."""
-    return lambda count: monkeypatch.setattr(engine_module, "n_threads", lambda _problem: count)
+    return lambda count: monkeypatch.setattr(engine_module, "threads_worth", lambda *_: count)
 
 
 PROBLEMS = {
     "large": {"sizes": (33, 130, 70, 5), "batch_size": 100},
     "softmax": {"sizes": (17, 100, 90, 10), "output": "softmax", "batch_size": 77},
     "blocks": {"sizes": (40, 300, 3), "n": 1200, "batch_size": 1100},
+    "packed": {"sizes": (30, 700, 400, 5), "n": 290},
     "one row": {"sizes": (20, 100, 3), "batch_size": 1, "n": 5},
     "few rows": {"sizes": (20, 100, 3), "batch_size": 17, "n": 37},
     "few units": {"sizes": (20, 3, 2), "batch_size": 30},
@@ -380,8 +381,8 @@ def test_sigterm_ends_the_process_and_with_checkpoints_the_training_goes_on(keep
         "X = np.random.default_rng(0).normal(size=(500, 20))\n"
         "options = {'checkpoint': sys.argv[1], 'resume': True} if sys.argv[1] else {}\n"
         "say = lambda state: state.epoch == 1 and print('ready', flush=True)\n"
-        "epochs = int(sys.argv[2])\n"
-        "history = nb.train(net, X, X[:, 0] > 0, epochs=epochs, callbacks=say, **options)\n"
+        "options |= {'epochs': int(sys.argv[2]), 'callbacks': say}\n"
+        "history = nb.train(net, X, X[:, 0] > 0, **options)\n"
         "print(history.n_epochs, net.parameters.tobytes().hex())\n"
     )
     folder = str(tmp_path / "kept") if keeps else ""

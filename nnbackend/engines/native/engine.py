@@ -71,7 +71,9 @@ class NativeEngine:
 
     def __init__(self, start: Start) -> None:
         problem, parameters, data = start.problem, start.parameters, start.data
-        self._problem, self._team, self._dropout_rng = problem, start.team, start.dropout
+        self._problem, self._team = problem, start.team
+        self._random = interface.Random()
+        self._random.dictionary = start.dropout.bit_generator.state
         self._xp, self._dtype = start.device.xp, np.dtype(str(parameters.dtype))
         self._labels = is_label_target(problem.objective, data.y.ndim)
         structure = problem.objective.structure
@@ -151,7 +153,6 @@ class NativeEngine:
         state = (ctypes.c_void_p * max(len(own_state), 1))(
             *(address(array, dtype, (n,), writes=True) for array in own_state)
         )
-        random = self._dropout_rng.bit_generator.ctypes
         vectors = self._parameters, self._gradient, self._finite
         spec = interface.Spec(
             n_layers=len(layers),
@@ -175,11 +176,9 @@ class NativeEngine:
             gradient=address(vectors[1], dtype, (n,), writes=True),
             finite=address(vectors[2], dtype, (n,), writes=True),
             state=ctypes.addressof(state),
-            random=random.state_address,
-            next_uint32=ctypes.cast(random.next_uint32, ctypes.c_void_p),
-            next_double=ctypes.cast(random.next_double, ctypes.c_void_p),
+            random=ctypes.addressof(self._random),
         )
-        self._kept = kept, layers, table, clips, state, random
+        self._kept = kept, layers, table, clips, state
         # Only one thread may call Python, or fill a tile.
         is_alone = formulas.unrecorded or spec.features_major
         self._n_threads = 1 if is_alone else threads_worth(structure, batch)
@@ -230,7 +229,7 @@ class NativeEngine:
             self._finite.copy(),
             OptimizerState(self._step, arrays),
             (loss, weight),
-            self._dropout_rng.bit_generator.state,
+            self._random.dictionary,
         )
 
     def set_state(self, state: EngineState) -> None:
@@ -241,7 +240,7 @@ class NativeEngine:
             own[...] = given
         self._totals[:] = state.totals or 0.0
         if state.dropout is not None:
-            self._dropout_rng.bit_generator.state = state.dropout
+            self._random.dictionary = state.dropout
 
     def run(
         self,
@@ -253,12 +252,12 @@ class NativeEngine:
     ) -> tuple[Array, Array]:
         """Run whole epochs, or a part of one; see ``Engine.run``."""
         losses = np.empty(len(rates))
-        self._check_rates(data.n_samples if orders is None else len(orders[0]), rates)
         table = coefficient_table(self._problem.optimizer, rates, self._step, self._dtype)
         rows = None
         if orders is not None:
             rows = np.asarray(orders[0] if len(orders) == 1 else orders, np.int64, order="C")
             rows = rows.reshape(len(rates), -1)
+        self._check_rates(data.n_samples if rows is None else rows.shape[1], rates)
         if self._team is None or not rates[0]:
             done, is_finite = self._run(_TRAIN, data, rows, losses, table, ends=ends)
         else:
@@ -333,7 +332,7 @@ class NativeEngine:
             self._calls.is_updating = False
         if error is None:
             # Only a signal's handler raises where an answer cannot catch it.
-            self._callback = _callback(self._calls, self._labels)
+            self._callback, self._columns_of = _callback(self._calls, self._labels), []
             raise KeyboardInterrupt
         try:
             raise error

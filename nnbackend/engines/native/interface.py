@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "LayerSpec",
     "PassSpec",
     "ProgramSpec",
+    "Random",
     "Request",
     "Run",
     "Spec",
@@ -75,8 +77,37 @@ class Spec(ctypes.Structure):
         ("n_programs loss penalize update n_clips", _SIZE),
         ("clips", _POINTER),
         ("penalty_per_sample by_rows n_state n_coefficients", _SIZE),
-        ("parameters gradient finite state random next_uint32 next_double", _POINTER),
+        ("parameters gradient finite state random", _POINTER),
     )
+
+
+class Random(ctypes.Structure):
+    """The state of a generator PCG64, as random.h declares it."""
+
+    _fields_ = _structure(
+        ("state increment", ctypes.c_uint64 * 2), ("has_uint32 uinteger", ctypes.c_uint64)
+    )
+
+    @property
+    def dictionary(self) -> dict[str, Any]:
+        """The state, as NumPy's ``bit_generator.state``."""
+        return {
+            "bit_generator": "PCG64",
+            "state": {
+                "state": self.state[0] << 64 | self.state[1],
+                "inc": self.increment[0] << 64 | self.increment[1],
+            },
+            "has_uint32": int(self.has_uint32),
+            "uinteger": int(self.uinteger),
+        }
+
+    @dictionary.setter
+    def dictionary(self, state: Mapping[str, Any]) -> None:
+        if state["bit_generator"] != "PCG64":
+            raise ValueError(f"expected the state of a PCG64, got {state['bit_generator']}")
+        for place, name in ((self.state, "state"), (self.increment, "inc")):
+            place[:] = divmod(state["state"][name], 2**64)
+        self.has_uint32, self.uinteger = state["has_uint32"], state["uinteger"]
 
 
 class Request(ctypes.Structure):

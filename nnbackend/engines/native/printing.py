@@ -49,7 +49,7 @@ def problems(modules: Sequence[ModuleType] = ()) -> Iterator[Problem]:
     Each formula is there with all options that change its program.
     """
     output, plain = OUTPUTS["identity"], losses.SquaredError()
-    hidden = tuple(dict.fromkeys(filter(is_built_in, ACTIVATIONS.values())))
+    hidden = tuple(filter(is_built_in, dict.fromkeys(ACTIVATIONS.values())))
     for rate in (0.0, 0.5):
         dropout = (rate,) * len(hidden)
         structure = Structure((1,) * (len(hidden) + 2), hidden, output, dropout)

@@ -6,6 +6,7 @@
 
 #include "product.h"
 #include "program.h"
+#include "random.h"
 
 /* Memory behind every buffer, so that whole vectors may be read and written at its end. */
 #define SLACK 64
@@ -48,9 +49,7 @@ typedef struct {
     intptr_t penalty_per_sample, by_rows, n_state, n_coefficients;
     REAL *parameters, *gradient, *finite; /* gradient: NULL if the network only predicts */
     REAL *const *state;
-    void *random; /* a generator of NumPy */
-    uint32_t (*next_uint32)(void *);
-    double (*next_double)(void *);
+    Random *random;
 } Spec;
 
 typedef struct {

@@ -11,6 +11,7 @@
 
 /* The operations of one element, in the order of program.py; compiled formulas call them, too. */
 #define ELEMENTWISE(X)                          \
+    X(DIVIDE, a / b)                            \
     X(ADD, a + b)                               \
     X(SUBTRACT, a - b)                          \
     X(MULTIPLY, a * b)                          \
@@ -37,7 +38,7 @@
     X(COPY, a)
 
 #define NAME_OF(name, expression) name,
-enum { DIVIDE, ELEMENTWISE(NAME_OF) INDEX, ROW_MAX, ROW_SUM };
+enum { ELEMENTWISE(NAME_OF) INDEX, ROW_MAX, ROW_SUM };
 
 #define FUNCTION_OF(name, expression)         \
     INLINE V apply_##name(V a, V b, V c) {    \
@@ -45,7 +46,6 @@ enum { DIVIDE, ELEMENTWISE(NAME_OF) INDEX, ROW_MAX, ROW_SUM };
         return (V)(expression);               \
     }
 ELEMENTWISE(FUNCTION_OF)
-FUNCTION_OF(DIVIDE, a / b)
 
 enum { FULL, COLUMN, NUMBER };
 
@@ -127,7 +127,6 @@ static void execute(const Instruction *instruction, const REAL *x[3], REAL *out,
     switch (instruction->operation) {
 #define CASE_OF(name, expression) case name: EACH(apply_##name(a, b, c));
     ELEMENTWISE(CASE_OF)
-    case DIVIDE: EACH(divided(a, b)); /* There is no other work beside it. */
     case INDEX: EACH(all_of((REAL)unit));
     case ROW_MAX:
     case ROW_SUM:

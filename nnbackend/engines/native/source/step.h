@@ -121,19 +121,11 @@ static void draw_masks(Network *net, const Run *run, intptr_t n) {
     for (intptr_t l = 0; l + 1 < spec->n_layers; l++) {
         const Layer *layer = net->layers + l;
         if (layer->rate == 0) continue;
-        for (intptr_t i = 0; i < all; i++) {
-            const intptr_t own = i - run->first_row;
-            REAL *row = own >= 0 && own < n ? layer->M + own * layer->n_out : net->scratch[0];
-            for (intptr_t j = 0; j < layer->n_out; j++) {
-#if REAL_BITS == 32
-                const REAL uniform =
-                    (REAL)(spec->next_uint32(spec->random) >> 8) * (1.0f / 16777216.0f);
-#else
-                const REAL uniform = spec->next_double(spec->random);
-#endif
-                row[j] = uniform >= layer->rate ? layer->kept : 0;
-            }
-        }
+        /* With a team, other processes have the rows before and behind. */
+        const intptr_t q = layer->n_out, first = run->batch_rows ? run->first_row : 0;
+        draw_mask(spec->random, NULL, first * q, layer->rate, layer->kept);
+        draw_mask(spec->random, layer->M, n * q, layer->rate, layer->kept);
+        draw_mask(spec->random, NULL, (all - first - n) * q, layer->rate, layer->kept);
     }
 }
 

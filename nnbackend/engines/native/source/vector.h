@@ -179,51 +179,22 @@ INLINE V at_least(V x, REAL bound) {
 #endif
 }
 
-#if VECTOR_BYTES == 64
-/* Return 1 / b to half of a number's bits. */
-INLINE V rough_inverse(V b) {
-#if REAL_BITS == 32
-    return (V)_mm512_rcp14_ps((__m512)b);
-#else
-    V inverse = (V)_mm512_rcp14_pd((__m512d)b);
-    return inverse + inverse * (1 - b * inverse);
-#endif
-}
-#endif
-
-/* Return a / b to within a unit in the last place, for normal a, and b and 1 / b in mid-range. */
+/* Return a / b to within a unit in the last place, for b and 1 / b far from overflow. */
 INLINE V quotient(V a, V b) {
 #if VECTOR_BYTES == 64
     /* A division of 64 bytes takes 16 cycles or more. Refine an estimate of 14 bits instead: each
      * step of Newton's method doubles its bits, and the last line is such a step for a / b. */
-    V inverse = rough_inverse(b), estimate = a * inverse;
+#if REAL_BITS == 32
+    V inverse = (V)_mm512_rcp14_ps((__m512)b);
+#else
+    V inverse = (V)_mm512_rcp14_pd((__m512d)b);
+    inverse += inverse * (1 - b * inverse);
+#endif
+    V estimate = a * inverse;
     return estimate + inverse * (a - b * estimate);
 #else
     return a / b;
 #endif
-}
-
-/* Return a / b to within 2 units in the last place, whatever they are. It takes less time than the
- * division, but not where that goes on beside other work. */
-INLINE V divided(V a, V b) {
-#if VECTOR_BYTES == 64
-    /* The quick way makes NaN of what it cannot do, but for divisors whose inverse is subnormal. */
-    const V rough = rough_inverse(b), inverse = rough + rough * (1 - b * rough);
-    /* The remainder of a subnormal a has too few bits to refine more than the last one. */
-    const V estimate = a * inverse, result = estimate + inverse * (a - b * estimate);
-    const V limit = all_of(REAL_MAX / 4), size = absolute(b);
-#if REAL_BITS == 32
-    const int is_right = _mm512_mask_cmp_ps_mask(
-        _mm512_cmp_ps_mask((__m512)size, (__m512)limit, _CMP_LT_OQ), (__m512)result,
-        (__m512)result, _CMP_EQ_OQ) == 0xffff;
-#else
-    const int is_right = _mm512_mask_cmp_pd_mask(
-        _mm512_cmp_pd_mask((__m512d)size, (__m512d)limit, _CMP_LT_OQ), (__m512d)result,
-        (__m512d)result, _CMP_EQ_OQ) == 0xff;
-#endif
-    if (__builtin_expect(is_right, 1)) return result;
-#endif
-    return a / b;
 }
 
 /* A small integer added to this stands in the last bits of the sum. */
