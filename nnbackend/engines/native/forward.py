@@ -106,8 +106,8 @@ class _Forward:
     def __call__(self, parameters: _Array, X: _Array) -> _Array:
         """Return the logits of examples."""
         n, dtype = len(X), self._dtype
-        X = np.ascontiguousarray(X)
-        parameters = np.ascontiguousarray(parameters)
+        X = np.require(X, requirements=["C", "ALIGNED"])
+        parameters = np.require(parameters, requirements=["C", "ALIGNED"])
         Z = np.empty((n, self._sizes[-1]), dtype)
         unused = np.empty(2)
         run = interface.Run(

@@ -84,7 +84,9 @@ class Spec(ctypes.Structure):
 class Random(ctypes.Structure):
     """The state of a generator PCG64, as random.h declares it."""
 
-    _fields_ = _structure(("state increment", ctypes.c_uint64 * 2), ("has_uint32 uinteger", ctypes.c_uint64))
+    _fields_ = _structure(
+        ("state increment", ctypes.c_uint64 * 2), ("has_uint32 uinteger", ctypes.c_uint64)
+    )
 
     @property
     def dictionary(self) -> dict[str, Any]:
