@@ -969,3 +969,102 @@ def test_what_a_formula_keeps_of_its_arguments_stays_as_it_was(what):
     assert len(kept) >= 9
     for array, copy in kept:
         np.testing.assert_array_equal(array, copy)
+
+
+# --- Predictions ---
+
+
+def test_predictions_of_threads_at_once_are_those_of_one():
+    rng = np.random.default_rng(0)
+    nets = [nb.Network([4, width, 3], hidden="gelu", output="softmax", seed=1) for width in (9, 40)]
+    examples = [rng.normal(size=(n, 4)) for n in (1, 7, 300)]
+    expected = [[net.predict_proba(X).tobytes() for X in examples] for net in nets]
+    results, barrier = [], threading.Barrier(4)
+
+    def work():
+        barrier.wait(PATIENCE)
+        results.extend(
+            [[net.predict_proba(X).tobytes() for X in examples] for net in nets] for _ in range(200)
+        )
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        workers = [threading.Thread(target=work) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(PATIENCE)
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(results) == 800
+    assert all(result == expected for result in results)
+
+
+@needs_tasks
+def test_predictions_obey_the_limits_at_the_time():
+    from threadpoolctl import threadpool_limits
+
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one processor only")
+    net = nb.Network([100, 200, 200, 3], dtype="float32", seed=1)
+    X = np.random.default_rng(0).normal(size=(2000, 100)).astype("float32")
+
+    def threads_of_predictions(expected):
+        before, deadline = n_tasks(), time.monotonic() + 10
+        with watching_threads() as counts:
+            while len(counts) < 30 or (
+                max(counts) < before + expected and time.monotonic() < deadline
+            ):
+                net.predict(X)
+        return max(counts) - before
+
+    for _ in range(2):
+        with threadpool_limits(1):
+            assert threads_of_predictions(0) == 0
+        assert threads_of_predictions(1) >= 1
+
+
+@pytest.mark.parametrize("sizes", [(4, 5, 1), (4, 40, 1)], ids=["narrow", "wide"])
+@pytest.mark.parametrize("name", VIEWS)
+def test_any_layout_of_the_data_gives_the_same_predictions(name, sizes):
+    X = np.random.default_rng(0).normal(size=(70, 4))
+    if name == "one row for all":
+        X = np.ascontiguousarray(np.broadcast_to(X[:1], X.shape))
+    if name == "float16":
+        X = X.astype("float16").astype("float64")
+    for dtype in ("float32", "float64"):
+        net = nb.Network(sizes, dtype=dtype, seed=1, device="cpu")
+        own = X.astype(dtype)
+        expected = net.predict_proba(own)
+        np.testing.assert_array_equal(net.predict_proba(VIEWS[name](own)), expected)
+
+
+@pytest.mark.slow
+def test_python_may_end_while_a_daemon_thread_predicts():
+    code = (
+        "import threading, time\n"
+        "import numpy as np, nnbackend as nb\n"
+        "X = np.random.default_rng(0).normal(size=(4000, 300))\n"
+        "net = nb.Network([300, 500, 500, 1])\n"
+        "ready = threading.Event()\n"
+        "def predict():\n"
+        "    while True:\n"
+        "        net.predict(X)\n"
+        "        ready.set()\n"
+        "threading.Thread(target=predict, daemon=True).start()\n"
+        "ready.wait()\n"
+        "time.sleep(0.02)\n"
+        "print('over')\n"
+    )
+    for _ in range(5):
+        assert script(code) == "over\n"
+
+
+@holds_memory
+def test_networks_that_predict_and_are_dropped_leave_nothing():
+    def work(number):
+        net = nb.Network([10 + number % 40, 64, 3], seed=1)
+        net.predict(np.zeros((5, 10 + number % 40)))
+
+    assert growth_of(work, 400) < 8e6
