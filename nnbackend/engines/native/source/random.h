@@ -23,24 +23,46 @@ INLINE uint64_t next_64_bits(unsigned __int128 *state, unsigned __int128 increme
     return x >> turn | x << (-turn & 63);
 }
 
-/* Draw n numbers: kept with probability 1 - rate, else 0. NULL for mask only draws. */
+/* Return x or 0, without a branch that nobody can predict. */
+INLINE REAL only_if(int condition, REAL x) {
+    UNSIGNED bits;
+    memcpy(&bits, &x, sizeof x);
+    bits &= -(UNSIGNED)condition;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Draw n uniform numbers; mask, unless it is NULL, becomes kept where one is at least rate, else 0.
+ * The numbers are integers divided by a power of two, so compare the integers. */
 static void draw_mask(Random *random, REAL *mask, intptr_t n, REAL rate, REAL kept) {
     unsigned __int128 state = (unsigned __int128)random->state[0] << 64 | random->state[1];
     const unsigned __int128 increment =
         (unsigned __int128)random->increment[0] << 64 | random->increment[1];
-    for (intptr_t i = 0; i < n; i++) {
+    intptr_t i = 0;
 #if REAL_BITS == 32
-        uint64_t bits = random->uinteger;
-        if (!random->has_uint32) bits = next_64_bits(&state, increment);
-        random->uinteger = bits >> 32;
-        random->has_uint32 ^= 1;
-        const REAL uniform = (REAL)((uint32_t)bits >> 8) * (1.0f / 16777216.0f);
-#else
-        const REAL uniform =
-            (REAL)(next_64_bits(&state, increment) >> 11) * (1.0 / 9007199254740992.0);
-#endif
-        if (mask) mask[i] = uniform >= rate ? kept : 0;
+    /* Each number of 64 bits is two of 32, the low half first; a half may be left. */
+    const uint32_t least_kept = (uint32_t)ceil((double)rate * 16777216.0);
+    if (n > 0 && random->has_uint32) {
+        random->has_uint32 = 0;
+        if (mask) mask[0] = only_if((uint32_t)random->uinteger >> 8 >= least_kept, kept);
+        i = 1;
     }
+    for (; i < n; i += 2) {
+        const uint64_t bits = next_64_bits(&state, increment);
+        if (mask) mask[i] = only_if((uint32_t)bits >> 8 >= least_kept, kept);
+        if (i + 1 == n) {
+            random->has_uint32 = 1, random->uinteger = bits >> 32;
+            break;
+        }
+        if (mask) mask[i + 1] = only_if(bits >> 40 >= least_kept, kept);
+    }
+#else
+    const uint64_t least_kept = (uint64_t)ceil(rate * 9007199254740992.0);
+    for (; i < n; i++) {
+        const uint64_t bits = next_64_bits(&state, increment);
+        if (mask) mask[i] = only_if(bits >> 11 >= least_kept, kept);
+    }
+#endif
     random->state[0] = (uint64_t)(state >> 64), random->state[1] = (uint64_t)state;
 }
 
