@@ -23,6 +23,7 @@ __all__ = ["forward", "logits"]
 
 _Array = np.ndarray[Any, Any]
 _LOGITS = 3
+_ROWS_PER_THREAD = 64
 
 
 def logits(structure: Structure, parameters: _Array, X: _Array) -> _Array | None:
@@ -37,11 +38,19 @@ def logits(structure: Structure, parameters: _Array, X: _Array) -> _Array | None
     X : array (n_samples, n_features)
         The examples, in the dtype of the parameters.
     """
-    if library() is None or not all(map(is_own, structure.hidden)) or not len(X):
+    found = library()
+    if found is None or not all(map(is_own, structure.hidden)) or not len(X):
         return None
-    pool = forward(structure, parameters.dtype.name)
-    # Each thread has buffers of its own.
-    own = pool.pop() if pool else _Forward(structure, parameters.dtype)
+    batch = _rows_at_once(structure)
+    # The limits may have changed since the last call.
+    n_threads = threads_worth(structure, batch) if len(X) >= _ROWS_PER_THREAD else 1
+    functions = interface.functions(found, parameters.dtype.name)
+    pool = forward(structure, functions, n_threads)
+    # Each thread has buffers of its own. Another one may take the last between two questions.
+    try:
+        own = pool.pop()
+    except IndexError:
+        own = _Forward(structure, parameters.dtype, functions, batch, n_threads)
     try:
         return own(parameters, X)
     finally:
@@ -49,20 +58,31 @@ def logits(structure: Structure, parameters: _Array, X: _Array) -> _Array | None
 
 
 @lru_cache(maxsize=16)
-def forward(structure: Structure, dtype: str) -> list[_Forward]:
+def forward(structure: Structure, functions: interface.Functions, n_threads: int) -> list[_Forward]:
     """Return the networks of a structure that no thread uses."""
-    del structure, dtype
+    del structure, functions, n_threads
     return []
+
+
+def _rows_at_once(structure: Structure) -> int:
+    """Return a batch that is enough for several threads, and for the tiles of narrow networks."""
+    rows = 4 * (CACHED_ELEMENTS // max(structure.layer_sizes[1:]) // 16 * 16)
+    return min(max(256, rows), 4096)
 
 
 class _Forward:
     """A network that predicts, whatever its parameters are."""
 
-    def __init__(self, structure: Structure, dtype: Any) -> None:
-        own = library()
-        assert own is not None  # noqa: S101
+    def __init__(
+        self,
+        structure: Structure,
+        dtype: Any,
+        functions: interface.Functions,
+        batch: int,
+        n_threads: int,
+    ) -> None:
         self._dtype = np.dtype(dtype)
-        self._functions = interface.functions(own, self._dtype.name)
+        self._functions, self._threads = functions, n_threads
         self._sizes = sizes = structure.layer_sizes
         self._n_parameters = structure.n_parameters
         programs: dict[Activation, tuple[int, interface.ProgramSpec]] = {}
@@ -83,13 +103,9 @@ class _Forward:
         )
         kept.append(table)
         self._kept = kept
-        # Wide enough for several threads, and for the examples of narrow networks.
-        self._batch = max(256, 4 * (CACHED_ELEMENTS // max(sizes[1:]) // 16 * 16))
-        self._batch = min(self._batch, 4096)
-        self._threads = threads_worth(structure, self._batch)
         spec = interface.Spec(
             n_layers=len(layers),
-            batch=self._batch,
+            batch=batch,
             features_major=max(sizes) <= interface.NARROW,
             layers=ctypes.addressof(layers),
             programs=ctypes.addressof(table),
@@ -101,13 +117,14 @@ class _Forward:
         self._network = self._functions.new(ctypes.byref(spec), self._threads)
         if not self._network:
             raise MemoryError("the buffers of a prediction do not fit the memory")
-        weakref.finalize(self, self._functions.free, self._network)
+        finalizer = weakref.finalize(self, self._functions.free, self._network)
+        # When Python ends, a daemon thread may still be in the library.
+        finalizer.atexit = False
 
     def __call__(self, parameters: _Array, X: _Array) -> _Array:
         """Return the logits of examples."""
         n, dtype = len(X), self._dtype
-        X = np.require(X, requirements=["C", "ALIGNED"])
-        parameters = np.require(parameters, requirements=["C", "ALIGNED"])
+        X, parameters = (np.require(array, None, ["C", "A"]) for array in (X, parameters))
         Z = np.empty((n, self._sizes[-1]), dtype)
         unused = np.empty(2)
         run = interface.Run(
@@ -120,7 +137,7 @@ class _Forward:
             totals=address_of(unused),
             parameters=address(parameters, dtype, (self._n_parameters,)),
             logits=address(Z, dtype, Z.shape, writes=True),
-            n_threads=min(self._threads, 1 + n // 64),
+            n_threads=min(self._threads, 1 + n // _ROWS_PER_THREAD),
             seconds=0.05,
         )
         while not run.is_over:

@@ -39,18 +39,19 @@ def _limit() -> int:
 def _processors() -> int:
     """Return how many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return min(len(os.sched_getaffinity(0)), _container_processors())
+        return min(len(os.sched_getaffinity(0)), _container_processors(_CONTROL_GROUP))
     return os.cpu_count() or 1
 
 
-def _container_processors() -> int:
+@cache
+def _container_processors(folder: str) -> int:
     """Return how many processors' time a container's quota amounts to; 2^16 without one."""
     # Version 2 of the kernel's control groups has both numbers in one file, version 1 in two.
     for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
         words: list[str] = []
         try:
             for name in names:
-                with open(os.path.join(_CONTROL_GROUP, name), encoding="ascii") as file:
+                with open(os.path.join(folder, name), encoding="ascii") as file:
                     words += file.read().split()
             quota, period = map(int, words)
         except (OSError, ValueError):
