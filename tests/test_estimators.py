@@ -73,7 +73,8 @@ def assert_same(theirs, ours, *, tolerance=1e-9):
             np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
     assert ours.n_iter_ == theirs.n_iter_
     assert ours.out_activation_ == theirs.out_activation_
-    assert ours.loss_ == pytest.approx(theirs.loss_, rel=1e-7)
+    # In float32, theirs is still the logarithm of float64.
+    assert ours.loss_ == pytest.approx(theirs.loss_, rel=max(1e-7, 1e-3 * tolerance))
 
 
 # Twenty epochs, or iterations, of float64 on a problem of moderate curvature: rounding grows to

@@ -1091,7 +1091,7 @@ def test_the_host_reads_from_the_device_once_per_epoch(batch_size, device, monke
         clip_norm=1.0,
     )
     # The training loss, whether all is finite, and the validation loss, in one transfer.
-    assert reads == [(3,)] * 6
+    assert reads == ([] if device == "cpu" else [(3,)] * 6)
 
 
 @pytest.mark.parametrize(
