@@ -256,13 +256,13 @@ INLINE V square_root(V x) {
 #if REAL_BITS == 32
     const I smallest = (I)all_of(__FLT_MIN__);
     const int is_usual = _mm512_cmplt_epu32_mask((__m512i)bits, (__m512i)infinity) &
-                         _mm512_cmpge_epu32_mask((__m512i)(bits - 1), (__m512i)(smallest - 1));
+                         _mm512_cmpge_epu32_mask((__m512i)((U)bits - 1), (__m512i)((U)smallest - 1));
     if (__builtin_expect(is_usual != 0xffff, 0)) return (V)_mm512_sqrt_ps((__m512)x);
     V inverse = (V)_mm512_rsqrt14_ps(_mm512_max_ps((__m512)x, (__m512)smallest));
 #else
     const I smallest = (I)all_of(__DBL_MIN__);
     const int is_usual = _mm512_cmplt_epu64_mask((__m512i)bits, (__m512i)infinity) &
-                         _mm512_cmpge_epu64_mask((__m512i)(bits - 1), (__m512i)(smallest - 1));
+                         _mm512_cmpge_epu64_mask((__m512i)((U)bits - 1), (__m512i)((U)smallest - 1));
     if (__builtin_expect(is_usual != 0xff, 0)) return (V)_mm512_sqrt_pd((__m512d)x);
     V inverse = (V)_mm512_rsqrt14_pd(_mm512_max_pd((__m512d)x, (__m512d)smallest));
     inverse += inverse * ((REAL)0.5 - x * inverse * ((REAL)0.5 * inverse));
