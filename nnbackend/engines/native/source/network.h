@@ -206,7 +206,9 @@ EXPORT Network *NAME(nnbackend_new)(const Spec *spec, intptr_t n_threads) {
     }
     place_parameters(net, spec->parameters);
     for (intptr_t l = 0; l < spec->n_layers; l++) reserve_layer(net, l);
-    net->X = reals(net, batch * net->layers[0].n_in);
+    /* Predictions take rows as they are, if not in tiles. */
+    if (spec->gradient || spec->features_major)
+        net->X = reals(net, batch * net->layers[0].n_in);
     net->y = reals(net, batch * most(spec->n_targets, 1));
     net->labels = reserve(net, (batch + SLACK) * (intptr_t)sizeof(int64_t));
     net->weight = reals(net, batch);
