@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["threads_worth"]
 
 # A thread is worth starting for so many operations of a step, and so many rows of a batch.
-_FLOPS_PER_THREAD = 4e6
+_FLOPS_PER_THREAD = 8e6
 _ROWS_PER_THREAD = 16
 
 _CONTROL_GROUP = "/sys/fs/cgroup"
