@@ -284,11 +284,15 @@ def print_formulas(folder: str) -> None:
     """
     import subprocess
 
-    paths = [ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
-    printing = "nnbackend.engines.native.printing"
+    # Not by PYTHONPATH: where the package is installed as editable, pip takes the paths of that
+    # installation out of sys.path, and this source tree with them.
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from nnbackend.engines.native.printing import main\n"
+        "main(*sys.argv[2:])"
+    )
     done = subprocess.run(  # noqa: S603 - our own module
-        [sys.executable, "-B", "-P", "-m", printing, folder, *_MODULES],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        [sys.executable, "-B", "-c", program, ROOT, folder, *_MODULES],
         capture_output=True,
         text=True,
         check=False,
