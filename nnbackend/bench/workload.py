@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend.checks import lookup, positive_integer
-from nnbackend.core.activations import ACTIVATIONS, activation
+from nnbackend.core.activations import ACTIVATIONS, activation, is_built_in
 from nnbackend.core.optimizers import SGD, Adam
 from nnbackend.errors import InputError
 from nnbackend.model.network import Network
@@ -241,7 +241,11 @@ def custom_workload(
 
 # Every built-in activation that is not linear, which JAX and torch have as well. An alias has the
 # name of another.
-HIDDEN = tuple(name for name, entry in ACTIVATIONS.items() if name == entry.name != "identity")
+HIDDEN = tuple(
+    name
+    for name, entry in ACTIVATIONS.items()
+    if name == entry.name != "identity" and is_built_in(entry)
+)
 
 
 def random_workloads(count: int, seed: int = 0) -> list[Workload]:
