@@ -159,6 +159,8 @@ class Resident:
 
     def orders(self, rng: np.random.Generator, n_epochs: int) -> list[Any] | None:
         """Return the orders of epochs; None where the rows stay as they are."""
+        if not callable(self._shuffle) and (not self._shuffle or len(self) == 1):
+            return None
         orders = [self.draw(rng) for _ in range(n_epochs)]
         return None if orders[0] is None else orders
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from nnbackend.core.schedules import Clock, as_schedule
+from nnbackend.core.schedules import Clock, Constant, as_schedule
 from nnbackend.data.examples import Examples, Part, Resident
 from nnbackend.engines import Engine, Problem
 
@@ -137,7 +137,13 @@ class EpochRunner:
             losses, is_finite = self._run_parts(epoch, rates[0], pause, while_waiting)
         else:
             count = 1 if is_watched or self.watches_losses else self._epochs_at_once(epoch)
-            rates = [self._rates(number) for number in range(epoch, epoch + count)]
+            # A constant rate is the same list, since an epoch may take only a microsecond.
+            is_constant = isinstance(self._schedule, Constant)
+            rates = (
+                [self._rates(epoch)] * count
+                if is_constant
+                else [self._rates(number) for number in range(epoch, epoch + count)]
+            )
             orders = resident.orders(self._shuffle, count)
             losses, is_finite = self._engine.run(resident.data, orders, rates)
         return Epochs(losses, is_finite, [epoch_rates[-1] for epoch_rates in rates])

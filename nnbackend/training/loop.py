@@ -255,13 +255,15 @@ class Loop:
         history = self.history
         # An iterable of batches is counted during a whole pass.
         history.n_samples = self._examples.n_samples or history.n_samples
-        for loss, rate in zip(losses, rates, strict=False):
-            history.loss.append(loss)
-            history.learning_rate.append(rate)
-            if validation_loss is not None:
-                history.validation_loss.append(validation_loss)
-            self._runner.observe(loss if validation_loss is None else validation_loss)
-            history.epoch_seconds.append(seconds)
+        history.loss.extend(losses)
+        history.learning_rate.extend(rates[: len(losses)])
+        if validation_loss is not None:
+            history.validation_loss.extend([validation_loss] * len(losses))
+        if self._runner.watches_losses:
+            for loss in losses:
+                self._runner.observe(loss if validation_loss is None else validation_loss)
+        # The last, since an interrupt drops what has no seconds.
+        history.epoch_seconds.extend([seconds] * len(losses))
 
     def _pause(self) -> None:
         """Write a checkpoint if one is due, and end the training if a signal has come."""
