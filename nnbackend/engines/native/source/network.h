@@ -74,7 +74,7 @@ typedef struct {
     double *sums; /* partial sums of a pass over all parameters */
     REAL **scratch, **workspace; /* of each thread: for programs, for products */
     intptr_t scratch_size;
-    void *memory; /* the last block, which begins with the address of the one before */
+    void *memory; /* the last block; before it lie the addresses of the one before and of itself */
     int has_failed;
 } Network;
 
@@ -84,23 +84,19 @@ static intptr_t least(intptr_t a, intptr_t b) { return a < b ? a : b; }
 
 static intptr_t most(intptr_t a, intptr_t b) { return a > b ? a : b; }
 
-/* Return memory of bytes that starts with a cache line, all zero; it is freed with the network. */
+/* Return memory of bytes that starts with a cache line, all zero; it is freed with the network.
+ *
+ * calloc need not write the zeros of large blocks, whose pages come from the system as zeros. */
 static void *reserve(Network *net, intptr_t bytes) {
-    void *block = NULL;
-    if (net->has_failed) return NULL;
-#ifdef _WIN32
-    block = _aligned_malloc((size_t)bytes + 64, 64);
-#else
-    if (posix_memalign(&block, 64, (size_t)bytes + 64)) block = NULL;
-#endif
+    void *block = net->has_failed ? NULL : calloc(1, (size_t)bytes + 128);
     if (!block) {
         net->has_failed = 1;
         return NULL;
     }
-    memset(block, 0, (size_t)bytes + 64);
-    *(void **)block = net->memory;
-    net->memory = block;
-    return (char *)block + 64;
+    void **start = (void **)(((uintptr_t)block + 2 * sizeof(void *) + 63) & ~(uintptr_t)63);
+    start[-1] = block;
+    start[-2] = net->memory;
+    return net->memory = start;
 }
 
 static REAL *reals(Network *net, intptr_t n) {
@@ -109,13 +105,9 @@ static REAL *reals(Network *net, intptr_t n) {
 
 EXPORT void NAME(nnbackend_free)(Network *net) {
     while (net->memory) {
-        void *before = *(void **)net->memory;
-#ifdef _WIN32
-        _aligned_free(net->memory);
-#else
-        free(net->memory);
-#endif
-        net->memory = before;
+        void **last = net->memory;
+        net->memory = last[-2];
+        free(last[-1]);
     }
     free(net->layers);
     free(net);
