@@ -303,20 +303,38 @@ static void weight_gradient(Job *job, intptr_t t, intptr_t l, intptr_t n, intptr
     }
 }
 
-static void add_rows(const REAL *rows, intptr_t n, intptr_t q, REAL *sums) {
-    for (intptr_t j = 0; j < q; j += LANES) {
-        const intptr_t part = least(LANES, q - j);
-        V total[4] = {{0}, {0}, {0}, {0}};
-        for (intptr_t i = 0; i < n; i++) total[i & 3] += load_part(rows + i * q + j, part);
-        store_part(sums + j, (total[0] + total[1]) + (total[2] + total[3]), part);
-    }
-}
-
 static REAL sum_of_row(const REAL *row, intptr_t n) {
     V total[4] = {{0}, {0}, {0}, {0}};
-    for (intptr_t i = 0; i < n; i += LANES)
-        total[i / LANES & 3] += load_part(row + i, least(LANES, n - i));
+    intptr_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) total[v] += load(row + i + v * LANES);
+    for (; i < n; i += LANES) total[0] += load_part(row + i, least(LANES, n - i));
     return sum_of((total[0] + total[1]) + (total[2] + total[3]));
+}
+
+/* Add up the columns of at most eight vectors, of which the last may be a part; rows are read in
+ * their order, once. */
+INLINE void add_columns(const int vectors, const REAL *rows, intptr_t n, intptr_t q, intptr_t part,
+                        REAL *sums) {
+    V total[8] = {{0}};
+    for (intptr_t i = 0; i < n; i++) {
+#pragma GCC unroll 8
+        for (int v = 0; v + 1 < vectors; v++) total[v] += load(rows + i * q + v * LANES);
+        total[vectors - 1] += load_part(rows + i * q + (vectors - 1) * LANES, part);
+    }
+    for (int v = 0; v + 1 < vectors; v++) store(sums + v * LANES, total[v]);
+    store_part(sums + (vectors - 1) * LANES, total[vectors - 1], part);
+}
+
+static void add_rows(const REAL *rows, intptr_t n, intptr_t q, REAL *sums) {
+    intptr_t j = 0;
+    if (q == 1) {
+        *sums = sum_of_row(rows, n);
+        return;
+    }
+    for (; j + 8 * LANES <= q; j += 8 * LANES) add_columns(8, rows + j, n, q, LANES, sums + j);
+    for (; j < q; j += LANES) add_columns(1, rows + j, n, q, least(LANES, q - j), sums + j);
 }
 
 /* Passes over all parameters -------------------------------------------------------------- */
