@@ -1,7 +1,6 @@
 """The native engine's loop: threads, signals, processes, memory, and arguments that do not fit."""
 
 import gc
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import in_forked_child
 from own_formulas import SWAPPED, Cautious, Lopsided
 
 import nnbackend as nb
@@ -598,20 +598,6 @@ class TestForks:
             return bits(engine)
 
         assert in_forked_child(work) == in_forked_child(work) == work()
-
-
-def in_forked_child(work):
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=lambda: sender.send(work()))
-    child.start()
-    try:
-        assert receiver.poll(PATIENCE)
-        return receiver.recv()
-    finally:
-        child.kill()
-        child.join()
-        child.close()
 
 
 FIRST_TRAININGS = (

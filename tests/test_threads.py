@@ -9,6 +9,7 @@ import factories
 import numpy as np
 import pytest
 from devices import on_each_engine
+from forks import in_forked_child
 
 import nnbackend as nb
 from nnbackend.errors import InputError
@@ -268,21 +269,6 @@ def test_a_child_forked_while_a_thread_trains_predicts_with_that_network_and_tra
     assert in_forked_child(lambda: predict_and_train(net)) == predict_and_train(net)
     pause.let_go.set()
     wait()
-
-
-def in_forked_child(work):
-    """Return what work gives in a child of the kind that inherits all."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=lambda: sender.send(work()))
-    child.start()
-    try:
-        assert receiver.poll(PATIENCE)
-        return receiver.recv()
-    finally:
-        child.kill()
-        child.join()
-        child.close()
 
 
 # Another test of this process may have started JAX, which warns of every fork.
