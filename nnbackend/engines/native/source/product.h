@@ -60,7 +60,7 @@ typedef struct {
 INLINE void tile(const int rows, const int vectors, const int masked, intptr_t last, intptr_t k,
                  const REAL *A, intptr_t a_row, intptr_t a_step, const REAL *B, intptr_t b_step,
                  REAL *C, intptr_t c_row, const REAL *bias, const REAL *bias_rows, int adds,
-                 const int packed) {
+                 const int packed, const char *next, intptr_t next_step) {
     V sum[TILE_ROWS_MOST][TILE_VECTORS];
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
@@ -90,6 +90,10 @@ INLINE void tile(const int rows, const int vectors, const int masked, intptr_t l
             const V a = all_of(r % 4 < 3 ? from[r % 4 * a_row] : from[a_row3]);
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; v++) sum[r][v] = multiply_add(a, b[v], sum[r][v]);
+        }
+        if (packed) {
+            __builtin_prefetch(next, 0, 2);
+            next += next_step;
         }
         A += a_step;
         A4 += a_step;
@@ -146,17 +150,13 @@ INLINE void strip(const int vectors, const int masked, const int packed, intptr_
     const intptr_t c_row = p->c_row;
     const REAL *A = p->A, *bias_rows = p->bias_rows;
     REAL *C = p->C;
-    const REAL *next = p->next;
+    const char *next = (const char *)(p->next ? p->next : p->B);
     const intptr_t m_all = m, columns = neighbours * vectors * LANES;
     const int most = TILE_ROWS(packed ? PANEL_VECTORS : vectors);
     for (intptr_t tiles = share(m, most); tiles > 0; tiles--) {
         const intptr_t rows = share(m, tiles);
-        if (packed && next) {
-            const intptr_t part = k * PANEL_WIDTH * rows / m_all;
-            for (intptr_t i = 0; i < part; i += 64 / (REAL_BITS / 8))
-                __builtin_prefetch(next + i, 0, 2);
-            next += part;
-        }
+        const intptr_t next_step =
+            packed && p->next ? share(PANEL_WIDTH * (intptr_t)sizeof(REAL) * rows, m_all) : 0;
         switch (rows) {
 #define CASE(r)                                                                                   \
     case r:                                                                                       \
@@ -164,7 +164,7 @@ INLINE void strip(const int vectors, const int masked, const int packed, intptr_
             for (intptr_t j = 0; j < columns; j += vectors * LANES)                               \
                 tile(r, vectors, masked, last, k, A, packed ? 1 : a_row, packed ? r : a_step,     \
                      p->B + j, packed ? PANEL_WIDTH : b_step, C + j, c_row,                       \
-                     p->bias ? p->bias + j : NULL, bias_rows, p->adds, packed);                   \
+                     p->bias ? p->bias + j : NULL, bias_rows, p->adds, packed, next, next_step);  \
         break;
             CASE(1)
             CASE(2)
@@ -180,6 +180,7 @@ INLINE void strip(const int vectors, const int masked, const int packed, intptr_
             CASE(12)
 #undef CASE
         }
+        next += next_step * k;
         A += packed ? rows * k : rows * a_row;
         C += rows * c_row;
         if (bias_rows) bias_rows += rows;
@@ -349,31 +350,36 @@ static __attribute__((noinline)) void product_column(intptr_t m, const PRODUCT *
 
 static __attribute__((noinline)) void product_narrow(intptr_t m, intptr_t n, const PRODUCT *p) {
     REAL transposed[NARROW * NARROW_STRIP], packed[NARROW_DEPTH * NARROW_STRIP];
-    const int packs = n > TILE_ROWS(TILE_VECTORS) && p->a_step >= 1024 && p->k <= NARROW_DEPTH;
+    const int packs = n > TILE_ROWS(TILE_VECTORS) && p->a_step >= 1024;
     intptr_t vectors = share(m, LANES);
     for (intptr_t first = 0, parts = share(vectors, TILE_VECTORS); parts > 0; parts--) {
         const intptr_t part = share(vectors, parts);
         const intptr_t rows = part * LANES < m - first ? part * LANES : m - first;
-        PRODUCT q = {
-            .k = p->k,
-            .A = p->B,
-            .a_row = 1,
-            .a_step = p->b_step,
-            .B = p->A + first,
-            .b_step = p->a_step,
-            .C = transposed,
-            .c_row = NARROW_STRIP,
-        };
-        if (packs) {
-            for (intptr_t step = 0; step < p->k; step++)
-                for (intptr_t i = 0; i < rows; i += LANES)
-                    store(packed + step * NARROW_STRIP + i,
-                          rows - i >= LANES ? load(q.B + step * p->a_step + i)
-                                            : load_part(q.B + step * p->a_step + i, rows - i));
-            q.B = packed;
-            q.b_step = NARROW_STRIP;
+        intptr_t depths = packs && p->k > 0 ? share(p->k, NARROW_DEPTH) : 1;
+        for (intptr_t step = 0, steps; depths > 0; step += steps) {
+            steps = share(p->k - step, depths--);
+            PRODUCT q = {
+                .k = steps,
+                .A = p->B + step * p->b_step,
+                .a_row = 1,
+                .a_step = p->b_step,
+                .B = p->A + step * p->a_step + first,
+                .b_step = p->a_step,
+                .C = transposed,
+                .c_row = NARROW_STRIP,
+                .adds = step > 0,
+            };
+            if (packs) {
+                for (intptr_t k = 0; k < steps; k++)
+                    for (intptr_t i = 0; i < rows; i += LANES)
+                        store(packed + k * NARROW_STRIP + i,
+                              rows - i >= LANES ? load(q.B + k * p->a_step + i)
+                                                : load_part(q.B + k * p->a_step + i, rows - i));
+                q.B = packed;
+                q.b_step = NARROW_STRIP;
+            }
+            strips(n, rows, q);
         }
-        strips(n, rows, q);
         REAL *c = p->C + first * p->c_row;
         if (!p->bias && !p->bias_rows && !p->adds)
             for (intptr_t j = 0; j < n; j++)
