@@ -39,7 +39,7 @@ __all__ = ["NativeEngine"]
 
 _Array = np.ndarray[Any, Any]
 
-_TRAIN, _LOSS, _GRADIENT, _LOGITS = range(4)
+_TRAIN, _LOSS = range(2)
 _REDUCE, _ACTIVATE, _PULL_BACK, _OUTPUT_LOSS, _UPDATE = range(5)
 # C takes whole, aligned arrays.
 _PLAIN: tuple[Literal["C"], Literal["A"]] = "C", "A"

@@ -22,7 +22,7 @@ from nnbackend.engines.tracing.formulas import is_own
 __all__ = ["forward", "logits"]
 
 _Array = np.ndarray[Any, Any]
-_LOGITS = 3
+_LOGITS = 2
 _ROWS_PER_THREAD = 64
 
 

@@ -17,9 +17,25 @@
 /* Elements of a layer's activations that fit a core's second-level cache. */
 #define CACHED_ELEMENTS ((intptr_t)1 << 17)
 
-/* Beyond this many elements, a weight matrix is packed for its products: it leaves no room in the
- * second-level cache. */
-#define LARGE_MATRIX ((intptr_t)1 << 18)
+/* Elements of the examples that fit it beside all else, when weights change. */
+#define CACHED_EXAMPLES ((intptr_t)1 << 18)
+
+/* Beyond this many elements, a weight matrix is packed for its products: it does not stay in the
+ * second-level cache, and panels are fetched in time. */
+#define LARGE_MATRIX ((intptr_t)1 << 17)
+
+/* With fewer rows than this, packing takes longer than it saves. */
+#define FEW_ROWS ((intptr_t)32)
+
+/* With no more parameters than this, a single thread changes them all at once. */
+#define SMALL_NETWORK ((intptr_t)1 << 16)
+
+/* A part of a layer's weights has a multiple of so many rows, which fill panels and groups of
+ * penalties; so many elements, whose gradient and state stay in the second-level cache; and so many
+ * rows at least where the examples exceed that cache, since each part reads them all. */
+#define PART_UNIT ((intptr_t)32)
+#define PART_ELEMENTS ((intptr_t)1 << 15)
+#define PART_ROWS (6 * PART_UNIT)
 
 /* Sums over more examples than this are taken from packed rows. */
 #define LONG_SUM 256
@@ -65,14 +81,24 @@ typedef struct {
     double *penalties; /* of groups of 16 rows */
 } Layer;
 
+/* Some rows of a layer's weights and biases; the biases are the row behind the weights. */
+typedef struct {
+    intptr_t layer, first, last;
+    intptr_t n_before; /* parameters of the parts before it, which say how much work they are */
+} Part;
+
 typedef struct {
     Spec spec;
     Layer *layers;
+    Part *parts; /* in which the gradient is computed and the parameters are changed */
+    intptr_t n_parts;
+    int has_many_parts; /* so many that threads share them, or that a cache cannot hold them all */
     intptr_t n_parameters, widest, n_threads;
     REAL *X, *y, *weight, *losses; /* of a batch: gathered features, targets, weights; losses */
     int64_t *labels;
     double *sums; /* partial sums of a pass over all parameters */
-    REAL **scratch, **workspace; /* of each thread: for programs, for products */
+    /* Of each thread: for programs, for products, and for the gradient of a part. */
+    REAL **scratch, **workspace, **part_gradient;
     intptr_t scratch_size;
     void *memory; /* the last block; before it lie the addresses of the one before and of itself */
     int has_failed;
@@ -152,7 +178,9 @@ static void reserve_layer(Network *net, intptr_t l) {
     }
     layer->penalties = reserve(net, (p / 16 + 1) * (intptr_t)sizeof(double));
     if (net->spec.features_major) return;
-    layer->is_large = p * q > LARGE_MATRIX;
+    /* Products of few rows, or with narrow matrices, are faster without panels. */
+    layer->is_large = p * q > LARGE_MATRIX && least(p, q) > 2 * PANEL_WIDTH &&
+                      net->spec.batch >= FEW_ROWS;
     if (layer->is_large) layer->panels = reals(net, panels_size(p, q));
     if (!net->spec.gradient) return;
     if (l > 0) layer->transposed = reals(net, layer->is_large ? panels_size(q, p) : p * q);
@@ -181,6 +209,41 @@ static void reserve_scratch(Network *net, intptr_t n_threads) {
     }
 }
 
+/* Return how many rows a part of a layer's weights has: no thread shall wait long for the last. */
+static intptr_t rows_of_parts(const Network *net, const Layer *layer) {
+    if (!net->has_many_parts) return layer->n_in;
+    const intptr_t q = layer->n_out, equal = (layer->n_in + net->n_threads - 1) / net->n_threads;
+    const intptr_t rows = net->spec.batch * q > CACHED_EXAMPLES
+                              ? PART_ROWS
+                              : most(1, least(equal / 4, PART_ELEMENTS / q));
+    return round_up(least(equal, rows), PART_UNIT);
+}
+
+static void reserve_parts(Network *net) {
+    intptr_t largest = 0;
+    net->has_many_parts = net->n_threads > 1 || net->n_parameters > SMALL_NETWORK;
+    for (int counts = 1; counts >= 0; counts--) {
+        intptr_t n = 0, n_before = 0;
+        for (intptr_t l = 0; l < net->spec.n_layers; l++) {
+            const intptr_t p = net->layers[l].n_in, rows = rows_of_parts(net, net->layers + l);
+            for (intptr_t first = 0; first < p; first += rows, n++) {
+                const Part part = {l, first, first + rows < p ? first + rows : p + 1, n_before};
+                if (!counts) net->parts[n] = part;
+                const intptr_t size = (part.last - first) * net->layers[l].n_out;
+                n_before += size;
+                largest = most(largest, size);
+            }
+        }
+        if (counts) net->parts = reserve(net, n * (intptr_t)sizeof *net->parts);
+        net->n_parts = n;
+        if (net->has_failed) return;
+    }
+    const int needs = net->spec.gradient && net->has_many_parts;
+    net->part_gradient = reserve(net, net->n_threads * (intptr_t)sizeof *net->part_gradient);
+    for (intptr_t t = 0; t < net->n_threads && needs && !net->has_failed; t++)
+        net->part_gradient[t] = reals(net, largest);
+}
+
 EXPORT Network *NAME(nnbackend_new)(const Spec *spec, intptr_t n_threads) {
     Network *net = calloc(1, sizeof *net);
     if (!net) return NULL;
@@ -207,6 +270,7 @@ EXPORT Network *NAME(nnbackend_new)(const Spec *spec, intptr_t n_threads) {
     net->losses = reals(net, batch);
     net->sums = reserve(net, (net->n_parameters / BLOCK + SLACK) * (intptr_t)sizeof(double));
     reserve_scratch(net, n_threads);
+    reserve_parts(net);
     const intptr_t n_outputs = net->layers[spec->n_layers - 1].n_out;
     if (spec->loss >= 0) set_number(program_of(net, spec->loss), 0, (REAL)n_outputs);
     if (!net->has_failed) return net;

@@ -7,7 +7,7 @@
 #include "network.h"
 #include "threads.h"
 
-enum { TRAIN, LOSS, GRADIENT, LOGITS };
+enum { TRAIN, LOSS, LOGITS };
 
 /* What Python is asked for. */
 enum { REDUCE, ACTIVATE, PULL_BACK, OUTPUT_LOSS, UPDATE };
@@ -43,13 +43,16 @@ typedef struct {
     Network *net;
     Run *run;
     Team team;
+    Queue blocks, parts; /* of the batch, and of the parameters */
     const REAL *X, *y, *weight; /* of the batch */
-    const int64_t *label;
-    double loss, weight_sum; /* of the batch */
-    intptr_t rows;
-    int has_tile, has_weights; /* whether those of the last step still hold */
-    int is_short;              /* whether packing the weights would take longer than it saves */
-    volatile int stops;
+    const int64_t *label, *chosen;
+    double loss, weight_sum, divisor; /* of the batch */
+    intptr_t rows, n_blocks;
+    int has_tile;       /* whether that of the last step still holds */
+    int is_short;       /* whether packing the weights would take longer than it saves */
+    int ends_epoch;     /* whether the step does */
+    int copies;         /* whether the parameters that the step left are to be kept as finite */
+    volatile int stops, is_infinite;
     double began;
     intptr_t steps_per_look, steps_to_go; /* between two looks at the clock */
 } Job;
@@ -69,20 +72,14 @@ static int ask(Job *job, Request request) {
     return 1;
 }
 
-/* Return where part t of T begins, in multiples of a unit. */
-static intptr_t part_start(intptr_t n, intptr_t unit, intptr_t t, intptr_t T) {
-    const intptr_t units = (n + unit - 1) / unit;
-    return least(n, units * t / T * unit);
-}
-
 /* Gathering ------------------------------------------------------------------------------- */
 
-static void gather(Job *job, const int64_t *chosen, intptr_t first, intptr_t last) {
+static void gather(Job *job, intptr_t first, intptr_t last) {
     Network *net = job->net;
     const Run *run = job->run;
     const intptr_t p = net->layers[0].n_in, targets = net->spec.n_targets;
     for (intptr_t i = first; i < last; i++) {
-        const intptr_t row = (intptr_t)chosen[i];
+        const intptr_t row = (intptr_t)job->chosen[i];
         memcpy(net->X + i * p, run->X + row * p, (size_t)p * sizeof(REAL));
         if (run->label)
             net->labels[i] = run->label[row];
@@ -92,19 +89,6 @@ static void gather(Job *job, const int64_t *chosen, intptr_t first, intptr_t las
             memcpy(net->y + i * targets, run->y + row * targets, (size_t)targets * sizeof(REAL));
         if (run->weight) net->weight[i] = run->weight[row];
     }
-}
-
-/* Point to the rows of a batch, gathering those of this thread. */
-static void take_batch(Job *job, intptr_t t, const int64_t *chosen, intptr_t start, intptr_t first,
-                       intptr_t last) {
-    Network *net = job->net;
-    const Run *run = job->run;
-    if (chosen) gather(job, chosen, first, last);
-    if (t != 0) return;
-    job->X = chosen ? net->X : run->X + start * net->layers[0].n_in;
-    job->y = !run->y ? NULL : chosen ? net->y : run->y + start * net->spec.n_targets;
-    job->label = !run->label ? NULL : chosen ? net->labels : run->label + start;
-    job->weight = !run->weight ? NULL : chosen ? net->weight : run->weight + start;
 }
 
 static double weight_of_batch(const Run *run, const int64_t *chosen, intptr_t start, intptr_t n) {
@@ -130,32 +114,36 @@ static void draw_masks(Network *net, const Run *run, intptr_t n) {
 }
 
 /* Let every unit pass, as outside of training. */
-static void drop_nothing(Network *net, intptr_t n) {
+static void drop_nothing(Network *net) {
     for (intptr_t l = 0; l + 1 < net->spec.n_layers; l++) {
         const Layer *layer = net->layers + l;
-        for (intptr_t i = 0; layer->rate != 0 && i < n * layer->n_out; i++) layer->M[i] = 1;
+        for (intptr_t i = 0; layer->rate != 0 && i < net->spec.batch * layer->n_out; i++)
+            layer->M[i] = 1;
     }
 }
 
 /* Hidden layers --------------------------------------------------------------------------- */
 
-static int activate(Job *job, intptr_t t, intptr_t l, intptr_t offset, intptr_t n, intptr_t rows) {
-    const Layer *layer = job->net->layers + l;
-    REAL *arrays[] = {layer->Z + offset, layer->A + offset, layer->H + offset, layer->M + offset};
-    if (!layer->activate)
-        return ask(job, (Request){ACTIVATE, l, rows, {arrays[0], arrays[1], arrays[2], arrays[3]}});
+/* Run a program of a hidden layer on some rows, or let Python compute what it would. */
+static int run_hidden(Job *job, intptr_t t, const Program *program, Request request, intptr_t n) {
+    if (!program) return ask(job, request);
     /* The buffers reach beyond their last row by SLACK elements. */
-    run_flat(layer->activate, arrays, round_up(n, LANES), job->net->scratch[t]);
+    run_flat(program, (REAL **)request.arrays, round_up(n, LANES), job->net->scratch[t]);
     return 0;
 }
 
+static int activate(Job *job, intptr_t t, intptr_t l, intptr_t offset, intptr_t n, intptr_t rows) {
+    const Layer *own = job->net->layers + l;
+    const Request request = {
+        ACTIVATE, l, rows, {own->Z + offset, own->A + offset, own->H + offset, own->M + offset}};
+    return run_hidden(job, t, own->activate, request, n);
+}
+
 static int pull_back(Job *job, intptr_t t, intptr_t l, intptr_t offset, intptr_t n, intptr_t rows) {
-    const Layer *layer = job->net->layers + l;
-    REAL *arrays[] = {layer->D + offset, layer->Z + offset, layer->A + offset, layer->M + offset};
-    if (!layer->pull_back)
-        return ask(job, (Request){PULL_BACK, l, rows, {arrays[0], arrays[1], arrays[2], arrays[3]}});
-    run_flat(layer->pull_back, arrays, round_up(n, LANES), job->net->scratch[t]);
-    return 0;
+    const Layer *own = job->net->layers + l;
+    const Request request = {
+        PULL_BACK, l, rows, {own->D + offset, own->Z + offset, own->A + offset, own->M + offset}};
+    return run_hidden(job, t, own->pull_back, request, n);
 }
 
 /* The loss -------------------------------------------------------------------------------- */
@@ -177,14 +165,14 @@ static void to_rows(const REAL *units, intptr_t step, intptr_t n, intptr_t q, RE
 
 /* Fill the columns of a block of the loss: targets, shares of the batch's weight, 0 as padding. */
 static void fill_columns(const Job *job, intptr_t first, intptr_t n, intptr_t rows, intptr_t q,
-                         double divisor, REAL *y, REAL *share) {
+                         REAL *y, REAL *share) {
     if (job->label)
         for (intptr_t i = 0; i < n; i++) y[i] = (REAL)job->label[first + i];
     else
         to_units(job->y + first * q, n, q, y, rows);
-    const REAL equal = (REAL)(1.0 / divisor);
+    const REAL equal = (REAL)(1.0 / job->divisor);
     for (intptr_t i = 0; i < n; i++)
-        share[i] = job->weight ? (REAL)((double)job->weight[first + i] / divisor) : equal;
+        share[i] = job->weight ? (REAL)((double)job->weight[first + i] / job->divisor) : equal;
     for (intptr_t i = n; i < rows; i++) {
         for (intptr_t j = 0; j < (job->label ? 1 : q); j++) y[j * rows + i] = 0;
         share[i] = 0;
@@ -192,7 +180,7 @@ static void fill_columns(const Job *job, intptr_t first, intptr_t n, intptr_t ro
 }
 
 /* Turn the logits of some rows into their gradient, and write the loss of each row. */
-static int output_loss(Job *job, intptr_t t, intptr_t first, intptr_t last, double divisor) {
+static int output_loss(Job *job, intptr_t t, intptr_t first, intptr_t last) {
     Network *net = job->net;
     const Layer *layer = net->layers + net->spec.n_layers - 1;
     const intptr_t q = layer->n_out, most_rows = loss_rows(net);
@@ -201,15 +189,14 @@ static int output_loss(Job *job, intptr_t t, intptr_t first, intptr_t last, doub
         const intptr_t n = least(most_rows, last - row), rows = round_up(n, LANES);
         REAL *z = net->scratch[t], *y = z + q * rows, *share = y + q * rows;
         REAL *arrays[] = {z, y, share, share + rows};
+        fill_columns(job, row, n, program ? rows : n, q, y, share);
         if (!program) {
-            fill_columns(job, row, n, n, q, divisor, y, share);
             void *targets = job->label ? (void *)(job->label + row) : (void *)(job->y + row * q);
             void *losses = net->losses + row;
             if (ask(job, (Request){OUTPUT_LOSS, 0, n, {layer->Z + row * q, targets, share, losses}}))
                 return 1;
             continue;
         }
-        fill_columns(job, row, n, rows, q, divisor, y, share);
         to_units(layer->Z + row * q, n, q, z, rows);
         for (intptr_t j = 0; j < q; j++)
             for (intptr_t i = n; i < rows; i++) z[j * rows + i] = 0;
@@ -266,41 +253,35 @@ static int backward(Job *job, intptr_t t, intptr_t first, intptr_t last) {
     return 0;
 }
 
-/* Pack or transpose this thread's share of the weights. */
-static void prepare_weights(Job *job, intptr_t t, int trains) {
+/* Pack or transpose a part of the weights for the products of the next step. */
+static void prepare(const Job *job, const Part *part) {
     const Network *net = job->net;
-    const intptr_t T = job->team.n;
-    for (intptr_t l = 0; l < net->spec.n_layers; l++) {
-        const Layer *layer = net->layers + l;
-        const intptr_t p = layer->n_in, q = layer->n_out;
-        if (layer->is_large) {
-            if (job->is_short) continue;
-            pack_panels(layer->panels, p, q, layer->W, q, 1, panels_of(q) * t / T,
-                        panels_of(q) * (t + 1) / T);
-            if (trains && l > 0)
-                pack_panels(layer->transposed, q, p, layer->W, 1, q, panels_of(p) * t / T,
-                            panels_of(p) * (t + 1) / T);
-        } else if (trains && l > 0) {
-            transpose_part(layer->W, part_start(p, 16, t, T), part_start(p, 16, t + 1, T), p, q,
-                           layer->transposed);
-        }
+    const Layer *layer = net->layers + part->layer;
+    const intptr_t p = layer->n_in, q = layer->n_out, last = least(part->last, p);
+    const int goes_back = job->run->mode == TRAIN && part->layer > 0;
+    if (!layer->is_large) {
+        if (goes_back) transpose_part(layer->W, part->first, last, p, q, layer->transposed);
+        return;
     }
+    if (job->is_short) return;
+    pack_rows(layer->panels, p, q, layer->W, q, part->first, last);
+    if (goes_back)
+        pack_panels(layer->transposed, q, p, layer->W, 1, q, part->first / PANEL_WIDTH,
+                    panels_of(last));
 }
 
-/* Compute the gradient of some rows of a layer's weights, from n examples. */
-static void weight_gradient(Job *job, intptr_t t, intptr_t l, intptr_t n, intptr_t first,
-                            intptr_t last) {
+/* Compute the gradient of some rows of a layer's weights. */
+static void weight_gradient(Job *job, intptr_t t, intptr_t l, intptr_t first, intptr_t last,
+                            REAL *gW) {
     const Network *net = job->net;
     const Layer *layer = net->layers + l;
-    const intptr_t p = layer->n_in, q = layer->n_out, m = last - first;
+    const intptr_t p = layer->n_in, q = layer->n_out, m = last - first, n = job->rows;
     const REAL *H = (l ? layer[-1].H : job->X) + first;
-    REAL *gW = layer->gW + first * q;
-    if (layer->dZ_panels) {
+    if (layer->dZ_panels)
         product_panels(m, q, n, H, 1, p, layer->dZ_panels, 0, panels_of(q), gW, q, NULL, 0,
                        net->workspace[t]);
-    } else {
+    else
         product(m, q, n, H, 1, p, layer->D, q, gW, q, NULL, NULL, 0);
-    }
 }
 
 static REAL sum_of_row(const REAL *row, intptr_t n) {
@@ -337,6 +318,16 @@ static void add_rows(const REAL *rows, intptr_t n, intptr_t q, REAL *sums) {
     for (; j < q; j += LANES) add_columns(1, rows + j, n, q, least(LANES, q - j), sums + j);
 }
 
+static int all_finite(const REAL *x, intptr_t n) {
+    V total[4] = {{0}, {0}, {0}, {0}};
+    intptr_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) total[v] += load(x + i + v * LANES) * 0;
+    for (; i < n; i += LANES) total[0] += load_part(x + i, least(LANES, n - i)) * 0;
+    return sum_of((total[0] + total[1]) + (total[2] + total[3])) == 0;
+}
+
 /* Passes over all parameters -------------------------------------------------------------- */
 
 /* Run a program on a range of flat arrays, the last of which it writes; return its sum. */
@@ -354,16 +345,25 @@ static double run_and_sum(Network *net, intptr_t t, const Program *program, REAL
     return total;
 }
 
-/* Add the gradient of the penalties on some rows of W, and note their value. */
-static void penalize(Job *job, intptr_t t, const Layer *layer, intptr_t first, intptr_t last) {
+/* Add the gradient of the penalties on a part of the weights, and note their value. */
+static void penalize(Job *job, intptr_t t, const Part *part, REAL *gradient) {
+    const Layer *layer = job->net->layers + part->layer;
     const Program *program = program_of(job->net, job->net->spec.penalize);
-    const intptr_t q = layer->n_out;
-    for (intptr_t row = first; row < last; row += 16) {
-        const intptr_t rows = least(16, last - row);
-        REAL *arrays[] = {(REAL *)layer->W + row * q, layer->gW + row * q};
+    const intptr_t q = layer->n_out, last = least(part->last, layer->n_in);
+    for (intptr_t row = part->first; row < last; row += 16) {
+        REAL *arrays[] = {(REAL *)layer->W + row * q, gradient + (row - part->first) * q};
         layer->penalties[row / 16] =
-            run_and_sum(job->net, t, program, arrays, 2, rows * q);
+            run_and_sum(job->net, t, program, arrays, 2, least(16, last - row) * q);
     }
+}
+
+/* Reduce a block's values, or the values of blocks. */
+static double reduced(const PassSpec *pass, const double *x, intptr_t n) {
+    double total = x[0];
+    for (intptr_t i = 1; i < n; i++)
+        total = pass->reduction == SUM ? total + x[i]
+                                       : x[i] > total || x[i] != x[i] ? x[i] : total;
+    return total;
 }
 
 /* Run one pass of clipping on this thread's share of the gradient; threads agree on a reduction. */
@@ -372,85 +372,95 @@ static void clip(Job *job, intptr_t t, const PassSpec *pass, intptr_t number) {
     const Program *program = program_of(net, pass->program);
     const intptr_t n = net->n_parameters, blocks = (n + BLOCK - 1) / BLOCK, T = job->team.n;
     REAL *value = net->scratch[t];
+    double values[BLOCK];
     for (intptr_t block = blocks * t / T; block < blocks * (t + 1) / T; block++) {
         const intptr_t start = block * BLOCK, count = least(BLOCK, n - start);
         REAL *arrays[] = {net->spec.gradient + start, value};
         run_flat(program, arrays, count, value + BLOCK);
         if (pass->reduction == NOTHING) continue;
-        double total = (double)value[0];
-        for (intptr_t i = 1; i < count; i++) {
-            const double x = (double)value[i];
-            total = pass->reduction == SUM ? total + x : x > total || x != x ? x : total;
-        }
-        net->sums[block] = total;
+        for (intptr_t i = 0; i < count; i++) values[i] = (double)value[i];
+        net->sums[block] = reduced(pass, values, count);
     }
-    meet(&job->team);
-    if (pass->reduction != NOTHING && t == 0) {
-        double total = net->sums[0];
-        for (intptr_t block = 1; block < blocks; block++) {
-            const double x = net->sums[block];
-            total = pass->reduction == SUM ? total + x : x > total || x != x ? x : total;
-        }
+    meet(&job->team, NULL, NULL);
+    if (pass->reduction != NOTHING && t == 0)
         for (intptr_t k = 0; k < net->spec.n_clips; k++)
-            set_number(program_of(net, net->spec.clips[k].program), number, (REAL)total);
-    }
-    meet(&job->team);
+            set_number(program_of(net, net->spec.clips[k].program), number,
+                       (REAL)reduced(pass, net->sums, blocks));
+    meet(&job->team, NULL, NULL);
 }
 
-static int update(Job *job, intptr_t t, intptr_t first, intptr_t last) {
+/* Update some of the parameters, of which an epoch's last step looks whether they are finite. */
+static void update(Job *job, intptr_t t, intptr_t first, intptr_t last, REAL *gradient) {
     const Spec *spec = &job->net->spec;
     const Program *program = program_of(job->net, spec->update);
     REAL *arrays[MAX_REGISTERS];
-    arrays[0] = spec->parameters + first, arrays[1] = spec->gradient + first;
+    arrays[0] = spec->parameters + first, arrays[1] = gradient;
     for (intptr_t k = 0; k < spec->n_state; k++) arrays[2 + k] = spec->state[k] + first;
     if (program) run_flat(program, arrays, last - first, job->net->scratch[t]);
-    return 0;
+    if (job->ends_epoch && !all_finite(spec->parameters + first, last - first))
+        job->is_infinite = 1;
+}
+
+static void update_part(Job *job, intptr_t t, const Part *part, REAL *gradient) {
+    const Layer *layer = job->net->layers + part->layer;
+    const intptr_t start = layer->W - job->net->spec.parameters, q = layer->n_out;
+    update(job, t, start + part->first * q, start + part->last * q, gradient);
 }
 
 /* A step ---------------------------------------------------------------------------------- */
 
-/* Return the rows that are propagated at once: their activations stay in the second-level cache,
- * but where the weights exceed that cache, they are read only once. */
-static intptr_t block_rows(const Network *net) {
-    const intptr_t rows = CACHED_ELEMENTS / net->widest / 16 * 16;
-    return net->widest <= rows ? rows : net->spec.batch;
+/* Return into how many blocks the rows of a batch are divided. The activations of a block stay in the
+ * second-level cache, but weights that exceed it are read for as many rows as possible. Threads
+ * get some blocks each, if these do not become too small for fast products. */
+static intptr_t count_blocks(const Job *job) {
+    const Network *net = job->net;
+    const intptr_t n = job->rows, T = job->team.n, cached = CACHED_ELEMENTS / net->widest / 16 * 16;
+    const int fits = net->widest <= cached;
+    const intptr_t fewest = fits ? (n + cached - 1) / cached : 1;
+    if (T == 1) return fewest;
+    const intptr_t wanted = T * most(1, fits ? least(4, n / T / 32) : least(2, n / T / 64));
+    return (most(fewest, wanted) + T - 1) / T * T;
 }
 
-/* Compute loss and gradient of this thread's rows of a batch. */
-static int propagate(Job *job, intptr_t t, intptr_t first, intptr_t last, double divisor) {
+/* Return where a block begins: at a multiple of 16 rows, which fill vectors however many units. */
+static intptr_t start_of(const Job *job, intptr_t block) {
+    return least(job->rows, (job->rows + 15) / 16 * block / job->n_blocks * 16);
+}
+
+/* Compute the logits of the batch, or its loss, or that and its gradient. */
+static void propagate(Job *job, intptr_t t) {
     const Network *net = job->net;
     const Run *run = job->run;
-    const intptr_t block = block_rows(net), q = net->layers[net->spec.n_layers - 1].n_out;
-    for (intptr_t row = first; row < last; row += block) {
-        const intptr_t end = least(last, row + block);
-        if (forward(job, t, row, end)) return 1;
+    const intptr_t q = net->layers[net->spec.n_layers - 1].n_out;
+    for (intptr_t turn = 0, block; (block = take(&job->blocks, &job->team, t, &turn)) >= 0;) {
+        const intptr_t first = start_of(job, block), last = start_of(job, block + 1);
+        if (job->chosen) gather(job, first, last);
+        if (forward(job, t, first, last)) return;
         if (run->mode == LOGITS) {
-            memcpy(run->logits + (job->X - run->X) / net->layers[0].n_in * q + row * q,
-                   net->layers[net->spec.n_layers - 1].Z + row * q,
-                   (size_t)((end - row) * q) * sizeof(REAL));
+            memcpy(run->logits + (run->start + first) * q,
+                   net->layers[net->spec.n_layers - 1].Z + first * q,
+                   (size_t)((last - first) * q) * sizeof(REAL));
             continue;
         }
-        if (output_loss(job, t, row, end, divisor)) return 1;
-        if (run->mode != LOSS && backward(job, t, row, end)) return 1;
+        if (output_loss(job, t, first, last)) return;
+        if (run->mode == TRAIN && backward(job, t, first, last)) return;
     }
-    return 0;
 }
 
 /* Features-major networks: a layer holds one unit per row, and its examples fill vectors. -------- */
 
-static void gather_tile(Job *job, const int64_t *chosen, intptr_t start, intptr_t n, intptr_t step,
-                        double divisor) {
+static void gather_tile(Job *job, intptr_t first, intptr_t n, intptr_t step) {
     Network *net = job->net;
     const Run *run = job->run;
     const intptr_t p = net->layers[0].n_in, q = net->spec.n_targets;
-    const REAL equal = (REAL)(1.0 / divisor);
+    const REAL equal = (REAL)(1.0 / job->divisor);
     for (intptr_t i = 0; i < n; i++) {
-        const intptr_t row = chosen ? (intptr_t)chosen[i] : start + i;
+        const intptr_t row = job->chosen ? (intptr_t)job->chosen[first + i] : run->start + first + i;
         for (intptr_t j = 0; j < p; j++) net->X[j * step + i] = run->X[row * p + j];
         if (run->label) net->y[i] = (REAL)run->label[row];
         else if (run->y)
             for (intptr_t j = 0; j < q; j++) net->y[j * step + i] = run->y[row * q + j];
-        net->weight[i] = run->weight ? (REAL)((double)run->weight[row] / divisor) : equal;
+        net->weight[i] = run->weight ? (REAL)((double)run->weight[row] / job->divisor) : equal;
     }
     for (intptr_t i = n; i < step; i++) {
         for (intptr_t j = 0; j < p; j++) net->X[j * step + i] = 0;
@@ -489,29 +499,30 @@ static void tile_backward(Job *job, intptr_t n, intptr_t step, int adds) {
     }
 }
 
-static void propagate_tiles(Job *job, const int64_t *chosen, intptr_t start, intptr_t n,
-                            double divisor) {
+static void propagate_tiles(Job *job) {
     Network *net = job->net;
     const Run *run = job->run;
     const Layer *last = net->layers + net->spec.n_layers - 1;
-    for (intptr_t first = 0; first < n; first += TILE) {
-        const intptr_t rows = least(TILE, n - first), step = round_up(rows, LANES);
+    for (intptr_t first = 0; first < job->rows; first += TILE) {
+        const intptr_t rows = least(TILE, job->rows - first), step = round_up(rows, LANES);
         /* All rows as they are, in one tile: it is the same in every step of this call. */
-        if (!job->has_tile)
-            gather_tile(job, chosen ? chosen + first : NULL, start + first, rows, step, divisor);
-        job->has_tile = !chosen && run->n_samples <= TILE && run->n_samples <= net->spec.batch;
+        if (!job->has_tile) gather_tile(job, first, rows, step);
+        job->has_tile = !run->order && run->n_samples <= TILE && run->n_samples <= net->spec.batch;
         tile_forward(job, step);
         if (run->mode == LOGITS) {
-            to_rows(last->Z, step, rows, last->n_out, run->logits + (start + first) * last->n_out);
+            to_rows(last->Z, step, rows, last->n_out,
+                    run->logits + (run->start + first) * last->n_out);
             continue;
         }
         REAL *arrays[] = {last->Z, net->y, net->weight, net->losses + first};
         run_block(program_of(net, net->spec.loss), arrays, last->n_out, step, net->scratch[0]);
-        if (run->mode != LOSS) tile_backward(job, rows, step, first > 0);
+        if (run->mode == TRAIN) tile_backward(job, rows, step, first > 0);
     }
 }
 
 /* The loop -------------------------------------------------------------------------------- */
+
+static void sum_losses(Job *job) { job->loss = (double)sum_of_row(job->net->losses, job->rows); }
 
 /* Set the numbers of a step's programs. */
 static void set_numbers(Job *job, double divisor) {
@@ -520,61 +531,124 @@ static void set_numbers(Job *job, double divisor) {
     if (spec->penalize >= 0)
         set_number(program_of(job->net, spec->penalize), 0,
                    (REAL)(spec->penalty_per_sample ? 1.0 / divisor : 1.0));
-    if (spec->update >= 0 && job->run->mode == TRAIN)
+    if (spec->update >= 0)
         for (intptr_t k = 0; k < spec->n_coefficients; k++)
             set_number(program_of(job->net, spec->update), k, row[k]);
 }
 
-/* Return the first row of this thread's share of a layer's weights. */
-static intptr_t share_of(const Layer *layer, intptr_t t, intptr_t T) {
-    return part_start(layer->n_in, 16, t, T);
+/* Share all parts of the parameters out to the threads, which shall be busy for equally long. */
+static void refill_parts(void *whole) {
+    Job *job = whole;
+    const Network *net = job->net;
+    const intptr_t T = job->team.n;
+    intptr_t first = 0;
+    for (intptr_t t = 0; t < T; t++) {
+        intptr_t last = first;
+        while (last < net->n_parts && net->parts[last].n_before * T < net->n_parameters * (t + 1))
+            last++;
+        fill(&job->parts, t, first, last);
+        first = last;
+    }
 }
 
-static void compute_gradient(Job *job, intptr_t t, intptr_t n) {
-    const Network *net = job->net;
-    for (intptr_t l = 0; l < net->spec.n_layers; l++) {
-        const Layer *layer = net->layers + l;
-        const intptr_t first = share_of(layer, t, job->team.n);
-        const intptr_t last = share_of(layer, t + 1, job->team.n);
-        if (first < last) weight_gradient(job, t, l, n, first, last);
-        if (l % job->team.n == t) add_rows(layer->D, n, layer->n_out, layer->gb);
-    }
+/* Return the next part of the parameters for a thread, or NULL. */
+static const Part *next_part(Job *job, intptr_t t, intptr_t *turn) {
+    const intptr_t part = take(&job->parts, &job->team, t, turn);
+    return part < 0 ? NULL : job->net->parts + part;
+}
+
+/* Begin a step; one thread does while the others wait. */
+static void begin_step(void *whole) {
+    Job *job = whole;
+    Network *net = job->net;
+    const Run *run = job->run;
+    const intptr_t start = run->start, n = least(net->spec.batch, run->n_samples - start);
+    const intptr_t p = net->layers[0].n_in, targets = net->spec.n_targets;
+    const int64_t *chosen = run->order ? run->order + run->epoch * run->n_samples + start : NULL;
+    if (job->stops) return;
+    job->chosen = chosen;
+    job->rows = n;
+    job->X = chosen ? net->X : run->X + start * p;
+    job->y = !run->y ? NULL : chosen ? net->y : run->y + start * targets;
+    job->label = !run->label ? NULL : chosen ? net->labels : run->label + start;
+    job->weight = !run->weight ? NULL : chosen ? net->weight : run->weight + start;
+    job->weight_sum = weight_of_batch(run, chosen, start, n);
+    job->divisor = job->weight_sum > 0 ? job->weight_sum : 1;
+    job->n_blocks = count_blocks(job);
+    job->ends_epoch = run->mode == TRAIN && run->ends && start + n == run->n_samples;
+    for (intptr_t t = 0, T = job->team.n; t < T; t++)
+        fill(&job->blocks, t, job->n_blocks * t / T, job->n_blocks * (t + 1) / T);
+    refill_parts(job);
+    if (run->mode != TRAIN) return;
+    set_numbers(job, job->divisor);
+    draw_masks(net, run, n);
+}
+
+static void compute_gradient(Job *job, intptr_t t, const Part *part, REAL *gradient) {
+    const Layer *layer = job->net->layers + part->layer;
+    const intptr_t q = layer->n_out, last = least(part->last, layer->n_in);
+    weight_gradient(job, t, part->layer, part->first, last, gradient);
+    if (part->last > last) add_rows(layer->D, job->rows, q, gradient + (last - part->first) * q);
+}
+
+/* Return the place of a part's gradient in the vector of the whole one. */
+static REAL *gradient_of(const Job *job, const Part *part) {
+    const Layer *layer = job->net->layers + part->layer;
+    return layer->gW + part->first * layer->n_out;
 }
 
 /* Let all processes of a team add up their gradients, and adopt the loss of the whole batch. */
 static void reduce(Job *job, intptr_t t) {
-    meet(&job->team);
-    if (t == 0 && !job->stops) {
-        ask(job, (Request){REDUCE, 0, 0, {&job->loss, &job->weight_sum, &job->rows}});
-        set_numbers(job, job->weight_sum > 0 ? job->weight_sum : 1.0);
+    meet(&job->team, refill_parts, job);
+    if (t == 0) {
+        sum_losses(job);
+        if (!ask(job, (Request){REDUCE, 0, 0, {&job->loss, &job->weight_sum, &job->rows}}))
+            set_numbers(job, job->weight_sum > 0 ? job->weight_sum : 1.0);
     }
-    meet(&job->team);
+    meet(&job->team, NULL, NULL);
 }
 
-static void change_parameters(Job *job, intptr_t t) {
+/* Penalize, clip and update, when the whole gradient is known. */
+static void change_at_last(Job *job, intptr_t t) {
     const Network *net = job->net;
     const Spec *spec = &net->spec;
-    const intptr_t T = job->team.n;
-    for (intptr_t l = 0; spec->penalize >= 0 && l < spec->n_layers; l++)
-        penalize(job, t, net->layers + l, share_of(net->layers + l, t, T),
-                 share_of(net->layers + l, t + 1, T));
-    if (spec->n_clips) meet(&job->team);
-    for (intptr_t k = 0; k < spec->n_clips; k++) clip(job, t, spec->clips + k, k);
-    if (job->run->mode != TRAIN) return;
-    if (spec->update < 0) {
-        meet(&job->team);
-        if (t == 0) ask(job, (Request){.what = UPDATE, .layer = job->run->step});
-    } else if (T == 1) {
-        update(job, t, 0, net->n_parameters);
-    } else {
-        for (intptr_t l = 0; l < spec->n_layers; l++) {
-            const Layer *layer = net->layers + l;
-            const intptr_t W = layer->W - spec->parameters, b = layer->b - spec->parameters;
-            update(job, t, W + share_of(layer, t, T) * layer->n_out,
-                   W + share_of(layer, t + 1, T) * layer->n_out);
-            if (l % T == t) update(job, t, b, b + layer->n_out);
-        }
+    const Part *part;
+    if (job->run->reduces) reduce(job, t);
+    if (job->stops) return;
+    for (intptr_t turn = 0; spec->penalize >= 0 && job->run->reduces;) {
+        if (!(part = next_part(job, t, &turn))) break;
+        penalize(job, t, part, gradient_of(job, part));
     }
+    meet(&job->team, refill_parts, job);
+    for (intptr_t k = 0; k < spec->n_clips; k++) clip(job, t, spec->clips + k, k);
+    if (spec->update < 0) {
+        if (t == 0) ask(job, (Request){.what = UPDATE, .layer = job->run->step});
+        meet(&job->team, NULL, NULL);
+    }
+    if (job->team.n == 1) update(job, t, 0, net->n_parameters, spec->gradient);
+    for (intptr_t turn = 0; (part = next_part(job, t, &turn));) {
+        if (job->team.n > 1) update_part(job, t, part, gradient_of(job, part));
+        if (!spec->features_major) prepare(job, part);
+    }
+}
+
+/* Compute the gradient and change the parameters: part by part, while a part is in a cache, where
+ * nothing asks for the whole gradient first. */
+static void change(Job *job, intptr_t t) {
+    const Network *net = job->net;
+    const Spec *spec = &net->spec;
+    const int reduces = (int)job->run->reduces;
+    const int at_once = !reduces && !spec->n_clips && spec->update >= 0 && net->has_many_parts;
+    const Part *part;
+    for (intptr_t turn = 0; (part = next_part(job, t, &turn));) {
+        REAL *gradient = at_once ? net->part_gradient[t] : gradient_of(job, part);
+        if (!spec->features_major) compute_gradient(job, t, part, gradient);
+        if (spec->penalize >= 0 && !reduces) penalize(job, t, part, gradient);
+        if (!at_once) continue;
+        update_part(job, t, part, gradient);
+        prepare(job, part);
+    }
+    if (!at_once) change_at_last(job, t);
 }
 
 /* Return whether to go back to Python for a moment; read the clock only now and then. */
@@ -592,58 +666,14 @@ static int is_time_up(Job *job) {
 static double penalty(const Job *job) {
     const Network *net = job->net;
     double total = 0;
-    if (job->run->mode == LOSS) return 0;
+    if (job->run->mode != TRAIN) return 0;
     for (intptr_t l = 0; net->spec.penalize >= 0 && l < net->spec.n_layers; l++)
         for (intptr_t k = 0; 16 * k < net->layers[l].n_in; k++)
             total += net->layers[l].penalties[k];
     return total;
 }
 
-static void take_step(Job *job, intptr_t t) {
-    Network *net = job->net;
-    const Run *run = job->run;
-    const intptr_t start = run->start, n = least(net->spec.batch, run->n_samples - start);
-    const int64_t *chosen = run->order ? run->order + run->epoch * run->n_samples + start : NULL;
-    const int trains = run->mode == TRAIN || run->mode == GRADIENT;
-    const double weight = weight_of_batch(run, chosen, start, n), divisor = weight > 0 ? weight : 1;
-    if (t == 0) {
-        if (trains) set_numbers(job, divisor);
-        job->weight_sum = weight;
-        job->rows = n;
-    }
-    if (net->spec.features_major) {
-        propagate_tiles(job, chosen, start, n, divisor);
-    } else {
-        const intptr_t first = part_start(n, 16, t, job->team.n);
-        const intptr_t last = part_start(n, 16, t + 1, job->team.n);
-        if (t == 0 && run->mode == TRAIN) draw_masks(net, run, n);
-        if (t == 0 && run->mode != TRAIN && !job->has_weights) drop_nothing(net, n);
-        if (!job->has_weights) prepare_weights(job, t, trains);
-        take_batch(job, t, chosen, start, first, last);
-        meet(&job->team);
-        /* Only training changes them. */
-        if (t == 0) job->has_weights = run->mode != TRAIN;
-        propagate(job, t, first, last, divisor);
-        meet(&job->team);
-    }
-    if (run->mode == LOGITS || job->stops) return;
-    if (t == 0) job->loss = (double)sum_of_row(net->losses, n);
-    if (trains) {
-        if (!net->spec.features_major) compute_gradient(job, t, n);
-        if (run->reduces) reduce(job, t);
-        if (job->stops) return;
-        change_parameters(job, t);
-    }
-}
-
-static int all_finite(const REAL *x, intptr_t n) {
-    V total = {0};
-    for (intptr_t i = 0; i < n; i += LANES) total += load_part(x + i, least(LANES, n - i)) * 0;
-    return sum_of(total) == 0;
-}
-
 static void end_epoch(Job *job) {
-    Network *net = job->net;
     Run *run = job->run;
     double *loss = run->losses + run->epoch;
     run->start = 0;
@@ -652,18 +682,29 @@ static void end_epoch(Job *job) {
     *loss = run->totals[1] > 0 ? run->totals[0] / run->totals[1] : 0;
     run->totals[0] = run->totals[1] = 0;
     if (run->mode != TRAIN) return;
-    run->is_finite = *loss - *loss == 0 && all_finite(net->spec.parameters, net->n_parameters);
-    if (run->is_finite)
-        memcpy(net->spec.finite, net->spec.parameters, (size_t)net->n_parameters * sizeof(REAL));
+    run->is_finite = *loss - *loss == 0 && !job->is_infinite;
+    job->copies = (int)run->is_finite;
 }
 
-/* Count a step, and decide whether it was the last of this call. */
-static void end_step(Job *job) {
+/* Keep this thread's share of the parameters as the last that are finite. */
+static void keep_finite(const Job *job, intptr_t t) {
+    const Spec *spec = &job->net->spec;
+    const intptr_t n = job->net->n_parameters, T = job->team.n;
+    const intptr_t first = n * t / T, last = n * (t + 1) / T;
+    memcpy(spec->finite + first, spec->parameters + first, (size_t)(last - first) * sizeof(REAL));
+}
+
+/* Count a step, decide whether it was the last of this call, and begin the next. */
+static void end_step(void *whole) {
+    Job *job = whole;
     Run *run = job->run;
     const Spec *spec = &job->net->spec;
-    const int by_rows = spec->by_rows && run->mode == TRAIN && job->weight_sum > 0;
-    const double count = by_rows ? (double)job->rows : job->weight_sum;
+    job->copies = 0;
+    if (job->stops) return;
     if (run->mode != LOGITS) {
+        if (!run->reduces) sum_losses(job);
+        const int by_rows = spec->by_rows && run->mode == TRAIN && job->weight_sum > 0;
+        const double count = by_rows ? (double)job->rows : job->weight_sum;
         run->totals[0] += (job->loss + penalty(job)) * count;
         run->totals[1] += count;
     }
@@ -672,15 +713,26 @@ static void end_step(Job *job) {
     if (run->start >= run->n_samples) end_epoch(job);
     run->is_over = run->epoch == run->n_epochs || !run->is_finite;
     job->stops = run->is_over || is_time_up(job);
+    begin_step(job);
 }
 
 static void work(void *whole, intptr_t t) {
     Job *job = whole;
+    const int by_rows = !job->net->spec.features_major, trains = job->run->mode == TRAIN;
+    const intptr_t n = job->net->n_parts, T = job->team.n;
+    if (t == 0 && !trains) drop_nothing(job->net);
+    for (intptr_t part = n * t / T; by_rows && part < n * (t + 1) / T; part++)
+        prepare(job, job->net->parts + part);
+    meet(&job->team, begin_step, job);
     while (!job->stops) {
-        take_step(job, t);
-        meet(&job->team);
-        if (t == 0 && !job->stops) end_step(job);
-        meet(&job->team);
+        if (by_rows) propagate(job, t);
+        else propagate_tiles(job);
+        if (trains) {
+            meet(&job->team, NULL, NULL);
+            if (!job->stops) change(job, t);
+        }
+        meet(&job->team, end_step, job);
+        if (job->copies) keep_finite(job, t);
     }
 }
 
@@ -703,11 +755,16 @@ EXPORT void NAME(nnbackend_run)(Network *net, Run *run) {
         return;
     }
     if (run->parameters) place_parameters(net, run->parameters);
-    job.is_short = run->mode == LOGITS && run->n_samples < 32;
+    job.is_short = run->mode == LOGITS && run->n_samples < FEW_ROWS;
     run->is_finite = 1;
     run->is_over = run->n_epochs == 0 || run->n_samples == 0;
     job.stops = (int)run->is_over;
-    if (run->n_samples == 0 && run->n_epochs > 0) end_epoch(&job);
+    if (run->n_samples == 0 && run->n_epochs > 0) {
+        job.is_infinite = !all_finite(net->spec.parameters, net->n_parameters);
+        end_epoch(&job);
+        job.team.n = 1;
+        if (job.copies) keep_finite(&job, 0);
+    }
     run_together(&job.team, work, &job, least(run->n_threads, net->n_threads));
 }
 

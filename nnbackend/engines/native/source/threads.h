@@ -13,7 +13,10 @@ typedef struct {
     intptr_t n;
 } Team;
 
-static void meet(Team *team) { (void)team; }
+static void meet(Team *team, void (*then)(void *), void *job) {
+    (void)team;
+    if (then) then(job);
+}
 
 static void run_together(Team *team, void (*work)(void *, intptr_t), void *job, intptr_t n) {
     team->n = n = 1;
@@ -52,11 +55,15 @@ static inline void rest(void) {
 #endif
 }
 
-/* Wait until all threads of the team are here. */
-static void meet(Team *team) {
-    if (team->n == 1) return;
+/* Wait until all threads of the team are here; the last to come runs then(job) before all go on. */
+static void meet(Team *team, void (*then)(void *), void *job) {
     const intptr_t generation = atomic_load(&team->generation);
+    if (team->n == 1) {
+        if (then) then(job);
+        return;
+    }
     if (atomic_fetch_add(&team->arrived, 1) + 1 == team->n) {
+        if (then) then(job);
         atomic_store(&team->arrived, 0);
         atomic_store(&team->generation, generation + 1);
         if (atomic_load(&team->sleepers) == 0) return;
@@ -112,4 +119,32 @@ static void run_together(Team *team, void (*work)(void *, intptr_t), void *job, 
 }
 
 #endif
+
+/* Work in parts that any thread may do: each takes the parts of its own stretch in their order, so
+ * that it meets the same memory in every step, and then what is left of the others', so that a
+ * thread whose processor is slower holds nobody up. */
+typedef struct {
+    struct {
+        _Alignas(64) atomic_intptr_t next;
+        intptr_t last;
+    } stretch[MOST_THREADS];
+} Queue;
+
+/* Fill a thread's stretch with parts; no thread may take any meanwhile. */
+static void fill(Queue *queue, intptr_t t, intptr_t first, intptr_t last) {
+    atomic_store_explicit(&queue->stretch[t].next, first, memory_order_relaxed);
+    queue->stretch[t].last = last;
+}
+
+/* Return the next part for a thread, -1 if there is none; *turn begins as 0. */
+static intptr_t take(Queue *queue, const Team *team, intptr_t t, intptr_t *turn) {
+    for (const intptr_t T = team->n; *turn < T; ++*turn) {
+        const intptr_t from = (t + *turn) % T;
+        const intptr_t part =
+            atomic_fetch_add_explicit(&queue->stretch[from].next, 1, memory_order_relaxed);
+        if (part < queue->stretch[from].last) return part;
+    }
+    return -1;
+}
+
 #endif
