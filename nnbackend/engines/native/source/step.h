@@ -720,9 +720,12 @@ static void work(void *whole, intptr_t t) {
     Job *job = whole;
     const int by_rows = !job->net->spec.features_major, trains = job->run->mode == TRAIN;
     const intptr_t n = job->net->n_parts, T = job->team.n;
-    if (t == 0 && !trains) drop_nothing(job->net);
-    for (intptr_t part = n * t / T; by_rows && part < n * (t + 1) / T; part++)
-        prepare(job, job->net->parts + part);
+    /* A run that goes on finds the weights as its last step left them. */
+    if (job->run->step == 0) {
+        if (t == 0 && !trains) drop_nothing(job->net);
+        for (intptr_t part = n * t / T; by_rows && part < n * (t + 1) / T; part++)
+            prepare(job, job->net->parts + part);
+    }
     meet(&job->team, begin_step, job);
     while (!job->stops) {
         if (by_rows) propagate(job, t);
