@@ -6,7 +6,7 @@ import ctypes
 import math
 import weakref
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -18,7 +18,11 @@ from nnbackend.engines.native import interface
 from nnbackend.engines.native.formulas import Formulas, record
 from nnbackend.engines.native.interface import (
     NO_CALLBACK,
+    PLAIN,
+    SECONDS_PER_CALL,
     Functions,
+    Mode,
+    Task,
     address,
     address_of,
     aligned,
@@ -39,16 +43,8 @@ __all__ = ["NativeEngine"]
 
 _Array = np.ndarray[Any, Any]
 
-_TRAIN, _LOSS = range(2)
-_REDUCE, _ACTIVATE, _PULL_BACK, _OUTPUT_LOSS, _UPDATE = range(5)
-# C takes whole, aligned arrays.
-_PLAIN: tuple[Literal["C"], Literal["A"]] = "C", "A"
-
 _WRONG_ROWS = 2  # why a run has failed; 1: an answer has
 _REDUCTIONS = {"nothing": 0, "sum": 1, "max": 2}
-
-# A call of the library goes on for so long before Python looks for signals.
-_SECONDS_PER_CALL = 0.05
 
 # With fewer examples, rows of a layer's units fill vectors as well.
 _LEAST_BATCH_OF_NARROW = 32
@@ -193,14 +189,14 @@ class NativeEngine:
             if known is data:
                 return run
         n, dtype = data.n_samples, self._dtype
-        X = np.require(data.X, None, _PLAIN)
-        y = np.require(data.y, np.int64 if self._labels else dtype, _PLAIN)
+        X = np.require(data.X, None, PLAIN)
+        y = np.require(data.y, np.int64 if self._labels else dtype, PLAIN)
         run = interface.Run(
             X=address(X, dtype, (n, self._sizes[0])),
             n_rows=n,
             n_threads=self._n_threads,
             call=self._callback,
-            seconds=_SECONDS_PER_CALL,
+            seconds=SECONDS_PER_CALL,
         )
         if self._labels:
             run.label = address(y, np.int64, (n,))
@@ -208,7 +204,7 @@ class NativeEngine:
             run.y = address(y, dtype, (n, self._sizes[-1]) if y.ndim == 2 else (n,))
         weight = None
         if data.sample_weight is not None:
-            weight = np.require(data.sample_weight, None, _PLAIN)
+            weight = np.require(data.sample_weight, None, PLAIN)
             run.weight = address(weight, dtype, (n,))
         # The training data, and the data of validation.
         self._columns_of = [*self._columns_of[-1:], (data, run, (X, y, weight))]
@@ -259,7 +255,7 @@ class NativeEngine:
             rows = rows.reshape(len(rates), -1)
         self._check_rates(data.n_samples if rows is None else rows.shape[1], rates)
         if self._team is None or not rates[0]:
-            done, is_finite = self._run(_TRAIN, data, rows, losses, table, ends=ends)
+            done, is_finite = self._run(Mode.TRAIN, data, rows, losses, table, ends=ends)
         else:
             done, is_finite = self._run_shares(data, rows, losses, table, ends=ends)
         return losses[: done if ends else 0], np.asarray(is_finite)
@@ -284,7 +280,7 @@ class NativeEngine:
             self._calls.share = part = Share.of(self._team, len(batch))
             is_end = ends and number == len(coefficients)
             done, is_finite = self._run(
-                _TRAIN, data, batch[None, part.rows], losses, row[None], ends=is_end
+                Mode.TRAIN, data, batch[None, part.rows], losses, row[None], ends=is_end
             )
         return done, is_finite
 
@@ -304,10 +300,10 @@ class NativeEngine:
         run.mode, run.n_samples, run.n_epochs, run.ends = mode, n_samples, n_epochs, ends
         run.order = None if rows is None else address(rows, np.int64, (n_epochs, n_samples))
         run.losses, run.coefficients = address_of(losses), address_of(coefficients)
-        run.totals = self._totals_address if mode == _TRAIN else self._no_totals_address
+        run.totals = self._totals_address if mode == Mode.TRAIN else self._no_totals_address
         run.epoch = run.start = run.step = run.is_over = run.has_failed = 0
         calls, before, call = self._calls, self._step, self._functions.run
-        calls.coefficients, share = coefficients, calls.share if mode == _TRAIN else None
+        calls.coefficients, share = coefficients, calls.share if mode == Mode.TRAIN else None
         run.reduces = share is not None
         if share is not None:
             run.batch_rows, run.first_row = share.n, share.rows.start
@@ -316,7 +312,7 @@ class NativeEngine:
             try:
                 call(self._network, run)
             finally:
-                if mode == _TRAIN:
+                if mode == Mode.TRAIN:
                     self._step = before + run.step
         if run.has_failed:
             self._raise(run.has_failed)
@@ -363,7 +359,7 @@ class NativeEngine:
                 )
         losses = np.empty(1)
         self._no_totals[:] = 0.0
-        self._run(_LOSS, data, None, losses, np.empty((0, 0), self._dtype))
+        self._run(Mode.LOSS, data, None, losses, np.empty((0, 0), self._dtype))
         return losses[0, ...]
 
 
@@ -403,11 +399,11 @@ class _Calls:
         """Do what the library asks for."""
         what, layer, rows = request.what, request.layer, request.rows
         structure, xp = self._problem.objective.structure, self._xp
-        if what == _REDUCE:
+        if what == Task.REDUCE:
             self._reduce(request.arrays)
-        elif what == _UPDATE:
+        elif what == Task.UPDATE:
             self._update(layer)
-        elif what == _OUTPUT_LOSS:
+        elif what == Task.OUTPUT_LOSS:
             self._loss(request.arrays, rows, labels=labels)
         else:
             shape = rows, structure.layer_sizes[layer + 1]
@@ -415,12 +411,12 @@ class _Calls:
                 self._view(request.arrays[k], shape, self._dtype) for k in range(4)
             )
             activation, drops = structure.hidden[layer], structure.dropout[layer] > 0.0
-            if what == _ACTIVATE:
+            if what == Task.ACTIVATE:
                 Z, A, H, M = first, second, third, fourth
                 A[:] = activation.function(xp, Z.copy())
                 if drops:
                     np.multiply(A, M, out=H)
-            elif what == _PULL_BACK:
+            elif what == Task.PULL_BACK:
                 D, Z, A, M = first, second, third, fourth
                 if drops:
                     D *= M

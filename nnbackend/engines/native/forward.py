@@ -14,7 +14,13 @@ from nnbackend.core.propagation import CACHED_ELEMENTS
 from nnbackend.core.structure import Structure
 from nnbackend.engines.native import interface
 from nnbackend.engines.native.formulas import activation_program
-from nnbackend.engines.native.interface import address, address_of
+from nnbackend.engines.native.interface import (
+    PLAIN,
+    SECONDS_PER_CALL,
+    Mode,
+    address,
+    address_of,
+)
 from nnbackend.engines.native.library import library
 from nnbackend.engines.native.threads import threads_worth
 from nnbackend.engines.tracing.formulas import is_own
@@ -22,7 +28,6 @@ from nnbackend.engines.tracing.formulas import is_own
 __all__ = ["forward", "logits"]
 
 _Array = np.ndarray[Any, Any]
-_LOGITS = 2
 _ROWS_PER_THREAD = 64
 
 
@@ -124,11 +129,11 @@ class _Forward:
     def __call__(self, parameters: _Array, X: _Array) -> _Array:
         """Return the logits of examples."""
         n, dtype = len(X), self._dtype
-        X, parameters = (np.require(array, None, ["C", "A"]) for array in (X, parameters))
+        X, parameters = (np.require(array, None, PLAIN) for array in (X, parameters))
         Z = np.empty((n, self._sizes[-1]), dtype)
         unused = np.empty(2)
         run = interface.Run(
-            mode=_LOGITS,
+            mode=Mode.LOGITS,
             X=address(X, dtype, (n, self._sizes[0])),
             n_rows=n,
             n_samples=n,
@@ -138,7 +143,7 @@ class _Forward:
             parameters=address(parameters, dtype, (self._n_parameters,)),
             logits=address(Z, dtype, Z.shape, writes=True),
             n_threads=min(self._threads, 1 + n // _ROWS_PER_THREAD),
-            seconds=0.05,
+            seconds=SECONDS_PER_CALL,
         )
         while not run.is_over:
             self._functions.run(self._network, run)

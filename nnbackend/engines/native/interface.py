@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from enum import IntEnum
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,14 +16,18 @@ __all__ = [
     "CALLBACK",
     "NARROW",
     "NO_CALLBACK",
+    "PLAIN",
+    "SECONDS_PER_CALL",
     "Functions",
     "LayerSpec",
+    "Mode",
     "PassSpec",
     "ProgramSpec",
     "Random",
     "Request",
     "Run",
     "Spec",
+    "Task",
     "address",
     "address_of",
     "aligned",
@@ -36,6 +41,30 @@ _SIZE, _POINTER, _REAL = ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_double
 
 # Networks whose layers are all this narrow hold one unit per row, so that examples fill vectors.
 NARROW = 16
+
+# C takes whole, aligned arrays.
+PLAIN: tuple[Literal["C"], Literal["A"]] = "C", "A"
+
+# A call of the library goes on for so long before Python looks for signals.
+SECONDS_PER_CALL = 0.05
+
+
+class Mode(IntEnum):
+    """What a run does, as step.h says."""
+
+    TRAIN = 0
+    LOSS = 1
+    LOGITS = 2
+
+
+class Task(IntEnum):
+    """What the library asks Python for, as step.h says."""
+
+    REDUCE = 0
+    ACTIVATE = 1
+    PULL_BACK = 2
+    OUTPUT_LOSS = 3
+    UPDATE = 4
 
 
 def _structure(*fields: tuple[str, Any]) -> Any:

@@ -40,8 +40,10 @@
 #define PART_ELEMENTS ((intptr_t)1 << 15)
 #define PART_ROWS (6 * PART_UNIT)
 
-/* Sums over more examples than this are taken from packed rows. */
+/* Sums over more examples than this are taken from packed rows; with few registers, which are read
+ * into more often, also those of more elements than this. */
 #define LONG_SUM 256
+#define LARGE_SUM (VECTOR_REGISTERS == 32 ? INTPTR_MAX : (intptr_t)1 << 15)
 
 typedef struct {
     intptr_t n_in, n_out;
@@ -199,7 +201,8 @@ static void reserve_layer(Network *net, intptr_t l) {
     if (layer->is_large) layer->panels = reals(net, panels_size(p, q));
     if (!net->spec.gradient) return;
     if (l > 0) layer->transposed = reals(net, layer->is_large ? panels_size(q, p) : p * q);
-    if (rows > LONG_SUM && q > 2 * PANEL_WIDTH) layer->dZ_panels = reals(net, panels_size(rows, q));
+    if ((rows > LONG_SUM || n > LARGE_SUM) && q > 2 * PANEL_WIDTH)
+        layer->dZ_panels = reals(net, panels_size(rows, q));
 }
 
 /* Return the rows of a block of the loss, whose outputs stay in the first-level cache. */

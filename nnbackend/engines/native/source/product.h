@@ -345,14 +345,15 @@ static __attribute__((noinline)) void product_column(intptr_t m, const PRODUCT *
 /* Narrow products are computed as C^T = B^T A^T, where the rows of A^T are contiguous. Those of A^T
  * that lie far apart are copied together first: they tend to share a few places in the caches. */
 #define NARROW 32
-#define NARROW_STRIP (TILE_VECTORS * LANES)
+#define NARROW_STRIP (256 / (intptr_t)sizeof(REAL)) /* four cache lines of a row at once */
 #define NARROW_DEPTH 256
+#define FAR 1024 /* elements between rows of A^T that lie far apart */
 
 static __attribute__((noinline)) void product_narrow(intptr_t m, intptr_t n, const PRODUCT *p) {
     REAL transposed[NARROW * NARROW_STRIP], packed[NARROW_DEPTH * NARROW_STRIP];
-    const int packs = n > TILE_ROWS(TILE_VECTORS) && p->a_step >= 1024;
+    const int packs = n > TILE_ROWS(TILE_VECTORS) && p->a_step >= FAR;
     intptr_t vectors = share(m, LANES);
-    for (intptr_t first = 0, parts = share(vectors, TILE_VECTORS); parts > 0; parts--) {
+    for (intptr_t first = 0, parts = share(vectors, NARROW_STRIP / LANES); parts > 0; parts--) {
         const intptr_t part = share(vectors, parts);
         const intptr_t rows = part * LANES < m - first ? part * LANES : m - first;
         intptr_t depths = packs && p->k > 0 ? share(p->k, NARROW_DEPTH) : 1;
@@ -405,7 +406,8 @@ PART void product(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_
     const PRODUCT p = {k, A, a_row, a_step, B, b_step, C, c_row, bias, bias_rows, adds, NULL};
     if (b_step == 1 && a_step == 1 && n == 1)
         product_column(m, &p);
-    else if (a_row == 1 && n <= NARROW && n * share(m, LANES) * 4 < m * share(n, LANES) * 3)
+    else if (a_row == 1 && n <= NARROW &&
+             (a_step >= FAR || n * share(m, LANES) * 4 < m * share(n, LANES) * 3))
         product_narrow(m, n, &p);
     else
         strips(m, n, p);
