@@ -99,6 +99,10 @@ class Engine(Protocol):
     def state(self) -> EngineState:
         """The state between two steps."""
 
+    @property
+    def optimizer_state(self) -> OptimizerState:
+        """The optimizer's part of the state."""
+
     def set_state(self, state: EngineState) -> None:
         """Continue from a state; call this before the first step."""
 

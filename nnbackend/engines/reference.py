@@ -52,12 +52,16 @@ class ReferenceEngine:
     @property
     def state(self) -> EngineState:
         """The state between two steps."""
-        optimizer = OptimizerState(self._step, self._state)
         totals = None
         if self._totals is not None:
             totals = float(self._totals[0]), float(self._totals[1])
         dropout = self._dropout_rng.bit_generator.state
-        return EngineState(self._parameters, self._finite, optimizer, totals, dropout)
+        return EngineState(self._parameters, self._finite, self.optimizer_state, totals, dropout)
+
+    @property
+    def optimizer_state(self) -> OptimizerState:
+        """The optimizer's part of the state."""
+        return OptimizerState(self._step, self._state)
 
     def set_state(self, state: EngineState) -> None:
         """Continue from a state; call this before the first step."""

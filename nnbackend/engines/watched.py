@@ -20,6 +20,7 @@ from nnbackend.engines.reference import ReferenceEngine
 from nnbackend.engines.tracing.formulas import fingerprint, is_label_target
 
 if TYPE_CHECKING:
+    from nnbackend.core.optimizers import OptimizerState
     from nnbackend.data.examples import Data
     from nnbackend.engines.base import Engine, EngineFactory, Start
 
@@ -94,6 +95,11 @@ class _Watched:
     def state(self) -> EngineState:
         """The state between two steps."""
         return self._engine.state
+
+    @property
+    def optimizer_state(self) -> OptimizerState:
+        """The optimizer's part of the state."""
+        return self._engine.optimizer_state
 
     def set_state(self, state: EngineState) -> None:
         """Continue from a state; call this before the first step."""

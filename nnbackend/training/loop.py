@@ -169,7 +169,7 @@ class Loop:
                 # for it.
                 history.stopped, self._interruption.number = "interrupted", None
             history.peak_device_bytes = self._device.pool_bytes()
-            history.optimizer_state = engine.state.optimizer
+            history.optimizer_state = engine.optimizer_state
         return history
 
     def _run_to_the_end(self) -> None:

@@ -166,18 +166,24 @@ class CudaEngine:
     def state(self) -> EngineState:
         """A copy of the state; this also advances the host's generator of dropout masks."""
         buffers, pack = self._executor.buffers, self._program.layout.pack
-        names = [f"state{i}" for i in range(len(self._problem.optimizer.state_names))]
         with self._executor.ordered():
-            arrays = tuple(pack(self._xp, buffers[name]) for name in names)
             parameters, finite = (
                 pack(self._xp, buffers[name]) for name in ("parameters", "finite")
             )
             if self._problem.objective.structure.has_dropout:
                 drawn = int(self._device.to_numpy(buffers["counters"])[_DRAWN])
                 _advance(self._dropout_rng, self._rng_start, drawn, str(parameters.dtype))
-        optimizer = OptimizerState(self._step, arrays)
         dropout = self._dropout_rng.bit_generator.state
-        return EngineState(parameters, finite, optimizer, None, dropout)
+        return EngineState(parameters, finite, self.optimizer_state, None, dropout)
+
+    @property
+    def optimizer_state(self) -> OptimizerState:
+        """A copy of the optimizer's part of the state."""
+        buffers, pack = self._executor.buffers, self._program.layout.pack
+        names = [f"state{i}" for i in range(len(self._problem.optimizer.state_names))]
+        with self._executor.ordered():
+            arrays = tuple(pack(self._xp, buffers[name]) for name in names)
+        return OptimizerState(self._step, arrays)
 
     def set_state(self, state: EngineState) -> None:
         """Continue from a state; call this before the first step."""

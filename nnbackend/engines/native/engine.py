@@ -218,15 +218,19 @@ class NativeEngine:
     @property
     def state(self) -> EngineState:
         """A copy of the state between two steps."""
-        arrays = tuple(array.copy() for array in self._state)
         loss, weight = self._totals.tolist()
         return EngineState(
             self._parameters.copy(),
             self._finite.copy(),
-            OptimizerState(self._step, arrays),
+            self.optimizer_state,
             (loss, weight),
             self._random.dictionary,
         )
+
+    @property
+    def optimizer_state(self) -> OptimizerState:
+        """A copy of the optimizer's part of the state."""
+        return OptimizerState(self._step, tuple(array.copy() for array in self._state))
 
     def set_state(self, state: EngineState) -> None:
         """Continue from a state; call this before the first step."""
