@@ -361,6 +361,16 @@ def test_a_compiler_that_is_old_leaves_the_fastest_variants_out(tmp_path, monkey
     assert found == ((str(old), "-m64"), ("x86-64-v2", "x86-64-v3"), False)
 
 
+def test_formulas_are_printed_from_this_source_tree_whatever_is_installed(tmp_path, monkeypatch):
+    # An editable installation of before, which pip hides from a build, or another version.
+    other = tmp_path / "installed" / "nnbackend"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("raise ImportError('not this one')\n")
+    monkeypatch.setenv("PYTHONPATH", str(other.parent))
+    compiling.print_formulas(str(tmp_path))
+    assert "nnbackend_kernel" in (tmp_path / "kernels.h").read_text()
+
+
 def test_a_compiler_that_fails_is_passed_over(tmp_path, monkeypatch):
     if shutil.which("cc") is None:
         pytest.skip("there is no other compiler")
