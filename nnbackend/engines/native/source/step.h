@@ -52,7 +52,8 @@ typedef struct {
     int is_short;       /* whether packing the weights would take longer than it saves */
     int ends_epoch;     /* whether the step does */
     int copies;         /* whether the parameters that the step left are to be kept as finite */
-    volatile int stops, is_infinite;
+    volatile int stops;
+    atomic_int is_infinite; /* threads may find it at once */
     double began;
     intptr_t steps_per_look, steps_to_go; /* between two looks at the clock */
 } Job;
