@@ -8,7 +8,9 @@ import sys
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +223,49 @@ def test_a_deep_network_of_narrow_layers_trains_as_in_the_reference_engine():
         assert np.all(np.asarray(engine.parameters)[-2:] != before[-2:])
         results.append(np.asarray(engine.parameters))
     np.testing.assert_allclose(*results, rtol=1e-9, atol=1e-15)
+
+
+class Half:
+    """One of two threads that act as the processes of a team."""
+
+    def __init__(self, rank, barrier, parts):
+        self.rank, self.barrier, self.parts = rank, barrier, parts
+
+    def rows(self, n):
+        return slice(n * self.rank // 2, n * (self.rank + 1) // 2)
+
+    def reduce_step(self, gradient, loss, weight):
+        self.parts[self.rank] = weight * gradient, weight * loss, weight
+        self.barrier.wait(PATIENCE)
+        sums = [first + second for first, second in zip(*self.parts, strict=True)]
+        self.barrier.wait(PATIENCE)
+        gradient[:] = sums[0] / sums[2]
+        return sums[1] / sums[2], sums[2]
+
+
+def test_processes_of_some_threads_each_train_as_one_process(threads):
+    options = {
+        "sizes": (40, 300, 70, 3), "n": 150, "batch_size": 64, "dropout": [0.3, 0.0], "l1": 1e-3,
+        "l2": 0.1, "clip_norm": 0.5, "weighted": True, "optimizer": nb.SGD(0.05, momentum=0.5),
+    }  # fmt: skip
+    rates = [[0.05] * 3] * 2
+
+    def trained(team=None):
+        engine, data = started(
+            **options, make=lambda start: NativeEngine(replace(start, team=team))
+        )
+        losses = [engine.run(data, None, [epoch])[0].item() for epoch in rates]
+        return bits(engine), np.append(engine.parameters, losses)
+
+    expected = trained()[1]
+    results = []
+    for count in (1, 3):
+        threads(count)
+        barrier, parts = threading.Barrier(2), [None, None]
+        with ThreadPoolExecutor(2) as pool:
+            results += pool.map(trained, [Half(rank, barrier, parts) for rank in range(2)])
+    assert all(result[0] == results[0][0] for result in results)
+    np.testing.assert_allclose(results[0][1], expected, rtol=1e-9, atol=1e-12)
 
 
 def n_tasks():
