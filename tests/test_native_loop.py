@@ -8,7 +8,9 @@ import sys
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +134,138 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(
         assert is_finite
         results.append((bits(engine), losses.tolist(), float(engine.data_loss(data))))
     assert all(result == results[0] for result in results)
+
+
+# Several parts of each layer's weights; some are packed, and sums over examples are long.
+PARTS = {
+    "packed": {"sizes": (70, 520, 300, 5), "n": 150, "batch_size": 64},
+    "packed, with everything": {
+        "sizes": (70, 520, 300, 5), "dropout": [0.3, 0.0], "l1": 1e-4, "l2": 0.01,
+        "clip_value": 0.05, "clip_norm": 0.1, "weighted": True, "n": 75, "batch_size": 64,
+    },
+    "penalties alone": {"sizes": (70, 520, 300, 5), "l1": 1e-4, "l2": 0.01, "n": 64},
+    "narrow, with far rows": {"sizes": (1100, 20, 2), "n": 640, "batch_size": 300},
+    "narrow, with far rows of activations": {"sizes": (3, 1100, 20, 2), "n": 300},
+    "one unit": {"sizes": (1, 400, 1, 400, 1), "n": 90, "batch_size": 48},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("variant", list(libraries()))
+def test_networks_in_parts_have_the_bits_of_one_thread_and_the_reference_engines_numbers(
+    name, dtype, variant, threads, monkeypatch
+):
+    monkeypatch.setenv("NNBACKEND_VARIANT", variant)
+    options = {"optimizer": nb.SGD(0.05, momentum=0.5), "dtype": dtype, **PARTS[name]}
+    batch_size = options.get("batch_size") or options["n"]
+
+    def trained(make):
+        engine, data = started(**options, make=make)
+        orders = [np.random.default_rng(k).permutation(data.n_samples) for k in range(2)]
+        rates = [[0.02] * n_steps(data, batch_size)] * 2
+        losses, is_finite = engine.run(data, orders, rates)
+        assert is_finite
+        return engine, np.append(losses, engine.data_loss(data))
+
+    expected, expected_losses = trained(ReferenceEngine)
+    results = []
+    # Each call in one piece, or back in Python after each step.
+    for count, seconds in ((1, 1e9), (1, 0.0), (2, 1e9), (3, 0.0), (5, 1e9)):
+        threads(count)
+        monkeypatch.setattr(engine_module, "SECONDS_PER_CALL", seconds)
+        engine, losses = trained(NativeEngine)
+        results.append((bits(engine), losses.tobytes()))
+    assert all(result == results[0] for result in results)
+    # Sums of up to 1100 terms are rounded in another order, in each of a few steps.
+    tolerance = 1000 * np.finfo(dtype).eps
+    scale = np.abs(expected.parameters).max()
+    np.testing.assert_allclose(
+        engine.parameters, expected.parameters, rtol=0, atol=tolerance * scale
+    )
+    np.testing.assert_allclose(losses, expected_losses, rtol=tolerance)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("clips", [{}, {"clip_value": 1e30}], ids=["at once", "at last"])
+@pytest.mark.parametrize("last", [True, False], ids=["by the last step", "by the loss"])
+def test_a_divergence_keeps_the_parameters_of_the_last_finite_epoch(count, clips, last, threads):
+    threads(count)
+    options = {"sizes": (40, 300, 200, 3), "n": 80, "batch_size": 64, "hidden": "relu", **clips}
+    fair = [[1e-3, 1e-3]] * 3
+    # Either only the parameters that the epoch leaves are not finite, or its loss is not either.
+    bad = [1e-3, np.inf] if last else [1e200, 1e-3]
+    with np.errstate(all="ignore"):
+        engine, data = started(**options)
+        losses, is_finite = engine.run(data, None, [*fair, bad, *fair])
+    assert not is_finite
+    assert len(losses) == len(fair) + 1
+    assert np.isfinite(losses[-1]) == last
+    assert not np.isfinite(engine.parameters).all()
+    engine.restore_finite()
+    again, _ = started(**options)
+    again.run(data, None, fair)
+    assert engine.parameters.tobytes() == again.parameters.tobytes()
+    # It goes on from there.
+    for each in (engine, again):
+        assert each.run(data, None, fair)[1]
+    assert engine.parameters.tobytes() == again.parameters.tobytes()
+
+
+def test_a_deep_network_of_narrow_layers_trains_as_in_the_reference_engine():
+    # It has many parameters, though its layers hold one unit per row.
+    options = {"sizes": (4, *[16] * 250, 2), "n": 40, "l2": 0.1}
+    results = []
+    for make in (NativeEngine, ReferenceEngine):
+        engine, data = started(**options, make=make)
+        before = np.array(engine.parameters)
+        engine.run(data, None, [[0.05]] * 3)
+        assert np.all(np.asarray(engine.parameters)[-2:] != before[-2:])
+        results.append(np.asarray(engine.parameters))
+    np.testing.assert_allclose(*results, rtol=1e-9, atol=1e-15)
+
+
+class Half:
+    """One of two threads that act as the processes of a team."""
+
+    def __init__(self, rank, barrier, parts):
+        self.rank, self.barrier, self.parts = rank, barrier, parts
+
+    def rows(self, n):
+        return slice(n * self.rank // 2, n * (self.rank + 1) // 2)
+
+    def reduce_step(self, gradient, loss, weight):
+        self.parts[self.rank] = weight * gradient, weight * loss, weight
+        self.barrier.wait(PATIENCE)
+        sums = [first + second for first, second in zip(*self.parts, strict=True)]
+        self.barrier.wait(PATIENCE)
+        gradient[:] = sums[0] / sums[2]
+        return sums[1] / sums[2], sums[2]
+
+
+def test_processes_of_some_threads_each_train_as_one_process(threads):
+    options = {
+        "sizes": (40, 300, 70, 3), "n": 150, "batch_size": 64, "dropout": [0.3, 0.0], "l1": 1e-3,
+        "l2": 0.1, "clip_norm": 0.5, "weighted": True, "optimizer": nb.SGD(0.05, momentum=0.5),
+    }  # fmt: skip
+    rates = [[0.05] * 3] * 2
+
+    def trained(team=None):
+        engine, data = started(
+            **options, make=lambda start: NativeEngine(replace(start, team=team))
+        )
+        losses = [engine.run(data, None, [epoch])[0].item() for epoch in rates]
+        return bits(engine), np.append(engine.parameters, losses)
+
+    expected = trained()[1]
+    results = []
+    for count in (1, 3):
+        threads(count)
+        barrier, parts = threading.Barrier(2), [None, None]
+        with ThreadPoolExecutor(2) as pool:
+            results += pool.map(trained, [Half(rank, barrier, parts) for rank in range(2)])
+    assert all(result[0] == results[0][0] for result in results)
+    np.testing.assert_allclose(results[0][1], expected, rtol=1e-9, atol=1e-12)
 
 
 def n_tasks():

@@ -115,8 +115,8 @@ static intptr_t least(intptr_t a, intptr_t b) { return a < b ? a : b; }
 
 static intptr_t most(intptr_t a, intptr_t b) { return a > b ? a : b; }
 
-/* Ask for pages of 2 MiB in a large block that nobody has touched, as NumPy does: there are fewer of
- * them to fill with zeros, and to look up. The system is free to refuse. */
+/* Ask for pages of 2 MiB in a large block that nobody has touched, as NumPy does: there are fewer
+ * of them to fill with zeros, and to look up. The system is free to refuse. */
 static void use_large_pages(void *block, size_t bytes) {
 #ifdef MADV_HUGEPAGE
     const uintptr_t page = 4096, start = ((uintptr_t)block + page - 1) & ~(page - 1);
@@ -239,7 +239,9 @@ static intptr_t rows_of_parts(const Network *net, const Layer *layer) {
 
 static void reserve_parts(Network *net) {
     intptr_t largest = 0;
-    net->has_many_parts = net->n_threads > 1 || net->n_parameters > SMALL_NETWORK;
+    /* The tiles of a features-major network leave the whole gradient. */
+    net->has_many_parts = !net->spec.features_major &&
+                          (net->n_threads > 1 || net->n_parameters > SMALL_NETWORK);
     for (int counts = 1; counts >= 0; counts--) {
         intptr_t n = 0, n_before = 0;
         for (intptr_t l = 0; l < net->spec.n_layers; l++) {

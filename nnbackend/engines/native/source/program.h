@@ -134,7 +134,8 @@ static void execute(const Instruction *instruction, const REAL *x[3], REAL *out,
             V total = load(x[0] + i);
             for (intptr_t unit = 1; unit < units; unit++) {
                 const V other = load(x[0] + unit * rows + i);
-                total = instruction->operation == ROW_MAX ? larger(total, other) : (V)(total + other);
+                total = instruction->operation == ROW_MAX ? larger(total, other)
+                                                          : (V)(total + other);
             }
             store(out + i, total);
         }

@@ -52,7 +52,8 @@ typedef struct {
     int is_short;       /* whether packing the weights would take longer than it saves */
     int ends_epoch;     /* whether the step does */
     int copies;         /* whether the parameters that the step left are to be kept as finite */
-    volatile int stops, is_infinite;
+    volatile int stops;
+    atomic_int is_infinite; /* threads may find it at once */
     double began;
     intptr_t steps_per_look, steps_to_go; /* between two looks at the clock */
 } Job;
@@ -193,8 +194,8 @@ static int output_loss(Job *job, intptr_t t, intptr_t first, intptr_t last) {
         if (!program) {
             void *targets = job->label ? (void *)(job->label + row) : (void *)(job->y + row * q);
             void *losses = net->losses + row;
-            if (ask(job, (Request){OUTPUT_LOSS, 0, n, {layer->Z + row * q, targets, share, losses}}))
-                return 1;
+            void *logits = layer->Z + row * q;
+            if (ask(job, (Request){OUTPUT_LOSS, 0, n, {logits, targets, share, losses}})) return 1;
             continue;
         }
         to_units(layer->Z + row * q, n, q, z, rows);
@@ -409,8 +410,8 @@ static void update_part(Job *job, intptr_t t, const Part *part, REAL *gradient) 
 
 /* A step ---------------------------------------------------------------------------------- */
 
-/* Return into how many blocks the rows of a batch are divided. The activations of a block stay in the
- * second-level cache, but weights that exceed it are read for as many rows as possible. Threads
+/* Return into how many blocks the rows of a batch are divided. The activations of a block stay in
+ * the second-level cache, but weights that exceed it are read for as many rows as possible. Threads
  * get some blocks each, if these do not become too small for fast products. */
 static intptr_t count_blocks(const Job *job) {
     const Network *net = job->net;
@@ -447,7 +448,7 @@ static void propagate(Job *job, intptr_t t) {
     }
 }
 
-/* Features-major networks: a layer holds one unit per row, and its examples fill vectors. -------- */
+/* Features-major networks: a layer holds one unit per row, and its examples fill vectors. ----- */
 
 static void gather_tile(Job *job, intptr_t first, intptr_t n, intptr_t step) {
     Network *net = job->net;
@@ -455,7 +456,8 @@ static void gather_tile(Job *job, intptr_t first, intptr_t n, intptr_t step) {
     const intptr_t p = net->layers[0].n_in, q = net->spec.n_targets;
     const REAL equal = (REAL)(1.0 / job->divisor);
     for (intptr_t i = 0; i < n; i++) {
-        const intptr_t row = job->chosen ? (intptr_t)job->chosen[first + i] : run->start + first + i;
+        const intptr_t row =
+            job->chosen ? (intptr_t)job->chosen[first + i] : run->start + first + i;
         for (intptr_t j = 0; j < p; j++) net->X[j * step + i] = run->X[row * p + j];
         if (run->label) net->y[i] = (REAL)run->label[row];
         else if (run->y)

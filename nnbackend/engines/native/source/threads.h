@@ -29,8 +29,9 @@ static void run_together(Team *team, void (*work)(void *, intptr_t), void *job, 
 
 #define MOST_THREADS 64
 
-/* Looks at the generation before a thread sleeps: about 10 microseconds, longer than a barrier takes
- * where all threads run, and short enough to leave the processor to others where they do not. */
+/* Looks at the generation before a thread sleeps: about 10 microseconds, longer than a barrier
+ * takes where all threads run, and short enough to leave the processor to others where they do
+ * not. */
 #define LOOKS 300
 
 typedef struct {

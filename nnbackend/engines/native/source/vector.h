@@ -57,7 +57,8 @@ typedef uint64_t UNSIGNED;
 typedef REAL V __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef INTEGER I __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef UNSIGNED U __attribute__((vector_size(VECTOR_BYTES), may_alias));
-typedef REAL UNALIGNED_V __attribute__((vector_size(VECTOR_BYTES), may_alias, aligned(REAL_BITS / 8)));
+typedef REAL UNALIGNED_V
+    __attribute__((vector_size(VECTOR_BYTES), may_alias, aligned(REAL_BITS / 8)));
 
 #if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -249,20 +250,22 @@ INLINE V smaller(V a, V b) { return choose((a < b) | (a != a), a, b); }
 /* Return the square root to within 2 units in the last place. */
 INLINE V square_root(V x) {
 #if VECTOR_BYTES == 64
-    /* The instruction takes 20 cycles or more, and waits for divisions. Refine an estimate of 14 bits
-     * of 1 / sqrt(x), at 0 that of the smallest normal number; but not for subnormal numbers, infinity
-     * and NaN, nor for numbers with a sign, whose bits are those of larger integers. */
+    /* The instruction takes 20 cycles or more, and waits for divisions. Refine an estimate of 14
+     * bits of 1 / sqrt(x), at 0 that of the smallest normal number; but not for subnormal numbers,
+     * infinity and NaN, nor for numbers with a sign, whose bits are those of larger integers. */
     const I bits = (I)x, infinity = (I)all_of((REAL)INFINITY);
 #if REAL_BITS == 32
     const I smallest = (I)all_of(__FLT_MIN__);
-    const int is_usual = _mm512_cmplt_epu32_mask((__m512i)bits, (__m512i)infinity) &
-                         _mm512_cmpge_epu32_mask((__m512i)((U)bits - 1), (__m512i)((U)smallest - 1));
+    const int is_usual =
+        _mm512_cmplt_epu32_mask((__m512i)bits, (__m512i)infinity) &
+        _mm512_cmpge_epu32_mask((__m512i)((U)bits - 1), (__m512i)((U)smallest - 1));
     if (__builtin_expect(is_usual != 0xffff, 0)) return (V)_mm512_sqrt_ps((__m512)x);
     V inverse = (V)_mm512_rsqrt14_ps(_mm512_max_ps((__m512)x, (__m512)smallest));
 #else
     const I smallest = (I)all_of(__DBL_MIN__);
-    const int is_usual = _mm512_cmplt_epu64_mask((__m512i)bits, (__m512i)infinity) &
-                         _mm512_cmpge_epu64_mask((__m512i)((U)bits - 1), (__m512i)((U)smallest - 1));
+    const int is_usual =
+        _mm512_cmplt_epu64_mask((__m512i)bits, (__m512i)infinity) &
+        _mm512_cmpge_epu64_mask((__m512i)((U)bits - 1), (__m512i)((U)smallest - 1));
     if (__builtin_expect(is_usual != 0xff, 0)) return (V)_mm512_sqrt_pd((__m512d)x);
     V inverse = (V)_mm512_rsqrt14_pd(_mm512_max_pd((__m512d)x, (__m512d)smallest));
     inverse += inverse * ((REAL)0.5 - x * inverse * ((REAL)0.5 * inverse));
@@ -274,7 +277,8 @@ INLINE V square_root(V x) {
 #elif VECTOR_BYTES == 32
     return (V)_mm256_sqrt_pd((__m256d)x);
 #else
-    for (intptr_t i = 0; i < LANES; i++) x[i] = (REAL)(REAL_BITS == 32 ? sqrtf((float)x[i]) : sqrt((double)x[i]));
+    for (intptr_t i = 0; i < LANES; i++)
+        x[i] = (REAL)(REAL_BITS == 32 ? sqrtf((float)x[i]) : sqrt((double)x[i]));
     return x;
 #endif
 }
