@@ -33,7 +33,7 @@
 #define PANEL_WIDTH (PANEL_VECTORS * LANES)
 
 /* A function that a source file may leave unused. */
-#define PART static __attribute__((unused))
+#define OPTIONAL static __attribute__((unused))
 
 /* What a product reads and writes; A(i, k) = A[i * a_row + k * a_step]. */
 typedef struct {
@@ -289,7 +289,7 @@ INLINE void dots(const int rows, const int columns, intptr_t k, const REAL *A, i
 }
 
 /* Compute C[i * c_row + j] = sum over k of A[i * a_row + k] * B[j * b_row + k]. */
-PART void product_dots(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
+OPTIONAL void product_dots(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
                        const REAL *B, intptr_t b_row, REAL *C, intptr_t c_row) {
     for (intptr_t parts = share(n, DOTS_COLUMNS); parts > 0; parts--) {
         const intptr_t columns = share(n, parts);
@@ -400,7 +400,7 @@ static __attribute__((noinline)) void product_narrow(intptr_t m, intptr_t n, con
 
 /* Compute C[i * c_row + j] = start + sum over k of A[i * a_row + k * a_step] * B[k * b_step + j].
  * start is bias[j], else bias_rows[i], else what C holds if adds, else 0. */
-PART void product(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
+OPTIONAL void product(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
                   intptr_t a_step, const REAL *B, intptr_t b_step, REAL *C, intptr_t c_row,
                   const REAL *bias, const REAL *bias_rows, int adds) {
     const PRODUCT p = {k, A, a_row, a_step, B, b_step, C, c_row, bias, bias_rows, adds, NULL};
@@ -416,7 +416,7 @@ PART void product(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_
 INLINE intptr_t panels_of(intptr_t n) { return share(n, PANEL_WIDTH); }
 
 /* Return how many elements the panels of B, k x n, take. */
-PART intptr_t panels_size(intptr_t k, intptr_t n) { return panels_of(n) * k * PANEL_WIDTH; }
+OPTIONAL intptr_t panels_size(intptr_t k, intptr_t n) { return panels_of(n) * k * PANEL_WIDTH; }
 
 /* Copy count <= PANEL_WIDTH elements and zeros. */
 INLINE void pack_row(REAL *to, const REAL *from, intptr_t count) {
@@ -432,7 +432,7 @@ INLINE void pack_row(REAL *to, const REAL *from, intptr_t count) {
 }
 
 /* Pack the rows first_row to last_row of B[k * b_step + j], k x n, into all panels. */
-PART void pack_rows(REAL *panels, intptr_t k, intptr_t n, const REAL *B, intptr_t b_step,
+OPTIONAL void pack_rows(REAL *panels, intptr_t k, intptr_t n, const REAL *B, intptr_t b_step,
                     intptr_t first_row, intptr_t last_row) {
     for (intptr_t row = first_row; row < last_row; row++)
         for (intptr_t j = 0; j < n; j += PANEL_WIDTH)
@@ -465,7 +465,7 @@ INLINE void transpose_rows(REAL *to, intptr_t to_row, intptr_t to_width, const R
 
 /* Pack B[k * b_step + j * b_column], k x n, into the panels first_panel to last_panel: panel p has
  * [k][PANEL_WIDTH], the columns from p * PANEL_WIDTH on, and zeros behind the last. */
-PART void pack_panels(REAL *panels, intptr_t k, intptr_t n, const REAL *B, intptr_t b_step,
+OPTIONAL void pack_panels(REAL *panels, intptr_t k, intptr_t n, const REAL *B, intptr_t b_step,
                       intptr_t b_column, intptr_t first_panel, intptr_t last_panel) {
     for (intptr_t panel = first_panel; panel < last_panel; panel++) {
         REAL *to = panels + panel * k * PANEL_WIDTH;
@@ -545,12 +545,12 @@ INLINE void pack_tiles(REAL *to, intptr_t m, intptr_t k, const REAL *A, intptr_t
 }
 
 /* Return how many elements of workspace product_panels needs. */
-PART intptr_t product_workspace(void) { return PANEL_ROWS * PANEL_DEPTH; }
+OPTIONAL intptr_t product_workspace(void) { return PANEL_ROWS * PANEL_DEPTH; }
 
 /* Compute the columns of C that belong to the panels first_panel to last_panel:
  * C[i * c_row + j] = start + sum over k of A[i * a_row + k * a_step] * B(k, j), with start as in
  * product. C and bias begin with column 0, panel or no panel. */
-PART void product_panels(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
+OPTIONAL void product_panels(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
                          intptr_t a_step, const REAL *panels, intptr_t first_panel,
                          intptr_t last_panel, REAL *C, intptr_t c_row, const REAL *bias, int adds,
                          REAL *workspace) {

@@ -29,6 +29,9 @@ static void run_together(Team *team, void (*work)(void *, intptr_t), void *job, 
 
 #define MOST_THREADS 64
 
+/* Buffers of products lie on the stack; the default of some C libraries is 128 KiB. */
+#define STACK_BYTES ((size_t)1 << 20)
+
 /* Looks at the generation before a thread sleeps: about 10 microseconds, longer than a barrier
  * takes where all threads run, and short enough to leave the processor to others where they do
  * not. */
@@ -97,7 +100,10 @@ static void *begin_member(void *member) {
 static void run_together(Team *team, void (*work)(void *, intptr_t), void *job, intptr_t n) {
     Member members[MOST_THREADS];
     pthread_t threads[MOST_THREADS];
+    pthread_attr_t attributes;
     if (n > MOST_THREADS) n = MOST_THREADS;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
     pthread_mutex_init(&team->mutex, NULL);
     pthread_cond_init(&team->wakes, NULL);
     atomic_store(&team->arrived, 0);
@@ -108,10 +114,11 @@ static void run_together(Team *team, void (*work)(void *, intptr_t), void *job, 
     team->n = 1;
     for (intptr_t number = 1; number < n; number++) {
         members[number] = (Member){team, work, job, number};
-        if (pthread_create(&threads[number], NULL, begin_member, &members[number])) break;
+        if (pthread_create(&threads[number], &attributes, begin_member, &members[number])) break;
         team->n = number + 1;
     }
     const intptr_t started = team->n;
+    pthread_attr_destroy(&attributes);
     pthread_mutex_unlock(&team->mutex);
     work(job, 0);
     for (intptr_t number = 1; number < started; number++) pthread_join(threads[number], NULL);
