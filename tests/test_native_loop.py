@@ -97,6 +97,16 @@ def threads(monkeypatch):
     return lambda count: monkeypatch.setattr(engine_module, "threads_worth", lambda *_: count)
 
 
+def trained(rate, **options):
+    """Return an engine after two epochs in random order, and their losses with the last one."""
+    engine, data = started(**options)
+    orders = [np.random.default_rng(k).permutation(data.n_samples) for k in range(2)]
+    rates = [[rate] * n_steps(data, options.get("batch_size") or data.n_samples)] * 2
+    losses, is_finite = engine.run(data, orders, rates)
+    assert is_finite
+    return engine, np.append(losses, engine.data_loss(data))
+
+
 PROBLEMS = {
     "large": {"sizes": (33, 130, 70, 5), "batch_size": 100},
     "softmax": {"sizes": (17, 100, 90, 10), "output": "softmax", "batch_size": 77},
@@ -122,17 +132,12 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(
 ):
     monkeypatch.setenv("NNBACKEND_VARIANT", variant)
     options = {"n": 150, **PROBLEMS[name], "dtype": dtype}
-    batch_size = options.get("batch_size") or options["n"]
     results = []
     # Among them more than processors, more than there is work for, and more than are ever started.
     for count in (1, 2, 3, 5, 70):
         threads(count)
-        engine, data = started(**options)
-        orders = [np.random.default_rng(k).permutation(data.n_samples) for k in range(2)]
-        rates = [[0.05] * n_steps(data, batch_size)] * 2
-        losses, is_finite = engine.run(data, orders, rates)
-        assert is_finite
-        results.append((bits(engine), losses.tolist(), float(engine.data_loss(data))))
+        engine, losses = trained(0.05, **options)
+        results.append((bits(engine), losses.tobytes()))
     assert all(result == results[0] for result in results)
 
 
@@ -158,23 +163,13 @@ def test_networks_in_parts_have_the_bits_of_one_thread_and_the_reference_engines
 ):
     monkeypatch.setenv("NNBACKEND_VARIANT", variant)
     options = {"optimizer": nb.SGD(0.05, momentum=0.5), "dtype": dtype, **PARTS[name]}
-    batch_size = options.get("batch_size") or options["n"]
-
-    def trained(make):
-        engine, data = started(**options, make=make)
-        orders = [np.random.default_rng(k).permutation(data.n_samples) for k in range(2)]
-        rates = [[0.02] * n_steps(data, batch_size)] * 2
-        losses, is_finite = engine.run(data, orders, rates)
-        assert is_finite
-        return engine, np.append(losses, engine.data_loss(data))
-
-    expected, expected_losses = trained(ReferenceEngine)
+    expected, expected_losses = trained(0.02, **options, make=ReferenceEngine)
     results = []
     # Each call in one piece, or back in Python after each step.
     for count, seconds in ((1, 1e9), (1, 0.0), (2, 1e9), (3, 0.0), (5, 1e9)):
         threads(count)
         monkeypatch.setattr(engine_module, "SECONDS_PER_CALL", seconds)
-        engine, losses = trained(NativeEngine)
+        engine, losses = trained(0.02, **options)
         results.append((bits(engine), losses.tobytes()))
     assert all(result == results[0] for result in results)
     # Sums of up to 1100 terms are rounded in another order, in each of a few steps.

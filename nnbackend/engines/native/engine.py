@@ -19,7 +19,9 @@ from nnbackend.engines.native.formulas import Formulas, record
 from nnbackend.engines.native.interface import (
     NO_CALLBACK,
     PLAIN,
+    REDUCTIONS,
     SECONDS_PER_CALL,
+    WRONG_ROWS,
     Functions,
     Mode,
     Task,
@@ -42,9 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["NativeEngine"]
 
 _Array = np.ndarray[Any, Any]
-
-_WRONG_ROWS = 2  # why a run has failed; 1: an answer has
-_REDUCTIONS = {"nothing": 0, "sum": 1, "max": 2}
 
 # With fewer examples, rows of a layer's units fill vectors as well.
 _LEAST_BATCH_OF_NARROW = 32
@@ -139,7 +138,7 @@ class NativeEngine:
                 layer.dropout = rate
         clips = (interface.PassSpec * max(len(formulas.clips), 1))()
         for index, (program, reduction) in enumerate(formulas.clips):
-            clips[index].program, clips[index].reduction = place(program), _REDUCTIONS[reduction]
+            clips[index].program, clips[index].reduction = place(program), REDUCTIONS[reduction]
         loss, penalize, update = map(place, (formulas.loss, formulas.penalize, formulas.update))
         is_narrow = max(sizes) <= interface.NARROW and batch >= _LEAST_BATCH_OF_NARROW
         table = (interface.ProgramSpec * len(programs))(*programs)
@@ -324,7 +323,7 @@ class NativeEngine:
 
     def _raise(self, reason: int) -> NoReturn:
         """Raise what an answer to the library raised, or what the library refused."""
-        if reason == _WRONG_ROWS:
+        if reason == WRONG_ROWS:
             raise IndexError("an order names rows that the data lacks")
         error, self._calls.error = self._calls.error, None
         if self._calls.is_updating:

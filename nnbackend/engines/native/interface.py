@@ -17,7 +17,9 @@ __all__ = [
     "NARROW",
     "NO_CALLBACK",
     "PLAIN",
+    "REDUCTIONS",
     "SECONDS_PER_CALL",
+    "WRONG_ROWS",
     "Functions",
     "LayerSpec",
     "Mode",
@@ -47,6 +49,12 @@ PLAIN: tuple[Literal["C"], Literal["A"]] = "C", "A"
 
 # A call of the library goes on for so long before Python looks for signals.
 SECONDS_PER_CALL = 0.05
+
+# Why a run has failed, if no answer of Python's has, as step.h says.
+WRONG_ROWS = 2
+
+# What a pass over all parameters reduces its value to, as network.h says.
+REDUCTIONS = {"nothing": 0, "sum": 1, "max": 2}
 
 
 class Mode(IntEnum):

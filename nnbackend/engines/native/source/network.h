@@ -34,14 +34,14 @@
 #define SMALL_NETWORK ((intptr_t)1 << 16)
 
 /* A part of a layer's weights has a multiple of so many rows, which fill panels and groups of
- * penalties; so many elements, whose gradient and state stay in the second-level cache; and so many
- * rows at least where the examples exceed that cache, since each part reads them all. */
+ * penalties; so many elements, whose gradient and state stay in the second-level cache; but so many
+ * rows where the examples exceed that cache, since each part reads them all. */
 #define PART_UNIT ((intptr_t)32)
 #define PART_ELEMENTS ((intptr_t)1 << 15)
 #define PART_ROWS (6 * PART_UNIT)
 
-/* Sums over more examples than this are taken from packed rows; with few registers, which are read
- * into more often, also those of more elements than this. */
+/* Sums over more examples than this are taken from packed rows; where there are few registers, into
+ * which rows are read more often, also sums over rows of more elements than this. */
 #define LONG_SUM 256
 #define LARGE_SUM (VECTOR_REGISTERS == 32 ? INTPTR_MAX : (intptr_t)1 << 15)
 
@@ -238,29 +238,26 @@ static intptr_t rows_of_parts(const Network *net, const Layer *layer) {
 }
 
 static void reserve_parts(Network *net) {
-    intptr_t largest = 0;
+    intptr_t most_parts = 0, n_before = 0, largest = 0;
     /* The tiles of a features-major network leave the whole gradient. */
     net->has_many_parts = !net->spec.features_major &&
                           (net->n_threads > 1 || net->n_parameters > SMALL_NETWORK);
-    for (int counts = 1; counts >= 0; counts--) {
-        intptr_t n = 0, n_before = 0;
-        for (intptr_t l = 0; l < net->spec.n_layers; l++) {
-            const intptr_t p = net->layers[l].n_in, rows = rows_of_parts(net, net->layers + l);
-            for (intptr_t first = 0; first < p; first += rows, n++) {
-                const Part part = {l, first, first + rows < p ? first + rows : p + 1, n_before};
-                if (!counts) net->parts[n] = part;
-                const intptr_t size = (part.last - first) * net->layers[l].n_out;
-                n_before += size;
-                largest = most(largest, size);
-            }
+    for (intptr_t l = 0; l < net->spec.n_layers; l++)
+        most_parts += net->layers[l].n_in / PART_UNIT + 1;
+    net->parts = reserve(net, most_parts * (intptr_t)sizeof *net->parts);
+    for (intptr_t l = 0; l < net->spec.n_layers && !net->has_failed; l++) {
+        const intptr_t p = net->layers[l].n_in, rows = rows_of_parts(net, net->layers + l);
+        for (intptr_t first = 0; first < p; first += rows) {
+            const intptr_t last = first + rows < p ? first + rows : p + 1;
+            const intptr_t size = (last - first) * net->layers[l].n_out;
+            net->parts[net->n_parts++] = (Part){l, first, last, n_before};
+            n_before += size;
+            largest = most(largest, size);
         }
-        if (counts) net->parts = reserve(net, n * (intptr_t)sizeof *net->parts);
-        net->n_parts = n;
-        if (net->has_failed) return;
     }
-    const int needs = net->spec.gradient && net->has_many_parts;
+    if (!net->has_many_parts || !net->spec.gradient) return;
     net->part_gradient = reserve(net, net->n_threads * (intptr_t)sizeof *net->part_gradient);
-    for (intptr_t t = 0; t < net->n_threads && needs && !net->has_failed; t++)
+    for (intptr_t t = 0; t < net->n_threads && !net->has_failed; t++)
         net->part_gradient[t] = reals(net, largest);
 }
 

@@ -290,7 +290,7 @@ INLINE void dots(const int rows, const int columns, intptr_t k, const REAL *A, i
 
 /* Compute C[i * c_row + j] = sum over k of A[i * a_row + k] * B[j * b_row + k]. */
 OPTIONAL void product_dots(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
-                       const REAL *B, intptr_t b_row, REAL *C, intptr_t c_row) {
+                           const REAL *B, intptr_t b_row, REAL *C, intptr_t c_row) {
     for (intptr_t parts = share(n, DOTS_COLUMNS); parts > 0; parts--) {
         const intptr_t columns = share(n, parts);
         intptr_t rows;
@@ -401,8 +401,8 @@ static __attribute__((noinline)) void product_narrow(intptr_t m, intptr_t n, con
 /* Compute C[i * c_row + j] = start + sum over k of A[i * a_row + k * a_step] * B[k * b_step + j].
  * start is bias[j], else bias_rows[i], else what C holds if adds, else 0. */
 OPTIONAL void product(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
-                  intptr_t a_step, const REAL *B, intptr_t b_step, REAL *C, intptr_t c_row,
-                  const REAL *bias, const REAL *bias_rows, int adds) {
+                      intptr_t a_step, const REAL *B, intptr_t b_step, REAL *C, intptr_t c_row,
+                      const REAL *bias, const REAL *bias_rows, int adds) {
     const PRODUCT p = {k, A, a_row, a_step, B, b_step, C, c_row, bias, bias_rows, adds, NULL};
     if (b_step == 1 && a_step == 1 && n == 1)
         product_column(m, &p);
@@ -433,7 +433,7 @@ INLINE void pack_row(REAL *to, const REAL *from, intptr_t count) {
 
 /* Pack the rows first_row to last_row of B[k * b_step + j], k x n, into all panels. */
 OPTIONAL void pack_rows(REAL *panels, intptr_t k, intptr_t n, const REAL *B, intptr_t b_step,
-                    intptr_t first_row, intptr_t last_row) {
+                        intptr_t first_row, intptr_t last_row) {
     for (intptr_t row = first_row; row < last_row; row++)
         for (intptr_t j = 0; j < n; j += PANEL_WIDTH)
             pack_row(panels + j * k + row * PANEL_WIDTH, B + row * b_step + j, n - j);
@@ -466,7 +466,7 @@ INLINE void transpose_rows(REAL *to, intptr_t to_row, intptr_t to_width, const R
 /* Pack B[k * b_step + j * b_column], k x n, into the panels first_panel to last_panel: panel p has
  * [k][PANEL_WIDTH], the columns from p * PANEL_WIDTH on, and zeros behind the last. */
 OPTIONAL void pack_panels(REAL *panels, intptr_t k, intptr_t n, const REAL *B, intptr_t b_step,
-                      intptr_t b_column, intptr_t first_panel, intptr_t last_panel) {
+                          intptr_t b_column, intptr_t first_panel, intptr_t last_panel) {
     for (intptr_t panel = first_panel; panel < last_panel; panel++) {
         REAL *to = panels + panel * k * PANEL_WIDTH;
         const intptr_t first = panel * PANEL_WIDTH;
@@ -551,9 +551,9 @@ OPTIONAL intptr_t product_workspace(void) { return PANEL_ROWS * PANEL_DEPTH; }
  * C[i * c_row + j] = start + sum over k of A[i * a_row + k * a_step] * B(k, j), with start as in
  * product. C and bias begin with column 0, panel or no panel. */
 OPTIONAL void product_panels(intptr_t m, intptr_t n, intptr_t k, const REAL *A, intptr_t a_row,
-                         intptr_t a_step, const REAL *panels, intptr_t first_panel,
-                         intptr_t last_panel, REAL *C, intptr_t c_row, const REAL *bias, int adds,
-                         REAL *workspace) {
+                             intptr_t a_step, const REAL *panels, intptr_t first_panel,
+                             intptr_t last_panel, REAL *C, intptr_t c_row, const REAL *bias,
+                             int adds, REAL *workspace) {
     intptr_t row_parts = share(m, PANEL_ROWS);
     for (intptr_t row = 0, rows; row < m; row += rows) {
         rows = share(m - row, row_parts--);

@@ -12,6 +12,9 @@ enum { TRAIN, LOSS, LOGITS };
 /* What Python is asked for. */
 enum { REDUCE, ACTIVATE, PULL_BACK, OUTPUT_LOSS, UPDATE };
 
+/* Why a run has failed. */
+enum { WRONG_ANSWER = 1, WRONG_ROWS };
+
 typedef struct {
     intptr_t what, layer, rows;
     void *arrays[4];
@@ -68,7 +71,7 @@ static double seconds(void) {
  * even begin to answer, ctypes returns 0. */
 static int ask(Job *job, Request request) {
     if (job->run->call(&request) == 1) return 0;
-    job->run->has_failed = 1;
+    job->run->has_failed = WRONG_ANSWER;
     job->stops = 1;
     return 1;
 }
@@ -125,26 +128,26 @@ static void drop_nothing(Network *net) {
 
 /* Hidden layers --------------------------------------------------------------------------- */
 
-/* Run a program of a hidden layer on some rows, or let Python compute what it would. */
-static int run_hidden(Job *job, intptr_t t, const Program *program, Request request, intptr_t n) {
-    if (!program) return ask(job, request);
+/* Run a program on n elements of some rows of a hidden layer, or let Python do its task. */
+static int run_hidden(Job *job, intptr_t t, const Program *program, REAL *const arrays[4],
+                      intptr_t n, intptr_t task, intptr_t l, intptr_t rows) {
+    if (!program)
+        return ask(job, (Request){task, l, rows, {arrays[0], arrays[1], arrays[2], arrays[3]}});
     /* The buffers reach beyond their last row by SLACK elements. */
-    run_flat(program, (REAL **)request.arrays, round_up(n, LANES), job->net->scratch[t]);
+    run_flat(program, arrays, round_up(n, LANES), job->net->scratch[t]);
     return 0;
 }
 
 static int activate(Job *job, intptr_t t, intptr_t l, intptr_t offset, intptr_t n, intptr_t rows) {
     const Layer *own = job->net->layers + l;
-    const Request request = {
-        ACTIVATE, l, rows, {own->Z + offset, own->A + offset, own->H + offset, own->M + offset}};
-    return run_hidden(job, t, own->activate, request, n);
+    REAL *arrays[] = {own->Z + offset, own->A + offset, own->H + offset, own->M + offset};
+    return run_hidden(job, t, own->activate, arrays, n, ACTIVATE, l, rows);
 }
 
 static int pull_back(Job *job, intptr_t t, intptr_t l, intptr_t offset, intptr_t n, intptr_t rows) {
     const Layer *own = job->net->layers + l;
-    const Request request = {
-        PULL_BACK, l, rows, {own->D + offset, own->Z + offset, own->A + offset, own->M + offset}};
-    return run_hidden(job, t, own->pull_back, request, n);
+    REAL *arrays[] = {own->D + offset, own->Z + offset, own->A + offset, own->M + offset};
+    return run_hidden(job, t, own->pull_back, arrays, n, PULL_BACK, l, rows);
 }
 
 /* The loss -------------------------------------------------------------------------------- */
@@ -285,15 +288,21 @@ static void weight_gradient(Job *job, intptr_t t, intptr_t l, intptr_t first, in
         product(m, q, n, H, 1, p, layer->D, q, gW, q, NULL, NULL, 0);
 }
 
-static REAL sum_of_row(const REAL *row, intptr_t n) {
+/* Return the sum of factor * row; the factor is a constant. */
+INLINE REAL scaled_sum(const REAL *row, intptr_t n, const REAL factor) {
     V total[4] = {{0}, {0}, {0}, {0}};
     intptr_t i = 0;
     for (; i + 4 * LANES <= n; i += 4 * LANES)
 #pragma GCC unroll 4
-        for (int v = 0; v < 4; v++) total[v] += load(row + i + v * LANES);
-    for (; i < n; i += LANES) total[0] += load_part(row + i, least(LANES, n - i));
+        for (int v = 0; v < 4; v++) total[v] += load(row + i + v * LANES) * factor;
+    for (; i < n; i += LANES) total[0] += load_part(row + i, least(LANES, n - i)) * factor;
     return sum_of((total[0] + total[1]) + (total[2] + total[3]));
 }
+
+static REAL sum_of_row(const REAL *row, intptr_t n) { return scaled_sum(row, n, 1); }
+
+/* 0 times an infinity or NaN is NaN. */
+static int all_finite(const REAL *x, intptr_t n) { return scaled_sum(x, n, 0) == 0; }
 
 /* Add up the columns of at most eight vectors, of which the last may be a part; rows are read in
  * their order, once. */
@@ -317,16 +326,6 @@ static void add_rows(const REAL *rows, intptr_t n, intptr_t q, REAL *sums) {
     }
     for (; j + 8 * LANES <= q; j += 8 * LANES) add_columns(8, rows + j, n, q, LANES, sums + j);
     for (; j < q; j += LANES) add_columns(1, rows + j, n, q, least(LANES, q - j), sums + j);
-}
-
-static int all_finite(const REAL *x, intptr_t n) {
-    V total[4] = {{0}, {0}, {0}, {0}};
-    intptr_t i = 0;
-    for (; i + 4 * LANES <= n; i += 4 * LANES)
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; v++) total[v] += load(x + i + v * LANES) * 0;
-    for (; i < n; i += LANES) total[0] += load_part(x + i, least(LANES, n - i)) * 0;
-    return sum_of((total[0] + total[1]) + (total[2] + total[3])) == 0;
 }
 
 /* Passes over all parameters -------------------------------------------------------------- */
@@ -617,10 +616,9 @@ static void change_at_last(Job *job, intptr_t t) {
     const Part *part;
     if (job->run->reduces) reduce(job, t);
     if (job->stops) return;
-    for (intptr_t turn = 0; spec->penalize >= 0 && job->run->reduces;) {
-        if (!(part = next_part(job, t, &turn))) break;
-        penalize(job, t, part, gradient_of(job, part));
-    }
+    if (spec->penalize >= 0 && job->run->reduces)
+        for (intptr_t turn = 0; (part = next_part(job, t, &turn));)
+            penalize(job, t, part, gradient_of(job, part));
     meet(&job->team, refill_parts, job);
     for (intptr_t k = 0; k < spec->n_clips; k++) clip(job, t, spec->clips + k, k);
     if (spec->update < 0) {
@@ -756,7 +754,7 @@ static int is_possible(const Run *run) {
 EXPORT void NAME(nnbackend_run)(Network *net, Run *run) {
     Job job = {.net = net, .run = run, .steps_per_look = 1, .began = seconds()};
     if (run->epoch == 0 && run->start == 0 && !is_possible(run)) {
-        run->has_failed = 2;
+        run->has_failed = WRONG_ROWS;
         return;
     }
     if (run->parameters) place_parameters(net, run->parameters);

@@ -61,11 +61,11 @@ static inline void rest(void) {
 
 /* Wait until all threads of the team are here; the last to come runs then(job) before all go on. */
 static void meet(Team *team, void (*then)(void *), void *job) {
-    const intptr_t generation = atomic_load(&team->generation);
     if (team->n == 1) {
         if (then) then(job);
         return;
     }
+    const intptr_t generation = atomic_load(&team->generation);
     if (atomic_fetch_add(&team->arrived, 1) + 1 == team->n) {
         if (then) then(job);
         atomic_store(&team->arrived, 0);
