@@ -49,28 +49,37 @@ class Stopping:
         # Run callbacks only in the process of rank 0.
         self._callbacks = options.callbacks if team is None or team.rank == 0 else ()
         self._state = TrainingState(net, History(), 0, options.epochs)
-        self._best_loss = math.inf
+        self._best_loss, self._n_seen = math.inf, 0
         self.best: Any = None
 
-    @property
-    def is_watching(self) -> bool:
-        """Whether there is something to do after every epoch."""
-        return self._rule is not None or bool(self._callbacks)
+    def horizon(self, history: History) -> int:
+        """Return how many epochs may run before there is something to do or decide."""
+        rule = self._rule
+        if self._callbacks:
+            return 1
+        if rule is None:
+            return self._epochs
+        # The parameters of the best epoch are copied before the next one changes them.
+        return 1 if rule.restore_best else rule.patience - self._epochs_since_best(history)
 
     def resume(self, history: History, best: Any) -> None:
         """Continue after the epochs of a history."""
-        self.best = best
+        self.best, self._n_seen = best, history.n_epochs
         if history.best_epoch is not None and self._rule is not None:
             self._best_loss = getattr(history, self._rule.monitor)[history.best_epoch - 1]
 
     def has_run_out_of_patience(self, history: History) -> bool:
         """Whether the watched loss has not improved within the patience."""
         rule = self._rule
-        return rule is not None and history.n_epochs - (history.best_epoch or 0) >= rule.patience
+        return rule is not None and self._epochs_since_best(history) >= rule.patience
+
+    @staticmethod
+    def _epochs_since_best(history: History) -> int:
+        return history.n_epochs - (history.best_epoch or 0)
 
     def decide(self, history: History) -> str | None:
         """Return why the training ends after the last epoch; None if it continues."""
-        self._note_the_best(history)
+        self.note_the_best(history)
         if self._callbacks:
             self._net.take_parameters(self._engine.parameters)
             self._state.history, self._state.epoch = history, history.n_epochs
@@ -83,15 +92,18 @@ class Stopping:
             return "early stopping"
         return None
 
-    def _note_the_best(self, history: History) -> None:
+    def note_the_best(self, history: History) -> None:
+        """Note which of the epochs since the last call is the best so far."""
         rule = self._rule
         if rule is None:
             return
-        watched = getattr(history, rule.monitor)[-1]
-        if watched < self._best_loss - rule.min_delta:
-            self._best_loss, history.best_epoch = watched, history.n_epochs
-            if rule.restore_best:
-                self.best = self._engine.snapshot()
+        watched = getattr(history, rule.monitor)
+        for epoch in range(self._n_seen, len(watched)):
+            if watched[epoch] < self._best_loss - rule.min_delta:
+                self._best_loss, history.best_epoch = watched[epoch], epoch + 1
+                if rule.restore_best:
+                    self.best = self._engine.snapshot()
+        self._n_seen = len(watched)
 
     def _is_asked_to_stop(self) -> bool:
         """Whether a callback has asked to stop, in the process of rank 0 for all of a team."""

@@ -19,6 +19,7 @@ from nnbackend.data.stream import Stream
 from nnbackend.device import Device, get_device
 from nnbackend.engines import Problem, Start, default_engine, get_engine
 from nnbackend.engines.choice import checked_engine
+from nnbackend.engines.driving import alone
 from nnbackend.errors import InputError
 from nnbackend.floating_point import own_errors
 from nnbackend.model.network import Network
@@ -234,7 +235,7 @@ def train(
         loop = _prepared(
             stack, net, (X, y, sample_weight), validation_data, options, interruption, team
         )
-        return loop.run()
+        return alone(loop.run())
 
 
 def _prepared(

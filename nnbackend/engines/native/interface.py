@@ -25,11 +25,11 @@ __all__ = [
     "Mode",
     "PassSpec",
     "ProgramSpec",
+    "Question",
     "Random",
     "Request",
     "Run",
     "Spec",
-    "Task",
     "address",
     "address_of",
     "aligned",
@@ -65,7 +65,7 @@ class Mode(IntEnum):
     LOGITS = 2
 
 
-class Task(IntEnum):
+class Question(IntEnum):
     """What the library asks Python for, as step.h says."""
 
     REDUCE = 0
@@ -167,7 +167,7 @@ class Run(ctypes.Structure):
         ("coefficients losses totals parameters logits", _POINTER),
         ("n_threads batch_rows first_row reduces", _SIZE),
         ("call", CALLBACK),
-        ("seconds", _REAL),
+        ("seconds spent", _REAL),
         ("epoch start step is_over has_failed is_finite", _SIZE),
     )
 
@@ -179,7 +179,7 @@ class Functions:
     ----------
     lanes : int
         The elements of a vector.
-    new, free, run : callables
+    new, free, run, run_many : callables
         As in network.h and step.h.
     kernel : callable
         Returns the address of the compiled form of a program, or None.
@@ -195,6 +195,7 @@ class Functions:
         self.new = function("new", _POINTER, ctypes.POINTER(Spec), _SIZE)
         self.free = function("free", None, _POINTER)
         self.run = function("run", None, _POINTER, ctypes.POINTER(Run))
+        self.run_many = function("run_many", None, _POINTER, _POINTER, _SIZE, _SIZE, _REAL)
         self.kernel = function("kernel", _POINTER, ctypes.c_uint64)
 
 
