@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Generic, TypeVar
@@ -24,11 +24,14 @@ def alone(training: Training[_R]) -> _R:
     """Run a training to its end, and return its result."""
     advance: Callable[[Any], Task] = training.send
     given: Any = None
+    task: Task | None = None
     while True:
         try:
             while True:
-                task = advance(given)
-                advance, given = training.send, (0.0, task.do())
+                with _device_of(task):
+                    task = advance(given)
+                with _device_of(task):
+                    advance, given = training.send, (0.0, task.do())
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         except BaseException as error:
@@ -39,6 +42,14 @@ def alone(training: Training[_R]) -> _R:
             advance, given = training.throw, error
 
 
+def _device_of(task: Task | None) -> AbstractContextManager[Any]:
+    """Return a context in which arrays are made on the device of a task.
+
+    One that a training itself had entered would last while others go on.
+    """
+    return nullcontext() if task is None else task.engine.device.activate()
+
+
 def one_by_one(tasks: Sequence[Task]) -> list[Done | None]:
     """Do tasks, one after another."""
     return [_do(task) for task in tasks]
@@ -47,7 +58,7 @@ def one_by_one(tasks: Sequence[Task]) -> list[Done | None]:
 def _do(task: Task) -> Done:
     start = perf_counter()
     try:
-        with task.engine.device.activate():
+        with _device_of(task):
             return Done(task.do(), None, perf_counter() - start)
     except Exception as error:  # noqa: BLE001 - it ends the task's training, no other
         return Done(None, error, perf_counter() - start)
@@ -89,10 +100,8 @@ class _Live(Generic[_R]):
     def advance(self, send: Callable[[Any], Task], given: Any) -> Ended[_R] | None:
         """Let the training go on to its next task; return it if it ends."""
         start = perf_counter()
-        # A context of the training itself would last while others go on.
-        device = nullcontext() if self.task is None else self.task.engine.device.activate()
         try:
-            with device:
+            with _device_of(self.task):
                 self.task = send(given)
         except StopIteration as end:
             return Ended(self.number, end.value, None, self._spent(start))

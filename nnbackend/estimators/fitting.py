@@ -23,10 +23,17 @@ from nnbackend.data.source import Rows, Source
 from nnbackend.data.sources import as_source
 from nnbackend.data.validation import no_weight_error
 from nnbackend.device import get_device
+from nnbackend.engines import Training
+from nnbackend.engines.driving import alone
 from nnbackend.errors import InputError
 from nnbackend.estimators.arrays import dense, native, on_cpu, on_host
 from nnbackend.estimators.base import FLOATS, Predictor
-from nnbackend.estimators.callbacks import CallbackSupportMixin, Tasks, with_callbacks
+from nnbackend.estimators.callbacks import (
+    CallbackSupportMixin,
+    Tasks,
+    has_callbacks,
+    with_callbacks,
+)
 from nnbackend.estimators.formulas import EpochRate, SklearnAdam, SklearnSGD
 from nnbackend.estimators.lbfgs import packed, unpacked, value_and_gradient
 from nnbackend.estimators.parameters import Rule, check_parameters
@@ -35,7 +42,8 @@ from nnbackend.estimators.watch import Watch
 from nnbackend.floating_point import own_errors
 from nnbackend.model.network import Network
 from nnbackend.training.errors import DivergenceError
-from nnbackend.training.train import train
+from nnbackend.training.options import TrainingOptions
+from nnbackend.training.train import training as train
 
 __all__ = ["Estimator", "Passed"]
 
@@ -119,6 +127,10 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
     @with_callbacks  # type: ignore[untyped-decorator]
     def _train(self, passed: Passed, *, incremental: bool) -> None:
         """Check what was passed, and fit to it."""
+        alone(self.fitting(passed, incremental=incremental))
+
+    def fitting(self, passed: Passed, *, incremental: bool = False) -> Training[None]:
+        """Return what ``fit`` does as a ``Training``, for many at once."""
         check_parameters(type(self).__name__, self.get_params(deep=False), self._rules)
         hidden = self.hidden_layer_sizes
         hidden = list(hidden) if hasattr(hidden, "__iter__") else [hidden]
@@ -150,7 +162,9 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         if self.solver == "lbfgs":
             self._fit_lbfgs(passed, examples, place)
         else:
-            self._fit_stochastic(passed, examples, place, random, incremental=incremental)
+            yield from self._fit_stochastic(
+                passed, examples, place, random, incremental=incremental
+            )
         if not all(np.isfinite(x).all() for x in (*self.coefs_, *self.intercepts_)):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large "
@@ -266,7 +280,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         random: np.random.RandomState,
         *,
         incremental: bool,
-    ) -> None:
+    ) -> Training[None]:
         validation = self._checked_validation(passed)
         training, score = self._split(passed, examples, validation, place, random, incremental)
         if incremental:
@@ -276,27 +290,26 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         rate = EpochRate(self._optimizer.learning_rate)
         net = self._network(place)
         epochs = 1 if incremental else self.max_iter
-        tasks = Tasks(self, net, passed.X, passed.y, passed.sample_weight, epochs)
+        tasks = None
+        if has_callbacks(self):
+            tasks = Tasks(self, net, passed.X, passed.y, passed.sample_weight, epochs)
         watch = Watch(self, net, rate, training.n_samples, score, tasks, self._no_improvement_count)
         self.n_iter_ = 0
         self._begin_validation_curve(validation is not None)
         try:
-            history = train(
-                net,
-                training.X,
-                self._targets(training.y),
-                optimizer=self._optimizer_of(rate),
-                loss=self._loss(net),
-                epochs=epochs,
-                batch_size=self._rows_per_batch(training.n_samples),
-                shuffle=_Shuffle(training.n_samples, random) if self.shuffle else False,
-                seed=random.randint(2**31) if np.any(self.dropout) else 0,
-                sample_weight=training.sample_weight,
-                validation_data=validation,
-                callbacks=watch,
-                optimizer_state=self._optimizer.state,
+            asked: dict[str, Any] = {
+                "optimizer": self._optimizer_of(rate),
+                "loss": self._loss(net),
+                "epochs": epochs,
+                "batch_size": self._rows_per_batch(training.n_samples),
+                "shuffle": _Shuffle(training.n_samples, random) if self.shuffle else False,
+                "seed": random.randint(2**31) if np.any(self.dropout) else 0,
+                "callbacks": watch,
+                "optimizer_state": self._optimizer.state,
                 **self._options(),
-            )
+            }
+            given = training.X, self._targets(training.y), training.sample_weight
+            history = yield from train(net, given, TrainingOptions(**asked), validation)
         except DivergenceError as error:
             if not watch.has_best:
                 raise ValueError(

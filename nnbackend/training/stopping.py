@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnbackend.engines import Engine
 from nnbackend.floating_point import callers_errors
-from nnbackend.training.history import History, TrainingState
+from nnbackend.training.history import Follower, History, TrainingState
 from nnbackend.training.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ class Stopping:
         self._rule, self._team = options.early_stopping, team
         # Run callbacks only in the process of rank 0.
         self._callbacks = options.callbacks if team is None or team.rank == 0 else ()
+        self._shows_network = any(
+            not isinstance(callback, Follower) or callback.reads_network
+            for callback in self._callbacks
+        )
         self._state = TrainingState(net, History(), 0, options.epochs)
         self._best_loss, self._n_seen = math.inf, 0
         self.best: Any = None
@@ -55,12 +59,14 @@ class Stopping:
     def horizon(self, history: History) -> int:
         """Return how many epochs may run before there is something to do or decide."""
         rule = self._rule
-        if self._callbacks:
-            return 1
+        most = self._epochs
+        for callback in self._callbacks:
+            most = min(most, callback.horizon() if isinstance(callback, Follower) else 1)
         if rule is None:
-            return self._epochs
+            return most
         # The parameters of the best epoch are copied before the next one changes them.
-        return 1 if rule.restore_best else rule.patience - self._epochs_since_best(history)
+        patience = 1 if rule.restore_best else rule.patience - self._epochs_since_best(history)
+        return min(most, patience)
 
     def resume(self, history: History, best: Any) -> None:
         """Continue after the epochs of a history."""
@@ -81,7 +87,8 @@ class Stopping:
         """Return why the training ends after the last epoch; None if it continues."""
         self.note_the_best(history)
         if self._callbacks:
-            self._net.take_parameters(self._engine.parameters)
+            if self._shows_network:
+                self._net.take_parameters(self._engine.parameters)
             self._state.history, self._state.epoch = history, history.n_epochs
             with callers_errors():
                 for callback in self._callbacks:

@@ -17,7 +17,7 @@ from nnbackend.data.examples import Examples, Resident
 from nnbackend.data.placement import Memory
 from nnbackend.data.stream import Stream
 from nnbackend.device import Device, get_device
-from nnbackend.engines import Problem, Start, default_engine, get_engine
+from nnbackend.engines import Problem, Start, Training, default_engine, get_engine
 from nnbackend.engines.choice import checked_engine
 from nnbackend.engines.driving import alone
 from nnbackend.errors import InputError
@@ -42,7 +42,7 @@ from nnbackend.training.resuming import (
 )
 from nnbackend.training.signals import Interruption
 
-__all__ = ["train"]
+__all__ = ["train", "training"]
 
 
 @own_errors
@@ -238,6 +238,30 @@ def train(
         return alone(loop.run())
 
 
+def training(
+    net: Network,
+    given: tuple[Any, Any, Any],
+    options: TrainingOptions,
+    validation_data: Any = None,
+) -> Training[History]:
+    """Return what ``train`` does, without checkpoints and other processes, as a ``Training``.
+
+    Parameters
+    ----------
+    net : Network
+        The network.
+    given : tuple (X, y, sample_weight)
+        As for ``train``.
+    options : TrainingOptions
+        Its options.
+    validation_data : tuple, optional
+        As for ``train``.
+    """
+    with ExitStack() as stack:
+        loop = _prepared(stack, net, given, validation_data, options, Interruption(), None)
+        return (yield from loop.run())
+
+
 def _prepared(
     stack: ExitStack,
     net: Network,
@@ -261,21 +285,23 @@ def _prepared(
         options.loss, options.l1, options.l2, penalty_per_sample=options.penalty_per_sample
     )
     memory = Memory(net.preparation, objective, options.optimizer, options.batch_size)
-    stack.enter_context(device.activate())
     stack.enter_context(memory.explained())
-    examples, form, size = examples_of(net, memory, objective.loss, given, options, team)
-    validation = validation_of(memory, objective.loss, validation_data)
-    check_early_stopping(options.early_stopping, validation)
-    problem = Problem(
-        objective, options.optimizer, size, options.clip_value, options.clip_norm,
-        options.precision, options.loss_by_rows,
-    )  # fmt: skip
-    found = find_checkpoint(folder, net, options, team)
-    name = _engine_name(examples, options, device, found)
-    make_engine = get_engine(name, options.precision, device)
-    shuffle, dropout = map(np.random.default_rng, np.random.SeedSequence(options.seed).spawn(2))
-    engine = make_engine(Start(problem, device, net.parameters, form, dropout, team))
-    set_optimizer_state(engine, options.optimizer_state, problem, device)
+    # Leave the context before the first step: other trainings may run between two steps.
+    with device.activate():
+        examples, form, size = examples_of(net, memory, objective.loss, given, options, team)
+        validation = validation_of(memory, objective.loss, validation_data)
+        check_early_stopping(options.early_stopping, validation)
+        problem = Problem(
+            objective, options.optimizer, size, options.clip_value, options.clip_norm,
+            options.precision, options.loss_by_rows,
+        )  # fmt: skip
+        found = find_checkpoint(folder, net, options, team)
+        name = _engine_name(examples, options, device, found)
+        make_engine = get_engine(name, options.precision, device)
+        seeds = np.random.SeedSequence(options.seed).spawn(2)
+        shuffle, dropout = map(np.random.default_rng, seeds)
+        engine = make_engine(Start(problem, device, net.parameters, form, dropout, team))
+        set_optimizer_state(engine, options.optimizer_state, problem, device)
     loop = Loop(net, engine, problem, examples, validation, options, shuffle, interruption, team)
     if options.checkpoint is not None or team is not None:
         # Compute this while signals still act at once: it may read rows of a source for long.
