@@ -7,7 +7,7 @@ done. So a training alone and one among many are the same program.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -128,8 +128,11 @@ def together(
     trainings: Iterable[Training[_R]],
     most: int,
     on_round: Callable[[], None] | None = None,
-) -> Iterator[Ended[_R]]:
+    is_interrupted: Callable[[_R], bool] = lambda _: False,
+) -> Generator[Ended[_R], None, None]:
     """Run trainings side by side, and yield each when it ends.
+
+    Close this, and the trainings that go on are closed.
 
     Parameters
     ----------
@@ -139,6 +142,8 @@ def together(
         How many run at the same time.
     on_round : callable, optional
         Called whenever some tasks are done.
+    is_interrupted : callable, optional
+        Whether a training's result says that an interrupt ended it: then it ends all.
 
     Raises
     ------
@@ -150,25 +155,35 @@ def together(
     live: list[_Live[_R]] = []
     try:
         while True:
-            yield from _begin(live, waiting, most)
+            for ended in _advanced(live, waiting, most):
+                yield ended
+                _end_all_if(ended.error is None and is_interrupted(ended.value))  # type: ignore[arg-type]
             if not live:
                 return
-            for entry, done in _round(live):
-                yield from _ended(live, entry, entry.take(done))
             if on_round is not None:
                 on_round()
     except KeyboardInterrupt as interrupt:
-        for entry in live:
+        for entry in live.copy():
             if inspect.getgeneratorstate(entry.training) == inspect.GEN_SUSPENDED:
                 told = entry.advance(entry.training.throw, KeyboardInterrupt())
                 yield from _ended(live, entry, told)
         raise interrupt from None
+    finally:
+        for entry in live:
+            entry.training.close()
 
 
-def _begin(
+def _end_all_if(is_interrupted: bool) -> None:
+    if is_interrupted:
+        raise KeyboardInterrupt
+
+
+def _advanced(
     live: list[_Live[_R]], waiting: Iterator[tuple[int, Training[_R]]], most: int
 ) -> Iterator[Ended[_R]]:
-    """Begin trainings until so many run; yield those that end at once."""
+    """Begin trainings until so many run, and let all do some work; yield those that end."""
+    for entry, done in _round(live):
+        yield from _ended(live, entry, entry.take(done))
     while len(live) < most and (begun := next(waiting, None)) is not None:
         entry = _Live(*begun)
         live.append(entry)

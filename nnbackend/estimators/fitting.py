@@ -129,8 +129,8 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         """Check what was passed, and fit to it."""
         alone(self.fitting(passed, incremental=incremental))
 
-    def fitting(self, passed: Passed, *, incremental: bool = False) -> Training[None]:
-        """Return what ``fit`` does as a ``Training``, for many at once."""
+    def fitting(self, passed: Passed, *, incremental: bool = False) -> Training[str]:
+        """Return what ``fit`` does as a ``Training``, whose result is why it stopped."""
         check_parameters(type(self).__name__, self.get_params(deep=False), self._rules)
         hidden = self.hidden_layer_sizes
         hidden = list(hidden) if hasattr(hidden, "__iter__") else [hidden]
@@ -159,10 +159,11 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
             self.out_activation_ = out_activation
             self._initialize([X.shape[1], *hidden, y.shape[1]], X.dtype, random)
         examples = _Examples(X, y, self._weighted(y, weight, incremental=incremental))
+        stopped = "completed"
         if self.solver == "lbfgs":
             self._fit_lbfgs(passed, examples, place)
         else:
-            yield from self._fit_stochastic(
+            stopped = yield from self._fit_stochastic(
                 passed, examples, place, random, incremental=incremental
             )
         if not all(np.isfinite(x).all() for x in (*self.coefs_, *self.intercepts_)):
@@ -170,6 +171,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
                 "Solver produced non-finite parameter weights. The input data may contain large "
                 "values and need to be preprocessed."
             )
+        return stopped
 
     def _initialize(self, sizes: Sequence[int], dtype: Any, random: np.random.RandomState) -> None:
         """Draw parameters as scikit-learn does, Glorot's, and begin all counts and curves."""
@@ -280,7 +282,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         random: np.random.RandomState,
         *,
         incremental: bool,
-    ) -> Training[None]:
+    ) -> Training[str]:
         validation = self._checked_validation(passed)
         training, score = self._split(passed, examples, validation, place, random, incremental)
         if incremental:
@@ -317,7 +319,9 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
                     f"large values and need to be preprocessed. Training diverged: {error}"
                 ) from error
             watch.warn_of_divergence(error)
+            stopped = error.history.stopped
         else:
+            stopped = history.stopped
             self._optimizer.state = on_host(history.optimizer_state, net)
             if history.stopped == "interrupted":
                 warnings.warn("Training interrupted by user.", stacklevel=2)
@@ -331,6 +335,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
                 ConvergenceWarning,
                 stacklevel=2,
             )
+        return stopped
 
     def _checked_validation(self, passed: Passed) -> tuple[Any, Any] | None:
         """Return the caller's validation data in the form that ``train`` takes."""

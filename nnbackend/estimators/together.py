@@ -45,7 +45,7 @@ def can_share(model: object) -> bool:
 
 def fit_together(
     fits: Iterable[Fit], on_round: Callable[[], None] | None = None
-) -> Iterator[Ended[None]]:
+) -> Iterator[Ended[str]]:
     """Fit models side by side; yield each when its fit has ended, in whatever order.
 
     Each becomes what its ``fit`` alone would make of it: with the same bits on the CPU, to rounding
@@ -63,18 +63,24 @@ def fit_together(
     Ended
         Its ``number`` is that of the fit, its ``error`` what the fit raised, its ``seconds`` the
         time that the fit itself took.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        After an interrupt, which ended all fits that had begun.
     """
-    yield from together(map(_training, fits), _MOST, on_round)
+    yield from together(map(_training, fits), _MOST, on_round, lambda why: why == "interrupted")
 
 
-def _training(fit: Fit) -> Training[None]:
+def _training(fit: Fit) -> Training[str]:
     if can_share(fit.model):
         return fit.model.fitting(fit.passed)
     return _alone(fit)
 
 
-def _alone(fit: Fit) -> Training[None]:
+def _alone(fit: Fit) -> Training[str]:
     """Fit a model by its own method, without a pause."""
     given = {name: value for name, value in vars(fit.passed).items() if value is not None}
     fit.model.fit(**given)
     yield from ()
+    return "completed"

@@ -168,12 +168,15 @@ class TrainingState:
         The number of finished epochs.
     epochs : int
         The number of epochs in all.
+    number : int
+        In ``train_many``, the place of the network among all.
     """
 
     network: Network
     history: History
     epoch: int
     epochs: int
+    number: int = 0
     _stop: bool = field(default=False, repr=False)
 
     def stop(self) -> None:
