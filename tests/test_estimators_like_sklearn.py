@@ -47,17 +47,26 @@ def models(target, **options):
     return tuple(model(**options) for model in pair)
 
 
+# What a fit leaves beside coefficients; some of it only some solvers.
+COUNTS = ("n_iter_", "t_", "n_layers_", "n_outputs_", "out_activation_")
+CURVES = ("loss_curve_", "validation_scores_", "loss_", "best_loss_", "best_validation_score_")
+
+
 # float64, on problems of moderate curvature: rounding has grown to 1e-12 at the end.
 def assert_same(theirs, ours, tolerance=1e-9):
-    assert ours.n_iter_ == theirs.n_iter_
-    names = ["coefs_", "intercepts_"]
-    if theirs.solver != "lbfgs":
-        names += ["loss_curve_"] + ["validation_scores_"] * theirs.early_stopping
-    for name in names:
+    for name in COUNTS:
+        assert getattr(ours, name) == getattr(theirs, name)
+    for name in CURVES:
+        assert hasattr(ours, name) == hasattr(theirs, name)
+        expected = getattr(theirs, name, None)
+        if expected is None:
+            assert getattr(ours, name, None) is None
+        else:
+            np.testing.assert_allclose(getattr(ours, name), expected, tolerance, err_msg=name)
+    for name in ("coefs_", "intercepts_"):
         for expected, found in zip(getattr(theirs, name), getattr(ours, name), strict=True):
-            assert np.asarray(found).dtype == np.asarray(expected).dtype
-            np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
-    assert ours.loss_ == pytest.approx(theirs.loss_, rel=tolerance)
+            assert found.dtype == expected.dtype
+            np.testing.assert_allclose(found, expected, tolerance, tolerance, err_msg=name)
 
 
 # Weights ------------------------------------------------------------------------------------------
@@ -117,6 +126,51 @@ def test_any_weights_give_what_they_give_there(weight, target, solver, batch_siz
     assert_same(theirs, ours)
 
 
+SGD = [
+    {"learning_rate": "constant"},
+    {"learning_rate": "invscaling", "power_t": 0.3},
+    {"learning_rate": "adaptive"},
+    {"momentum": 0.0},
+    {"nesterovs_momentum": False, "momentum": 0.5},
+]
+
+
+@given(
+    target=st.sampled_from(TARGETS),
+    options=st.sampled_from([{"solver": "adam"}, *({"solver": "sgd", **other} for other in SGD)]),
+    early_stopping=st.booleans(),
+    n=st.integers(40, N),
+    batch_size=st.integers(11, 90),
+    zeros=st.sampled_from([None, 0.0, 0.3, 0.7]),
+    shuffle=st.booleans(),
+    tol=st.sampled_from([0.0, 1e-3, 3e-2]),
+    n_iter_no_change=st.integers(1, 3),
+    seed=st.integers(0, 3),
+)
+def test_losses_scores_and_counts_are_those_of_scikit_learn(
+    target, options, early_stopping, n, batch_size, zeros, shuffle, tol, n_iter_no_change, seed
+):
+    assume(not (early_stopping and target == "two" and SKLEARN < (1, 8)))
+    rng = np.random.default_rng(seed)
+    weight = None if zeros is None else rng.random(n) * (rng.random(n) >= zeros)
+    theirs, ours = models(
+        target, early_stopping=early_stopping, batch_size=min(batch_size, n // 2), shuffle=shuffle,
+        tol=tol, n_iter_no_change=n_iter_no_change, learning_rate_init=0.02, max_iter=12,
+        random_state=seed, validation_fraction=0.2, **options,
+    )  # fmt: skip
+    try:
+        theirs.fit(X[:n], Y[target][:n], sample_weight=weight)
+    except (ZeroDivisionError, ValueError):
+        # A batch, or held-out rows, whose weights are all zero, which scikit-learn cannot average.
+        assume(False)
+    ours.fit(X[:n], Y[target][:n], sample_weight=weight)
+    assert_same(theirs, ours)
+    others = rng.random(N) * (rng.random(N) >= 0.5)
+    for weights in (None, others, WEIGHT):
+        expected = theirs.score(X, Y[target], sample_weight=weights)
+        assert ours.score(X, Y[target], sample_weight=weights) == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("target", ["classes", "two", "numbers", "counts"])
 @pytest.mark.parametrize("solver", ["sgd", "adam"])
 def test_partial_fit_and_warm_start_take_weights(solver, target):
@@ -131,6 +185,31 @@ def test_partial_fit_and_warm_start_take_weights(solver, target):
             again.fit(X, Y[target], sample_weight=weight)
     assert_same(*continued)
     assert_same(*warm)
+
+
+@pytest.mark.parametrize("solver", ["sgd", "adam"])
+@pytest.mark.parametrize("target", ["classes", "counts"])
+def test_a_warm_start_keeps_the_best_coefficients_where_no_score_is_better(solver, target):
+    outcomes = set()
+    for seed in range(8):
+        theirs, ours = models(
+            target, solver=solver, early_stopping=True, warm_start=True, max_iter=4, batch_size=50,
+            learning_rate_init=0.01, random_state=seed,
+        )  # fmt: skip
+        for model in (theirs, ours):
+            model.fit(X, Y[target], sample_weight=WEIGHT)
+        best, coefs = ours.best_validation_score_, [W.copy() for W in ours.coefs_]
+        for model in (theirs, ours):
+            model.fit(X, Y[target], sample_weight=WEIGHT)
+        is_better = ours.best_validation_score_ > best
+        outcomes.add(is_better)
+        if not is_better:
+            # scikit-learn's best coefficients are the arrays that its next fit changes.
+            for before, after in zip(coefs, ours.coefs_, strict=True):
+                np.testing.assert_array_equal(after, before)
+            theirs.coefs_, theirs.intercepts_ = ours.coefs_, ours.intercepts_
+        assert_same(theirs, ours)
+    assert outcomes == {False, True}
 
 
 def test_a_batch_without_weight_does_not_count():
