@@ -305,6 +305,17 @@ def test_lbfgs_converges_to_the_same_minimum_after_as_many_iterations(engine, na
     assert_same(theirs, ours)
 
 
+def test_lbfgs_without_the_library_runs_on_the_reference_engine(monkeypatch):
+    monkeypatch.setenv("NNBACKEND_VARIANT", "none")
+    options = {"hidden_layer_sizes": (6,), "solver": "lbfgs", "random_state": 0, "max_iter": 20}
+    named = nb.MLPRegressor(engine="reference", **options).fit(X, Y["number"])
+    with pytest.warns(UserWarning, match="runs on the slower reference engine"):
+        chosen = nb.MLPRegressor(**options).fit(X, Y["number"])
+    np.testing.assert_array_equal(chosen.coefs_[0], named.coefs_[0])
+    with pytest.raises(nb.MissingDependencyError, match="engine='native' needs its compiled"):
+        nb.MLPRegressor(engine="native", **options).fit(X, Y["number"])
+
+
 @given(
     target=st.sampled_from(TARGETS),
     alpha=st.sampled_from([0.0, 0.3]),

@@ -21,7 +21,7 @@ from nnbackend.data.examples import Data
 from nnbackend.device import Device
 from nnbackend.engines import default_engine, get_engine
 
-__all__ = ["Evaluation", "evaluation", "packed", "unpacked", "value_and_gradient"]
+__all__ = ["Evaluation", "evaluation"]
 
 _Vector = np.ndarray[Any, Any]
 
@@ -94,27 +94,27 @@ class _InOrder:
 
     def __call__(self, x: _Vector) -> tuple[float, _Vector]:
         device, objective = self._device, self._objective
-        weights, biases = unpacked(objective.structure, device.place(x.astype(self._dtype)))
-        value, gradient = value_and_gradient(
+        weights, biases = _unpacked(objective.structure, device.place(x.astype(self._dtype)))
+        value, gradient = _value_and_gradient(
             device.xp, objective, weights, biases, *self._data.arrays
         )
         return float(value), device.to_numpy(gradient).astype(np.float64)
 
     def vector(self, parameters: Array) -> _Vector:
         xp = self._device.xp
-        flat = packed(xp, *self._objective.structure.unflatten(xp, parameters))
+        flat = _packed(xp, *self._objective.structure.unflatten(xp, parameters))
         return self._device.to_numpy(flat).astype(np.float64)
 
     def unpacked(self, x: _Vector) -> tuple[list[_Vector], list[_Vector]]:
-        return unpacked(self._objective.structure, x)
+        return _unpacked(self._objective.structure, x)
 
 
-def packed(xp: Namespace, weights: Sequence[Array], biases: Sequence[Array]) -> Array:
+def _packed(xp: Namespace, weights: Sequence[Array], biases: Sequence[Array]) -> Array:
     """Return all weights, then all biases, in one vector: the order of scikit-learn's L-BFGS."""
     return xp.concat([xp.reshape(x, (-1,)) for x in (*weights, *biases)])
 
 
-def unpacked(structure: Structure, flat: Array) -> tuple[list[Array], list[Array]]:
+def _unpacked(structure: Structure, flat: Array) -> tuple[list[Array], list[Array]]:
     """Return weights and biases as views of such a vector."""
     parts, start = [], 0
     shapes = structure.weight_shapes
@@ -125,7 +125,7 @@ def unpacked(structure: Structure, flat: Array) -> tuple[list[Array], list[Array
     return parts[: len(shapes)], parts[len(shapes) :]
 
 
-def value_and_gradient(
+def _value_and_gradient(
     xp: Namespace,
     objective: Objective,
     weights: list[Array],
@@ -147,4 +147,4 @@ def value_and_gradient(
     value = value + 0.5 * alpha * sum(W @ W for W in flat) / total
     dW, db = propagation.backward(xp, structure, weights, trace, dZ)
     dW = [g + alpha * W for g, W in zip(dW, weights, strict=True)]
-    return value, packed(xp, dW, db) / total
+    return value, _packed(xp, dW, db) / total
