@@ -35,7 +35,7 @@ from nnbackend.estimators.callbacks import (
     with_callbacks,
 )
 from nnbackend.estimators.formulas import EpochRate, SklearnAdam, SklearnSGD
-from nnbackend.estimators.lbfgs import packed, unpacked, value_and_gradient
+from nnbackend.estimators.lbfgs import evaluation
 from nnbackend.estimators.parameters import Rule, check_parameters
 from nnbackend.estimators.scores import ValidationScore
 from nnbackend.estimators.watch import Watch
@@ -424,20 +424,13 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         self._refuse_for_lbfgs(passed)
         net = self._network(place)
         device = get_device(net.device)
-        objective = net.objective(self._loss(net))
+        objective = net.objective(self._loss(net), l2=self.alpha, penalty_per_sample=True)
         data = net.preparation.examples(
             dense(examples.X), self._targets(examples.y), objective.loss, examples.sample_weight
-        ).arrays
-
-        def evaluate(x: _Array) -> tuple[float, _Array]:
-            parameters = unpacked(objective.structure, device.place(x.astype(net.dtype)))
-            value, gradient = value_and_gradient(
-                device.xp, objective, float(self.alpha), *parameters, *data
-            )
-            return float(value), device.to_numpy(gradient).astype(np.float64)
-
+        )
+        evaluate = evaluation(objective, device, net.parameters, data, self.engine)
         tasks = Tasks(self, net, passed.X, passed.y, passed.sample_weight, 0)
-        start = device.to_numpy(packed(device.xp, net.weights, net.biases)).astype(np.float64)
+        start = evaluate.vector(net.parameters)
         options = {"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol}
         with device.activate():
             result = scipy.optimize.minimize(
@@ -458,7 +451,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         # As there, the coefficients keep the digits of SciPy's vector, which is float64, though the
         # objective is computed in the dtype of X. A GPU, slow in float64, goes on in that of X.
         found = result.x if device.kind == "cpu" else result.x.astype(net.dtype)
-        self.coefs_, self.intercepts_ = unpacked(objective.structure, found)
+        self.coefs_, self.intercepts_ = evaluate.unpacked(found)
         tasks.end()
 
 

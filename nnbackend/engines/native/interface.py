@@ -63,6 +63,7 @@ class Mode(IntEnum):
     TRAIN = 0
     LOSS = 1
     LOGITS = 2
+    GRADIENT = 3
 
 
 class Question(IntEnum):
