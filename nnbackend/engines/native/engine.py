@@ -469,6 +469,19 @@ class NativeEngine:
         nothing = np.empty((0, 0), self._dtype)
         return self._begin(Mode.LOSS, data, None, np.empty(1), nothing)
 
+    def value_and_gradient(self, data: Data) -> tuple[float, Array]:
+        """Return the objective of the current parameters on ``data``, and its gradient.
+
+        They are without dropout and clipping. The gradient is memory of the engine: the next call
+        changes it. All rows, of which there are no more than in a batch, count as one batch.
+        """
+        if not 0 < data.n_samples <= self._problem.batch_size:
+            raise ValueError(f"expected 1 to {self._problem.batch_size} rows, got {data.n_samples}")
+        value = np.empty(1)
+        no_rates = np.empty((0, 0), self._dtype)
+        self._finish(self._begin(Mode.GRADIENT, data, None, value, no_rates, ends=False))
+        return float(value[0]), self._gradient
+
 
 class _Call(NamedTuple):
     """A call of the library.
@@ -506,19 +519,6 @@ def _run_some(engines: Sequence[NativeEngine], n_threads: int) -> None:
         nets = (ctypes.c_void_p * n)(*networks)
         pointers = (ctypes.c_void_p * n)(*map(ctypes.addressof, runs))
         own[0].run_many(nets, pointers, n, n_threads, SECONDS_PER_CALL)
-
-    def value_and_gradient(self, data: Data) -> tuple[float, Array]:
-        """Return the objective of the current parameters on ``data``, and its gradient.
-
-        They are without dropout and clipping. The gradient is memory of the engine: the next call
-        changes it. All rows, of which there are no more than in a batch, count as one batch.
-        """
-        if not 0 < data.n_samples <= self._problem.batch_size:
-            raise ValueError(f"expected 1 to {self._problem.batch_size} rows, got {data.n_samples}")
-        value = np.empty(1)
-        no_rates = np.empty((0, 0), self._dtype)
-        self._run(Mode.GRADIENT, data, None, value, no_rates, ends=False)
-        return float(value[0]), self._gradient
 
 
 class _Calls:
