@@ -20,7 +20,6 @@ from nnbackend.engines.native.formulas import Formulas, record
 from nnbackend.engines.native.interface import (
     NO_CALLBACK,
     PLAIN,
-    REDUCTIONS,
     SECONDS_PER_CALL,
     WRONG_ROWS,
     Functions,
@@ -31,6 +30,7 @@ from nnbackend.engines.native.interface import (
     aligned,
 )
 from nnbackend.engines.native.library import library
+from nnbackend.engines.native.table import program_table
 from nnbackend.engines.native.threads import threads_allowed, threads_worth
 from nnbackend.engines.tracing.formulas import coefficient_table, is_label_target
 from nnbackend.parallel import Share
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from nnbackend.data.examples import Data
     from nnbackend.device import Device
     from nnbackend.engines.base import Engine, Problem, Start, Task
-    from nnbackend.engines.native.program import Program
     from nnbackend.parallel import Team
 
 __all__ = ["NativeEngine"]
@@ -115,21 +114,7 @@ class NativeEngine:
         """Make the library's network; keep alive what it refers to."""
         structure, dtype = problem.objective.structure, self._dtype
         sizes, batch = structure.layer_sizes, problem.batch_size
-        programs: list[interface.ProgramSpec] = []
-        kept: list[Any] = []
-
-        def place(program: Program | None) -> int:
-            if program is None:
-                return -1
-            spec, arrays = interface.program_spec(program, self._functions, dtype)
-            programs.append(spec)
-            kept.append(arrays)
-            return len(programs) - 1
-
-        kinds = {
-            kind: (*map(place, pair), formulas.in_place[kind])
-            for kind, pair in formulas.hidden.items()
-        }
+        programs = program_table(formulas, self._functions, dtype)
         layers = (interface.LayerSpec * len(structure.weight_shapes))()
         for index, (n_in, n_out) in enumerate(structure.weight_shapes):
             layers[index].n_in, layers[index].n_out = n_in, n_out
@@ -137,14 +122,9 @@ class NativeEngine:
                 rate = structure.dropout[index]
                 kind = structure.hidden[index], rate > 0.0
                 layer = layers[index]
-                layer.activate, layer.pull_back, layer.in_place = kinds[kind]
+                layer.activate, layer.pull_back, layer.in_place = programs.hidden[kind]
                 layer.dropout = rate
-        clips = (interface.PassSpec * max(len(formulas.clips), 1))()
-        for index, (program, reduction) in enumerate(formulas.clips):
-            clips[index].program, clips[index].reduction = place(program), REDUCTIONS[reduction]
-        loss, penalize, update = map(place, (formulas.loss, formulas.penalize, formulas.update))
         is_narrow = max(sizes) <= interface.NARROW and batch >= _LEAST_BATCH_OF_NARROW
-        table = (interface.ProgramSpec * len(programs))(*programs)
         n = structure.n_parameters
         # An update that is not recorded may have any state.
         own_state = self._state if formulas.update is not None else []
@@ -159,13 +139,13 @@ class NativeEngine:
             labels=self._labels,
             features_major=is_narrow and not (self._needs_calls or structure.has_dropout),
             layers=ctypes.addressof(layers),
-            programs=ctypes.addressof(table),
-            n_programs=len(programs),
-            loss=loss,
-            penalize=penalize,
-            update=update,
+            programs=ctypes.addressof(programs.specs),
+            n_programs=len(programs.specs),
+            loss=programs.loss,
+            penalize=programs.penalize,
+            update=programs.update,
             n_clips=len(formulas.clips),
-            clips=ctypes.addressof(clips),
+            clips=ctypes.addressof(programs.clips),
             penalty_per_sample=problem.objective.penalty_per_sample,
             by_rows=problem.loss_by_rows,
             n_state=len(own_state),
@@ -176,7 +156,7 @@ class NativeEngine:
             state=ctypes.addressof(state),
             random=ctypes.addressof(self._random),
         )
-        self._kept = kept, layers, table, clips, state
+        self._kept = programs, layers, state
         # Only one thread may call Python, or fill a tile.
         is_alone = formulas.unrecorded or spec.features_major
         self._n_threads = 1 if is_alone else threads_worth(structure, batch)

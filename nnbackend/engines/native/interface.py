@@ -101,7 +101,7 @@ class ProgramSpec(ctypes.Structure):
 
     _fields_ = _structure(
         ("code", _POINTER),
-        ("n_instructions n_arrays n_registers", _SIZE),
+        ("n_instructions n_arrays n_registers n_numbers", _SIZE),
         ("numbers kernel", _POINTER),
     )
 
@@ -245,6 +245,7 @@ def program_spec(program: Program, own: Functions, dtype: Any) -> tuple[ProgramS
         len(program.code),
         len(program.arrays),
         program.n_registers,
+        max(len(values), 1),
         address(numbers, dtype, numbers.shape),
         own.kernel(program.key),
     )
