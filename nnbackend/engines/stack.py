@@ -18,7 +18,15 @@ from nnbackend.core.types import Array, Namespace
 from nnbackend.engines.base import Done, Steps
 from nnbackend.engines.column import number_of_each
 from nnbackend.engines.driving import one_by_one
-from nnbackend.engines.steps import Batch, Variables, data_loss, end_epoch, host_dtype, take_step
+from nnbackend.engines.steps import (
+    LEAST_ROWS,
+    Batch,
+    Variables,
+    data_loss,
+    end_epoch,
+    host_dtype,
+    take_step,
+)
 from nnbackend.engines.tracing.formulas import coefficient_table, is_own
 
 if TYPE_CHECKING:
@@ -37,8 +45,6 @@ _GPU_ELEMENTS = 2**24
 # On the CPU a stack saves calls of functions, but beyond the caches more than it saves is lost:
 # networks of more than half of this are faster one by one.
 _CPU_ELEMENTS = CACHED_ELEMENTS
-# The rows that an evaluation takes at once at least.
-_LEAST_ROWS = 256
 
 
 def kind_of_network(problem: Problem, device: Device, dtype: Any) -> Hashable:
@@ -111,14 +117,16 @@ def _n_rows(task: Steps) -> int:
 def _most(task: Task) -> int:
     """Return how many networks like a task's one stack may have."""
     engine: Any = task.engine
-    structure, rows = engine.problem.objective.structure, min(_LEAST_ROWS, task.data.n_samples)
+    structure, is_host = engine.problem.objective.structure, engine.device.kind == "cpu"
     if isinstance(task, Steps):
         rows = _n_rows(task)
         if len(task.rates[0]) > 1:
             rows = min(rows, engine.problem.batch_size)
+    else:
+        # Blocks bound the memory of an evaluation, but are larger than caches.
+        rows = task.data.n_samples if is_host else min(LEAST_ROWS, task.data.n_samples)
     largest: int = max(rows * max(structure.layer_sizes), structure.n_parameters)
-    limit = _CPU_ELEMENTS if engine.device.kind == "cpu" else _GPU_ELEMENTS
-    return max(1, limit // largest)
+    return max(1, (_CPU_ELEMENTS if is_host else _GPU_ELEMENTS) // largest)
 
 
 def _split(sequence: Sequence[_T], most: int) -> Iterator[Sequence[_T]]:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from nnbackend.device import Device
     from nnbackend.engines.base import Problem
 
-__all__ = ["Batch", "Variables", "data_loss", "end_epoch", "host_dtype", "take_step"]
+__all__ = ["LEAST_ROWS", "Batch", "Variables", "data_loss", "end_epoch", "host_dtype", "take_step"]
+
+# An evaluation takes so many rows at once at least.
+LEAST_ROWS = 256
 
 
 class Variables(NamedTuple):
@@ -133,7 +136,7 @@ def data_loss(problem: Problem, device: Device, parameters: Array, data: Data) -
     """Return the loss (...) on ``data`` without penalties, by blocks of rows if need be."""
     objective, xp = problem.objective, device.xp
     widest = max(objective.structure.layer_sizes) * math.prod(parameters.shape[:-1])
-    size = problem.batch_size if data.streams else max(256, DEVICE_ELEMENTS // widest)
+    size = problem.batch_size if data.streams else max(LEAST_ROWS, DEVICE_ELEMENTS // widest)
     if not data.streams and data.n_samples <= size:
         return objective.data_loss(xp, parameters, data.X, data.y, data.sample_weight)
     weighted_loss: Array = 0.0
