@@ -144,6 +144,19 @@ def test_penalty(backend, stack):
 
 @STACKS
 @pytest.mark.parametrize("backend", WHOLE_NETWORKS, indirect=True)
+def test_penalties_per_weight_of_a_batch(backend, stack):
+    structure, weights, biases = network(SIZES, ["tanh"], "identity", stack=stack)
+    objective = Objective(structure, losses.SquaredError(), 0.1, 0.3, penalty_per_sample=True)
+    weight = np.abs(random(stack, N, seed=3))
+    weight[(0,) * len(stack)] = 0.0  # a network whose examples all have weight zero
+    flat, X, y = structure.flatten(np, weights, biases), random(stack, N, 4), random(stack, N, 3)
+    for own in ((X, y, weight), (Shared(X[(0,) * len(stack)]), y, weight), (X, y, None)):
+        assert_equals_one_by_one(backend, stack, objective.value_and_gradient, flat, *own)
+        assert_equals_one_by_one(backend, stack, objective.value, flat, *own)
+
+
+@STACKS
+@pytest.mark.parametrize("backend", WHOLE_NETWORKS, indirect=True)
 def test_clipping(backend, stack):
     # Some of the stack are longer than the largest norm, the others shorter.
     gradient = random(stack, 43) * np.linspace(0.5, 2.0, np.prod(stack)).reshape(*stack, 1)

@@ -12,7 +12,7 @@ from nnbackend.core.regularization import penalty
 from nnbackend.core.structure import Structure
 from nnbackend.core.types import Array, Namespace
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "total_weight"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Objective:
     @property
     def is_penalized(self) -> bool:
         """Whether there is any penalty."""
-        return self.l1 > 0.0 or self.l2 > 0.0
+        return bool(self.l1 or self.l2)
 
     def data_loss(
         self,
@@ -69,7 +69,7 @@ class Objective:
         if self.is_penalized:
             weights, _ = self.structure.unflatten(xp, parameters)
             extra = penalty(xp, weights, self.l1, self.l2)[0]
-            value = value + extra * self._penalty_scale(xp, _total_weight(xp, X, sample_weight))
+            value = value + extra * self._penalty_scale(xp, total_weight(xp, X, sample_weight))
         return value
 
     def value_and_gradient(
@@ -102,8 +102,8 @@ class Objective:
         gradient : array (..., n_parameters)
         """
         value, gradient = self.data_value_and_gradient(xp, parameters, X, y, sample_weight, masks)
-        total_weight = _total_weight(xp, X, sample_weight)
-        return self.penalize(xp, parameters, value, gradient, total_weight)
+        total = total_weight(xp, X, sample_weight)
+        return self.penalize(xp, parameters, value, gradient, total)
 
     def data_value_and_gradient(
         self,
@@ -136,7 +136,7 @@ class Objective:
             The mean loss of a batch.
         gradient : array (..., n_parameters)
             Its gradient.
-        total_weight : int, float or array
+        total_weight : int, float or array (...)
             The number of the batch's examples, or the sum of their weights.
 
         Returns
@@ -149,9 +149,12 @@ class Objective:
         weights, _ = self.structure.unflatten(xp, parameters)
         extra, penalty_gradients = penalty(xp, weights, self.l1, self.l2)
         scale = self._penalty_scale(xp, total_weight)
+        value = value + extra * scale
+        if not isinstance(scale, float):
+            scale = xp.expand_dims(xp.expand_dims(scale, axis=-1), axis=-1)
         dW, db = self.structure.unflatten(xp, gradient)
         dW = [g + p * scale for g, p in zip(dW, penalty_gradients, strict=True)]
-        return value + extra * scale, self.structure.flatten(xp, dW, db)
+        return value, self.structure.flatten(xp, dW, db)
 
     def _penalty_scale(self, xp: Namespace, total_weight: Any) -> Array | float:
         if not self.penalty_per_sample:
@@ -161,6 +164,6 @@ class Objective:
         return 1.0 / xp.where(total_weight > 0, total_weight, xp.ones_like(total_weight))
 
 
-def _total_weight(xp: Namespace, X: Array, sample_weight: Array | None) -> Any:
-    """Return the number of examples, or the sum of their weights."""
-    return X.shape[-2] if sample_weight is None else xp.sum(sample_weight)
+def total_weight(xp: Namespace, X: Array, sample_weight: Array | None) -> Any:
+    """Return the number of examples, an int, or the sum of their weights (...)."""
+    return X.shape[-2] if sample_weight is None else xp.sum(sample_weight, axis=-1)

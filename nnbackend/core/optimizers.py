@@ -9,7 +9,8 @@ An optimizer updates all parameters at once, as one flat vector (..., n_paramete
 
 ``coefficients`` computes the scalars of a step (rates, bias corrections) on the host. They are
 Python floats, which never change a dtype; for many steps at once, they are arrays with one entry
-per step. ``update`` uses only element-wise arithmetic.
+per step. ``update`` uses only element-wise arithmetic, in which an optimizer's own numbers stand on
+the left of arrays: those of a stack's networks may be objects that arrays do not know.
 """
 
 from __future__ import annotations
@@ -254,7 +255,7 @@ class RMSprop(Optimizer):
             new_state.append(mean)
             # Rounding can push a variance near zero below it.
             spread = xp.maximum(mean_square - mean * mean, xp.zeros_like(mean))
-        direction = gradient / (xp.sqrt(spread) + self.epsilon)
+        direction = gradient / (self.epsilon + xp.sqrt(spread))
         if self.momentum:
             direction = self.momentum * rest.pop(0) + direction
             new_state.append(direction)
@@ -322,7 +323,7 @@ class Adagrad(Optimizer):
         if self.weight_decay:
             gradient = gradient + self.weight_decay * parameters
         total = state[0] + gradient * gradient
-        return parameters - learning_rate * gradient / (xp.sqrt(total) + self.epsilon), (total,)
+        return parameters - learning_rate * gradient / (self.epsilon + xp.sqrt(total)), (total,)
 
 
 @dataclass(frozen=True)
@@ -400,7 +401,7 @@ class Adam(Optimizer):
         length, correction2, _ = coefficients
         mean = self.beta1 * state[0] + (1.0 - self.beta1) * gradient
         mean_square = self.beta2 * state[1] + (1.0 - self.beta2) * gradient * gradient
-        scale = xp.sqrt(mean_square) * correction2 + self.epsilon
+        scale = self.epsilon + xp.sqrt(mean_square) * correction2
         return parameters - length * mean / scale, (mean, mean_square)
 
 
@@ -432,7 +433,7 @@ class AdamW(Adam):
         coefficients: Coefficients,
     ) -> tuple[Array, State]:
         """Return new parameters and running means."""
-        kept = 1.0 - coefficients[2] * self.weight_decay
+        kept = 1.0 - self.weight_decay * coefficients[2]
         return self._moments(xp, kept * parameters, gradient, state, coefficients)
 
 

@@ -48,7 +48,7 @@ def penalty(
 def penalty_elements(xp: Namespace, W: Array, l1: float, l2: float) -> tuple[Array, Array]:
     """Return l1 abs(W) + l2 / 2 W^2 and its derivative l1 sign(W) + l2 W, element by element."""
     value, derivative = 0.5 * l2 * W * W, l2 * W
-    if l1 == 0.0:
+    if not l1:
         return value, derivative
     return l1 * xp.abs(W) + value, l1 * sign(xp, W) + derivative
 
@@ -78,7 +78,8 @@ def dropout_mask(xp: Namespace, uniform: Array, rate: float) -> Array:
     >>> dropout_mask(np, np.asarray([0.1, 0.3, 0.9]), rate=0.2)
     array([0.  , 1.25, 1.25])
     """
-    return xp.astype(uniform >= rate, uniform.dtype) / (1.0 - rate)
+    # Numbers stand on the left of arrays, as in ``optimizers.py``.
+    return 1.0 / (1.0 - rate) * xp.astype(rate <= uniform, uniform.dtype)
 
 
 def clip_by_value(xp: Namespace, gradient: Array, limit: float) -> Array:

@@ -167,8 +167,9 @@ class Engine(Protocol):
     def do_together(tasks: Sequence[Task]) -> list[Done | None]:
         """Do tasks of engines of this class, side by side where that is faster.
 
-        An engine has one task at most. Every task gives the same numbers as alone, the same bits if
-        the engine runs on the CPU.
+        An engine has one task at most. Every task gives the same numbers as alone; the native
+        engine gives the same bits, the others up to rounding. Results may be NumPy arrays whatever
+        the device is: those of many networks are then read in one transfer.
 
         Returns
         -------

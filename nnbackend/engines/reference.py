@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nnbackend.core.optimizers import OptimizerState
-from nnbackend.core.propagation import DEVICE_ELEMENTS
-from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, dropout_mask
+from nnbackend.core.regularization import dropout_mask
 from nnbackend.core.types import Array
 from nnbackend.engines.base import EngineState
-from nnbackend.engines.driving import one_by_one
+from nnbackend.engines.stack import do_in_stacks, kind_of_network
+from nnbackend.engines.steps import Batch, Variables, data_loss, end_epoch, host_dtype, take_step
 from nnbackend.parallel import Share
 
 if TYPE_CHECKING:
     from nnbackend.data.examples import Data
     from nnbackend.device import Device
-    from nnbackend.engines.base import Done, Engine, Problem, Start, Task
+    from nnbackend.engines.base import Done, Engine, Start, Task
 
-__all__ = ["ReferenceEngine", "data_loss"]
+__all__ = ["ReferenceEngine"]
 
 
 class ReferenceEngine:
@@ -30,25 +31,41 @@ class ReferenceEngine:
     ----------
     start : Start
         The problem, its data, and the initial parameters.
+
+    Attributes
+    ----------
+    problem : Problem
+        The problem.
+    dropout : numpy.random.Generator
+        The generator of the dropout masks.
+    variables : Variables
+        The parameters, and what else steps change. They may be rows of a stack's arrays.
+    step : int
+        The number of steps taken.
     """
 
     max_epochs_per_call = 1
     runs_parts = True
 
     def __init__(self, start: Start) -> None:
-        self._problem, self._team = start.problem, start.team
+        self.problem, self._team = start.problem, start.team
         self._device, self._xp = start.device, start.device.xp
-        self._dropout_rng = start.dropout
-        self._parameters = self._finite = self._xp.asarray(start.parameters, copy=True)
-        self._state = start.problem.optimizer.init(self._xp, self._parameters)
-        self._step = 0
-        # The sums over an epoch's steps so far; None between two epochs.
-        self._totals: tuple[Any, Any] | None = None
+        self.dropout = start.dropout
+        parameters = self._xp.asarray(start.parameters, copy=True)
+        state = start.problem.optimizer.init(self._xp, parameters)
+        self.variables, self.step = Variables(parameters, parameters, state), 0
 
     @staticmethod
     def do_together(tasks: Sequence[Task]) -> list[Done | None]:
-        """Do tasks one by one; see ``Engine.do_together``."""
-        return one_by_one(tasks)
+        """Do tasks, those of like networks as one stack; see ``Engine.do_together``."""
+        return do_in_stacks(tasks)
+
+    @cached_property
+    def kind(self) -> object:
+        """What networks of a stack have in common; None for one that is no part of any."""
+        if self._team is not None:
+            return None
+        return kind_of_network(self.problem, self._device, host_dtype(self.parameters))
 
     def current(self) -> Engine:
         """Return this engine."""
@@ -62,30 +79,30 @@ class ReferenceEngine:
     @property
     def parameters(self) -> Array:
         """The current flat parameter vector."""
-        return self._parameters
+        return self.variables.parameters
 
     @property
     def state(self) -> EngineState:
-        """The state between two steps."""
-        totals = None
-        if self._totals is not None:
-            totals = float(self._totals[0]), float(self._totals[1])
-        dropout = self._dropout_rng.bit_generator.state
-        return EngineState(self._parameters, self._finite, self.optimizer_state, totals, dropout)
+        """A copy of the state between two steps."""
+        totals = self.variables.totals
+        if totals is not None:
+            totals = float(totals[0]), float(totals[1])
+        parameters, finite = self.snapshot(), self._copy(self.variables.finite)
+        dropout = self.dropout.bit_generator.state
+        return EngineState(parameters, finite, self.optimizer_state, totals, dropout)
 
     @property
     def optimizer_state(self) -> OptimizerState:
-        """The optimizer's part of the state."""
-        return OptimizerState(self._step, self._state)
+        """A copy of the optimizer's part of the state."""
+        return OptimizerState(self.step, tuple(map(self._copy, self.variables.state)))
 
     def set_state(self, state: EngineState) -> None:
         """Continue from a state; call this before the first step."""
-        self._parameters, self._finite = state.parameters, state.finite
-        self._step, self._state = state.optimizer
+        self.step, arrays = state.optimizer
         # Floats are exact here: adding an array rounds them to its dtype, which they had before.
-        self._totals = state.totals
+        self.variables = Variables(state.parameters, state.finite, arrays, state.totals)
         if state.dropout is not None:
-            self._dropout_rng.bit_generator.state = state.dropout
+            self.dropout.bit_generator.state = state.dropout
 
     def run(
         self,
@@ -106,54 +123,47 @@ class ReferenceEngine:
             if ends:
                 loss, finite = self._end_epoch()
                 losses.append(loss)
-        none = self._xp.empty(0, dtype=self._parameters.dtype)
+        none = self._xp.empty(0, dtype=self.parameters.dtype)
         return self._xp.concat(losses) if losses else none, finite
 
     def _run_steps(self, data: Data, order: Any, rates: Sequence[float]) -> None:
         """Run some steps of an epoch, and add their losses to the totals."""
-        if self._totals is None:
-            self._finite = self._parameters
-            self._totals = (0.0, 0.0)
-        weighted_loss, total_weight = self._totals
+        self.variables = self.variables.begin_epoch()
         n_samples = data.n_samples if order is None else len(order)
-        size = n_samples if len(rates) == 1 else self._problem.batch_size
+        size = n_samples if len(rates) == 1 else self.problem.batch_size
         # Do not warn here: the training reports a loss that diverges.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for batch, rate in zip(self._batches(data, order, size), rates, strict=True):
-                loss, count = self._take_step(*batch, rate)
-                weighted_loss = weighted_loss + loss * count
-                total_weight = total_weight + count
-        self._totals = weighted_loss, total_weight
+                self._take_step(*batch, rate)
 
     def _end_epoch(self) -> tuple[Array, Array]:
         """End an epoch; return its mean loss (1,), and whether all is finite."""
-        xp = self._xp
-        weighted_loss, total_weight = self._totals or (0.0, 0.0)
-        self._totals = None
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            loss = xp.reshape(xp.asarray(weighted_loss / total_weight), (1,))
-        return loss, xp.all(xp.isfinite(self._parameters)) & xp.isfinite(loss[0])
+            self.variables, loss, is_finite = end_epoch(self._xp, self.variables)
+        return self._xp.reshape(loss, (1,)), is_finite
 
     def restore_finite(self) -> None:
         """Restore the parameters after the last epoch without a NaN or infinity."""
-        self._parameters = self._finite
+        self.restore(self.variables.finite)
 
     def snapshot(self) -> Any:
-        """Return the current parameters; steps make new arrays, so this one does not change."""
-        return self._parameters
+        """Return a copy of the current parameters."""
+        return self._copy(self.parameters)
+
+    def _copy(self, array: Array) -> Array:
+        """Return a copy, which unlike a row of a stack does not keep the others in memory."""
+        return self._xp.asarray(array, copy=True)
 
     def restore(self, snapshot: Any) -> None:
         """Restore the parameters of a snapshot."""
-        self._parameters = snapshot
+        self.variables = self.variables._replace(parameters=snapshot)
 
     def data_loss(self, data: Data) -> Array:
         """Return the loss of the current parameters on ``data`` without penalties, as 0-d array."""
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            return data_loss(self._problem, self._device, self._parameters, data)
+            return data_loss(self.problem, self._device, self.parameters, data)
 
-    def _batches(
-        self, data: Data, order: Any, size: int
-    ) -> Iterator[tuple[Array, Array, Array | None, Share]]:
+    def _batches(self, data: Data, order: Any, size: int) -> Iterator[tuple[Batch, Share]]:
         """Yield this process's examples of each step, and its share of the rows."""
         n_samples = data.n_samples if order is None else len(order)
         on_device = None if order is None else self._device.place(order)
@@ -161,7 +171,7 @@ class ReferenceEngine:
             n = min(size, n_samples - start)
             part = Share.alone(n) if self._team is None else Share.of(self._team, n)
             rows = slice(start + part.rows.start, start + part.rows.stop)
-            yield *self._batch(data, rows, order, on_device), part
+            yield Batch(*self._batch(data, rows, order, on_device), part.n), part
 
     def _batch(
         self, data: Data, rows: slice, order: Any, on_device: Array | None
@@ -179,36 +189,24 @@ class ReferenceEngine:
         X = data.X[rows] if order is None else data.X[order[rows]]
         return self._device.place(X), take(data.y), take(data.sample_weight)
 
-    def _take_step(
-        self, X: Array, y: Array, weight: Array | None, part: Share, rate: float
-    ) -> tuple[Array, Array]:
-        """Update on a part of a batch; return the whole batch's objective and its weight."""
-        xp, problem = self._xp, self._problem
-        masks = self._draw_masks(part)
-        loss, gradient = problem.objective.data_value_and_gradient(
-            xp, self._parameters, X, y, weight, masks
-        )
-        share: Any = X.shape[0] if weight is None else xp.sum(weight)
-        if self._team is not None:
-            own = 0.0 if part.is_idle else share
-            loss, share = self._team.reduce_step(gradient, loss, own)
-        loss, gradient = problem.objective.penalize(xp, self._parameters, loss, gradient, share)
-        if problem.clip_value is not None:
-            gradient = clip_by_value(xp, gradient, problem.clip_value)
-        if problem.clip_norm is not None:
-            gradient = clip_by_global_norm(xp, gradient, problem.clip_norm)
-        self._step += 1
-        coefficients = problem.optimizer.coefficients(rate, self._step)
-        self._parameters, self._state = problem.optimizer.update(
-            xp, self._parameters, gradient, self._state, coefficients
-        )
-        if problem.loss_by_rows and weight is not None:
-            share = xp.astype(xp.asarray(share > 0), xp.float64) * part.n
-        return loss, share
+    def _take_step(self, batch: Batch, part: Share, rate: float) -> None:
+        """Update on a part of a batch; add the whole batch's objective to the totals."""
+        team, masks = self._team, self._draw_masks(part)
+
+        def reduce(gradient: Array, loss: Array, share: Any) -> tuple[Any, Any]:
+            assert team is not None  # noqa: S101
+            return team.reduce_step(gradient, loss, 0.0 if part.is_idle else share)
+
+        coefficients = self.problem.optimizer.coefficients(rate, self.step + 1)
+        self.variables = take_step(
+            self._xp, self.problem, self.variables, batch, masks, coefficients,
+            None if team is None else reduce,
+        )  # fmt: skip
+        self.step += 1
 
     def _draw_masks(self, part: Share) -> list[Array | None] | None:
         """Draw the masks of a batch, the same in every process; return those of this part."""
-        structure = self._problem.objective.structure
+        structure = self.problem.objective.structure
         if not structure.has_dropout:
             return None
         masks: list[Array | None] = []
@@ -216,27 +214,7 @@ class ReferenceEngine:
             if rate == 0.0:
                 masks.append(None)
                 continue
-            dtype = np.dtype(str(self._parameters.dtype))
-            uniform = self._dropout_rng.random((part.n, width), dtype=dtype.type)
+            dtype = host_dtype(self.parameters)
+            uniform = self.dropout.random((part.n, width), dtype=dtype.type)
             masks.append(dropout_mask(self._xp, self._device.place(uniform[part.rows]), rate))
         return masks
-
-
-def data_loss(problem: Problem, device: Device, parameters: Array, data: Data) -> Array:
-    """Return the loss on ``data`` without penalties as 0-d array, by blocks of rows if need be."""
-    objective, xp = problem.objective, device.xp
-    widest = max(objective.structure.layer_sizes)
-    size = problem.batch_size if data.streams else max(256, DEVICE_ELEMENTS // widest)
-    if not data.streams and data.n_samples <= size:
-        return objective.data_loss(xp, parameters, data.X, data.y, data.sample_weight)
-    weighted_loss: Array = 0.0
-    total_weight: Array = 0.0
-    for start in range(0, data.n_samples, size):
-        rows = slice(start, start + size)
-        X, y = device.place(data.X[rows]), data.y[rows, ...]
-        weight = None if data.sample_weight is None else data.sample_weight[rows]
-        loss = objective.data_loss(xp, parameters, X, y, weight)
-        share = X.shape[0] if weight is None else xp.sum(weight)
-        weighted_loss = weighted_loss + loss * share
-        total_weight = total_weight + share
-    return xp.asarray(weighted_loss / total_weight)

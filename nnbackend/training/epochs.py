@@ -30,7 +30,8 @@ class Epochs(NamedTuple):
     Attributes
     ----------
     losses : array (n,)
-        The mean objective of each epoch, including one that is not finite, on the device.
+        The mean objective of each epoch, including one that is not finite, on the device or
+        already in NumPy's arrays.
     is_finite : array () of bool
         Whether all losses and parameters were finite.
     rates : list of float

@@ -232,9 +232,11 @@ class Loop:
     def _read(self, epochs: Epochs, own: Any) -> tuple[list[float], float | None, bool]:
         """Read the losses of epochs, and whether all is finite, in one transfer.
 
+        Engines that compute many networks at once have read them already, for all.
+
         ``own`` is the loss on this process's part of the validation data.
         """
-        if self._device.kind == "cpu":
+        if isinstance(epochs.losses, np.ndarray):
             values, is_finite = epochs.losses.tolist(), bool(epochs.is_finite)
         else:
             xp, dtype = self._device.xp, epochs.losses.dtype

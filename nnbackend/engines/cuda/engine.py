@@ -18,7 +18,8 @@ from nnbackend.engines.cuda.planner import Planner
 from nnbackend.engines.cuda.runtime import CudaExecutor
 from nnbackend.engines.cuda.tiny import TinyPlanner
 from nnbackend.engines.driving import one_by_one
-from nnbackend.engines.reference import ReferenceEngine, data_loss
+from nnbackend.engines.reference import ReferenceEngine
+from nnbackend.engines.steps import data_loss
 from nnbackend.engines.tracing.formulas import UnrecordedError, coefficient_table, is_label_target
 from nnbackend.errors import InputError
 
