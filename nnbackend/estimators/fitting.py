@@ -37,7 +37,7 @@ from nnbackend.model.network import Network
 from nnbackend.training.errors import DivergenceError
 from nnbackend.training.train import train
 
-__all__ = ["Estimator", "Passed"]
+__all__ = ["Estimator", "Passed", "Standing"]
 
 
 _Array = np.ndarray[Any, Any]
@@ -72,7 +72,7 @@ class _Examples:
 
 
 @dataclass
-class _Standing:
+class Standing:
     """The state of the optimizer, from which ``partial_fit`` continues."""
 
     learning_rate: float
@@ -87,7 +87,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
     _target_options: ClassVar[Mapping[str, Any]] = {}
 
     # What partial_fit, or a warm start, goes on with; named as scikit-learn names them.
-    _optimizer: _Standing
+    _optimizer: Standing
     _no_improvement_count: int
 
     def _encoded(self, y: Any, *, is_new: bool) -> tuple[_Array, str]:
@@ -114,6 +114,10 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
     def _loss(self, net: Network) -> Loss:
         """Return the loss of a fit."""
         raise NotImplementedError
+
+    def _warn(self, message: str, category: type[Warning] = UserWarning) -> None:
+        """Warn of what a fit met."""
+        warnings.warn(message, category, stacklevel=3)
 
     @own_errors
     @with_callbacks  # type: ignore[untyped-decorator]
@@ -272,7 +276,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         if incremental:
             self._refuse_a_schedule()
         if not incremental or not hasattr(self, "_optimizer"):
-            self._optimizer = _Standing(float(self.learning_rate_init))
+            self._optimizer = Standing(float(self.learning_rate_init))
         rate = EpochRate(self._optimizer.learning_rate)
         net = self._network(place)
         epochs = 1 if incremental else self.max_iter
@@ -303,20 +307,19 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
                     "Solver produced non-finite parameter weights. The input data may contain "
                     f"large values and need to be preprocessed. Training diverged: {error}"
                 ) from error
-            watch.warn_of_divergence(error)
+            self._warn(watch.divergence(error), ConvergenceWarning)
         else:
             self._optimizer.state = on_host(history.optimizer_state, net)
             if history.stopped == "interrupted":
-                warnings.warn("Training interrupted by user.", stacklevel=2)
+                self._warn("Training interrupted by user.")
         self._optimizer.learning_rate = rate.value
         self._no_improvement_count = watch.no_improvement_count
         watch.end()
         if self.n_iter_ == self.max_iter and not watch.is_converged and not incremental:
-            warnings.warn(
+            self._warn(
                 f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the "
                 "optimization hasn't converged yet.",
                 ConvergenceWarning,
-                stacklevel=2,
             )
 
     def _checked_validation(self, passed: Passed) -> tuple[Any, Any] | None:
@@ -387,10 +390,8 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         if self.batch_size == "auto":
             return min(200, n_samples)
         if self.batch_size > n_samples:
-            warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be "
-                "clipped",
-                stacklevel=3,
+            self._warn(
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped"
             )
         return int(min(self.batch_size, n_samples))
 
@@ -426,11 +427,10 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
                 evaluate, start, method="L-BFGS-B", jac=True, options=options
             )
         if result.status != 0:
-            warnings.warn(
+            self._warn(
                 f"lbfgs failed to converge after {result.nit} iteration(s) (status="
                 f"{result.status}): {result.message}; increase max_iter or scale the data",
                 ConvergenceWarning,
-                stacklevel=2,
             )
         if self.verbose:
             print(f"lbfgs: {result.nit} iterations, loss = {result.fun:.8f}")
