@@ -117,9 +117,7 @@ class Predictor(LayeredEstimator, BaseEstimator):  # type: ignore[misc]
         return validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
 
     def _outputs(self, X: Any, place: str) -> Any:
-        """Return the output activations of checked rows, where these are.
-
-            """
+        """Return the output activations of checked rows, where these are."""
         device = self._home(place)
         xp, weights, biases = device.xp, self.coefs_, self.intercepts_
         # The dtype of X times the coefficients, as there.
