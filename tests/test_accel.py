@@ -238,6 +238,8 @@ def test_partial_fit_exists_only_with_steps():
     [
         ({"activation": "gelu"}, (X, Y["two"])),  # known to nnbackend alone
         ({"alpha": -1}, (X, Y["two"])),
+        ({"batch_size": 0}, (X, Y["two"])),
+        ({"batch_size": "all"}, (X, Y["two"])),
         ({"hidden_layer_sizes": (3, 0)}, (X, Y["two"])),
         ({}, (X, Y["two"][:-1])),
         ({}, (X * np.nan, Y["two"])),

@@ -10,8 +10,10 @@ scikit-learn's, and so do all estimators, also those that were made or pickled b
 used without nnbackend: fits leave in them what scikit-learn's own leaves, the optimizer included.
 
 What nnbackend does not take is left to scikit-learn: a subclass that overrides private methods, a
-sparse ``y``, a large sparse ``X``, arrays of other libraries with ``array_api_dispatch``. So is
-all input that nnbackend refuses: scikit-learn raises its own error, or computes what it can.
+sparse ``y``, a large sparse ``X``, arrays of other libraries with ``array_api_dispatch``, a second
+``fit`` with ``warm_start`` and ``early_stopping``; and calls of fewer than five steps, such as
+``partial_fit`` with few rows, which take no longer there. So is all input that nnbackend refuses:
+scikit-learn raises its own error, or computes what it can.
 
 Processes that joblib starts (``n_jobs=2`` with its default backend) compute with scikit-learn's own
 methods: what is sent to them is a plain estimator of scikit-learn. Threads

@@ -285,9 +285,12 @@ def _most_steps(deputy: Any, X: Any, *, is_partial: bool) -> float:
     """Return how many steps a fit may take."""
     if deputy.solver not in _STATE:
         return math.inf
-    n_rows = X.shape[0] if hasattr(X, "shape") else len(X)
+    shape = getattr(X, "shape", None)
+    n_rows = shape[0] if shape else len(X) if hasattr(X, "__len__") else math.inf
+    if n_rows == math.inf:
+        return math.inf
     n_rows_per_batch = 200 if deputy.batch_size == "auto" else deputy.batch_size
-    return math.ceil(n_rows / n_rows_per_batch) * (1 if is_partial else deputy.max_iter)
+    return math.ceil(n_rows / max(1, n_rows_per_batch)) * (1 if is_partial else deputy.max_iter)
 
 
 def _evaluating(model: Any, X: Any) -> Any:

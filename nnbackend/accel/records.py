@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ FAILED = "ended with an error"
 
 # Reasons can contain values of the caller's: a program that runs for months must not collect them.
 _MAX_REASONS = 200
-_MAX_CHARACTERS = 160
+_MAX_CHARACTERS = 120
 
 
 class Records:
@@ -27,9 +28,9 @@ class Records:
 
     def add(self, outcome: str, name: str, seconds: float, reason: str = "") -> None:
         """Count a call."""
-        key = outcome, name, " ".join(reason.split())[:_MAX_CHARACTERS]
+        key = outcome, name, textwrap.shorten(reason, _MAX_CHARACTERS, placeholder=" ...")
         with self._lock:
-            if key not in self._calls and len(self._calls) >= _MAX_REASONS:
+            if reason and key not in self._calls and len(self._calls) >= _MAX_REASONS:
                 key = outcome, name, "other reasons"
             self._calls[key] += 1
             self._seconds[key] += seconds  # type: ignore[assignment]
