@@ -110,6 +110,8 @@ def assert_equal(found, expected, name):
 )
 @pytest.mark.parametrize("target", Y)
 def test_a_fit_leaves_what_scikit_learns_own_leaves(target, options):
+    if target == "two" and "early_stopping" in options and sklearn.__version__ < "1.8":
+        pytest.skip("scikit-learn 1.7 cannot score text")
     expected = model(target, **options).fit(X, Y[target])
     accel.install()
     found = model(target, **options).fit(X, Y[target])

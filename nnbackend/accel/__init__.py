@@ -16,8 +16,10 @@ sparse ``y``, a large sparse ``X``, arrays of other libraries with ``array_api_d
 scikit-learn raises its own error, or computes what it can.
 
 Processes that joblib starts (``n_jobs=2`` with its default backend) compute with scikit-learn's own
-methods: what is sent to them is a plain estimator of scikit-learn. Threads
-(``joblib.parallel_config("threading")``) and forked processes use nnbackend.
+methods: what is sent to them is a plain estimator of scikit-learn. They use nnbackend, and count
+their calls by themselves, if they start with
+``joblib.parallel_config("loky", initializer=nnbackend.accel.install)`` (joblib 1.6). Threads
+(``joblib.parallel_config("threading")``) and forked processes use it as they are.
 
 Read ``table.py`` first: what is taken over; then ``patching.py``: how.
 """
