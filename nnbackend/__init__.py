@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nnbackend.model.summary import Summary
     from nnbackend.training.errors import CheckpointError, DivergenceError
     from nnbackend.training.history import EarlyStopping, History, TrainingState
+    from nnbackend.training.many import train_many
     from nnbackend.training.rate_finder import RateFinder, find_learning_rate
     from nnbackend.training.train import train
 
@@ -78,6 +79,7 @@ __all__ = [
     "to_sklearn",
     "to_torch",
     "train",
+    "train_many",
 ]
 
 # The module of each public name, imported when the name is first used (PEP 562).
@@ -139,6 +141,7 @@ _HOMES = {
         "History",
         "TrainingState",
     ),
+    "nnbackend.training.many": ("train_many",),
     "nnbackend.training.rate_finder": (
         "RateFinder",
         "find_learning_rate",

@@ -379,11 +379,11 @@ def test_control_c_keeps_what_was_learnt(run, monkeypatch):
     original = Loop._read
     calls = []
 
-    def interrupted(self, epochs):
+    def interrupted(self, *given):
         calls.append(None)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return original(self, epochs)
+        return original(self, *given)
 
     monkeypatch.setattr(Loop, "_read", interrupted)
     code, out, _ = run("train", "--out", "r", "--json")

@@ -329,6 +329,8 @@ def test_more_losses_and_label_smoothing():
         ("two", {"callbacks": [print, 3]}, {}, "callbacks: expected callables, got 3"),
         ("two", {}, {"X_val": X, "y_val": ["maybe"] * N}, r"y_val: expected labels .*\['maybe'\]"),
         ("two", {"solver": "lbfgs", "dropout": 0.1}, {}, "dropout: not for solver='lbfgs'"),
+        ("two", {"solver": "lbfgs", "engine": "fast"}, {}, "engine: unknown name 'fast'"),
+        ("two", {"solver": "lbfgs", "engine": "cuda"}, {}, "engine: 'cuda' runs on device='cuda'"),
         ("two", {"solver": "lbfgs"}, {"X_val": X, "y_val": Y["two"]}, "X_val: not for solver"),
     ],
 )

@@ -65,14 +65,23 @@ class Part(NamedTuple):
         return Part(self.data, rows[taken], len(kept)), kept
 
 
-def is_zero_weight(data: Data, batch_size: int) -> Any:
-    """Return on the host which examples have weight 0; None where they cannot make up a batch."""
+def is_zero_weight(data: Data, batch_size: int, rows: Any = None) -> Any:
+    """Return on the host which examples have weight 0; None where they cannot make up a batch.
+
+    ``rows`` are those that an epoch takes, by default all.
+    """
     weight = data.sample_weight
     device = device_of(weight)
-    n_last = data.n_samples % batch_size or min(batch_size, data.n_samples)
-    if weight is None or device is None or int((weight == 0).sum()) < n_last:
+    if weight is None or device is None:
         return None
-    return device.to_numpy(weight) == 0
+    n_samples = data.n_samples if rows is None else len(rows)
+    n_last = n_samples % batch_size or min(batch_size, n_samples)
+    if rows is None and int((weight == 0).sum()) < n_last:
+        return None
+    is_zero = device.to_numpy(weight) == 0
+    if rows is not None and int(is_zero[rows].sum()) < n_last:
+        return None
+    return is_zero
 
 
 def empty_steps(is_zero: Any, order: Any, batch_size: int) -> Any:
@@ -128,41 +137,65 @@ class Resident:
         Examples per step.
     shuffle : bool or callable
         As for ``train``.
+    rows : NumPy array (n_samples,) of int, optional
+        The rows of the data that an epoch takes, some perhaps more than once; by default all.
+
+    Attributes
+    ----------
+    data, batch_size
+        As given.
     """
 
-    def __init__(self, data: Data, batch_size: int, shuffle: bool | Callable[[], Any]) -> None:
-        self.data, self._batch_size, self._shuffle = data, batch_size, shuffle
-        self._every = np.arange(data.n_samples) if callable(shuffle) else None
+    def __init__(
+        self,
+        data: Data,
+        batch_size: int,
+        shuffle: bool | Callable[[], Any],
+        rows: Any = None,
+    ) -> None:
+        self.data, self.batch_size, self._shuffle = data, batch_size, shuffle
+        self._rows = rows
+        self._every = np.arange(self.n_samples) if callable(shuffle) else None
         # A full batch has some weight, which was checked before.
-        self._is_zero = None if len(self) == 1 else is_zero_weight(data, batch_size)
+        self._is_zero = None if len(self) == 1 else is_zero_weight(data, batch_size, rows)
 
     @property
     def n_without_weight(self) -> int:
         """The number of examples of weight 0, where they may make up a batch; else 0."""
-        return 0 if self._is_zero is None else int(self._is_zero.sum())
+        if self._is_zero is None:
+            return 0
+        is_zero = self._is_zero if self._rows is None else self._is_zero[self._rows]
+        return int(is_zero.sum())
 
     @property
     def n_samples(self) -> int:
         """The number of examples."""
-        return self.data.n_samples
+        return self.data.n_samples if self._rows is None else len(self._rows)
 
     def __len__(self) -> int:
-        return math.ceil(self.n_samples / self._batch_size)
+        return math.ceil(self.n_samples / self.batch_size)
 
     def draw(self, rng: np.random.Generator) -> Any:
         """Return the order of an epoch; None where the rows stay as they are."""
-        # The order within a full batch does not matter.
+        order = None
         if callable(self._shuffle):
             order = self._called()
-            return None if len(self) == 1 else order
-        return rng.permutation(self.n_samples) if self._shuffle and len(self) > 1 else None
+        elif self._shuffle and len(self) > 1:
+            order = rng.permutation(self.n_samples)
+        # The order within a full batch does not matter.
+        if len(self) == 1:
+            order = None
+        if self._rows is None:
+            return order
+        return self._rows if order is None else self._rows[order]
 
     def orders(self, rng: np.random.Generator, n_epochs: int) -> list[Any] | None:
         """Return the orders of epochs; None where the rows stay as they are."""
-        if not callable(self._shuffle) and (not self._shuffle or len(self) == 1):
+        first = self.draw(rng)
+        if first is None and not callable(self._shuffle):
             return None
-        orders = [self.draw(rng) for _ in range(n_epochs)]
-        return None if orders[0] is None else orders
+        orders = [first, *(self.draw(rng) for _ in range(n_epochs - 1))]
+        return None if first is None else orders
 
     def _called(self) -> Any:
         with callers_errors():
@@ -190,9 +223,9 @@ class Resident:
         """Yield one part: the epoch from some step on."""
         del while_waiting
         order = self.draw(rng)
-        empty = empty_steps(self._is_zero, order, self._batch_size)
+        empty = empty_steps(self._is_zero, order, self.batch_size)
         whole = Part(self.data, order, len(self), empty)
-        yield whole.steps(first_step, len(self), self._batch_size)
+        yield whole.steps(first_step, len(self), self.batch_size)
 
 
 def data_digest(data: Data, to_numpy: Callable[[Any], Any]) -> str:
@@ -243,6 +276,16 @@ class Data:
     def arrays(self) -> tuple[Array, Array, Array | None]:
         """X, y and sample_weight, in the order in which the core takes them."""
         return self.X, self.y, self.sample_weight
+
+    def take(self, rows: Any) -> Data:
+        """Return a copy of some rows, whose numbers (n,) are a NumPy array of int."""
+
+        def taken(x: Array | None) -> Array | None:
+            device = device_of(x)
+            return None if device is None else device.xp.take(x, device.place(rows), axis=0)
+
+        X, y, weight = map(taken, self.arrays)
+        return Data(X, y, weight, self.streams)
 
     def rows(self, start: int, stop: int) -> Data:
         """Return some of the rows, as views where the library's slices are views."""

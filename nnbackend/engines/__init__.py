@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from nnbackend.engines.base import (
     PRECISIONS,
+    Done,
     Engine,
     EngineFactory,
     EngineState,
+    Evaluation,
     Problem,
     Start,
+    Steps,
+    Task,
+    Training,
 )
 from nnbackend.engines.choice import ENGINES, default_engine, get_engine
 
 __all__ = [
     "ENGINES",
     "PRECISIONS",
+    "Done",
     "Engine",
     "EngineFactory",
     "EngineState",
+    "Evaluation",
     "Problem",
     "Start",
+    "Steps",
+    "Task",
+    "Training",
     "default_engine",
     "get_engine",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -17,7 +17,19 @@ from nnbackend.device import Device
 if TYPE_CHECKING:
     from nnbackend.parallel import Team
 
-__all__ = ["PRECISIONS", "Engine", "EngineFactory", "EngineState", "Problem", "Start"]
+__all__ = [
+    "PRECISIONS",
+    "Done",
+    "Engine",
+    "EngineFactory",
+    "EngineState",
+    "Evaluation",
+    "Problem",
+    "Start",
+    "Steps",
+    "Task",
+    "Training",
+]
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -84,6 +96,10 @@ class Engine(Protocol):
     """The methods that training needs of an engine."""
 
     @property
+    def device(self) -> Device:
+        """The device of all arrays."""
+
+    @property
     def max_epochs_per_call(self) -> int:
         """The largest number of epochs of one call of ``run``."""
 
@@ -144,6 +160,22 @@ class Engine(Protocol):
     def restore_finite(self) -> None:
         """Restore the parameters after the last epoch without a NaN or infinity."""
 
+    def current(self) -> Engine:
+        """Return the engine that does the next task, usually this one."""
+
+    @staticmethod
+    def do_together(tasks: Sequence[Task]) -> list[Done | None]:
+        """Do tasks of engines of this class, side by side where that is faster.
+
+        An engine has one task at most. Every task gives the same numbers as alone, the same bits if
+        the engine runs on the CPU.
+
+        Returns
+        -------
+        list of (Done or None)
+            None for tasks that are not finished: pass them again, to go on with them.
+        """
+
     def snapshot(self) -> Any:
         """Return the current parameters in a form that later steps do not change."""
 
@@ -155,6 +187,61 @@ class Engine(Protocol):
 
 
 EngineFactory = Callable[[Start], Engine]
+
+
+@dataclass(eq=False)
+class Steps:
+    """A task: to run steps; the arguments are those of ``Engine.run``."""
+
+    engine: Engine
+    data: Data
+    orders: Sequence[Any] | None
+    rates: Sequence[Sequence[float]]
+    ends: bool = True
+
+    def do(self) -> tuple[Array, Array]:
+        """Run the steps."""
+        return self.engine.run(self.data, self.orders, self.rates, ends=self.ends)
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """A task: to compute the loss on data; see ``Engine.data_loss``."""
+
+    engine: Engine
+    data: Data
+
+    def do(self) -> Array:
+        """Compute the loss."""
+        return self.engine.data_loss(self.data)
+
+
+Task: TypeAlias = Steps | Evaluation
+
+
+class Done(NamedTuple):
+    """The outcome of a task.
+
+    Attributes
+    ----------
+    value : object
+        What the task's ``do`` returns.
+    error : BaseException or None
+        What it raised.
+    seconds : float
+        How long the task itself took; of tasks that were done at once, each has a part.
+    """
+
+    value: Any
+    error: BaseException | None
+    seconds: float
+
+
+_R = TypeVar("_R")
+
+# A training yields tasks for its engine, receives for each how many seconds it waited for others
+# and the task's value, and returns its result.
+Training: TypeAlias = Generator[Task, tuple[float, Any], _R]
 
 
 class EngineState(NamedTuple):

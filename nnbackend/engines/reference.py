@@ -12,12 +12,13 @@ from nnbackend.core.propagation import DEVICE_ELEMENTS
 from nnbackend.core.regularization import clip_by_global_norm, clip_by_value, dropout_mask
 from nnbackend.core.types import Array
 from nnbackend.engines.base import EngineState
+from nnbackend.engines.driving import one_by_one
 from nnbackend.parallel import Share
 
 if TYPE_CHECKING:
     from nnbackend.data.examples import Data
     from nnbackend.device import Device
-    from nnbackend.engines.base import Problem, Start
+    from nnbackend.engines.base import Done, Engine, Problem, Start, Task
 
 __all__ = ["ReferenceEngine", "data_loss"]
 
@@ -43,6 +44,20 @@ class ReferenceEngine:
         self._step = 0
         # The sums over an epoch's steps so far; None between two epochs.
         self._totals: tuple[Any, Any] | None = None
+
+    @staticmethod
+    def do_together(tasks: Sequence[Task]) -> list[Done | None]:
+        """Do tasks one by one; see ``Engine.do_together``."""
+        return one_by_one(tasks)
+
+    def current(self) -> Engine:
+        """Return this engine."""
+        return self
+
+    @property
+    def device(self) -> Device:
+        """The device of all arrays."""
+        return self._device
 
     @property
     def parameters(self) -> Array:

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from nnbackend.core.types import Array
 from nnbackend.engines.base import EngineState
+from nnbackend.engines.driving import one_by_one
 from nnbackend.engines.reference import ReferenceEngine
 from nnbackend.engines.tracing.formulas import fingerprint, is_label_target
 
 if TYPE_CHECKING:
     from nnbackend.core.optimizers import OptimizerState
     from nnbackend.data.examples import Data
-    from nnbackend.engines.base import Engine, EngineFactory, Start
+    from nnbackend.device import Device
+    from nnbackend.engines.base import Done, Engine, EngineFactory, Start, Task
 
 __all__ = ["watched"]
 
@@ -62,7 +64,12 @@ class _Watched:
     def __init__(self, engine: Engine, recorded: tuple[Any, ...], start: Start) -> None:
         self._engine, self._recorded, self._start = engine, recorded, start
 
-    def _follow(self) -> Engine:
+    @staticmethod
+    def do_together(tasks: Sequence[Task]) -> list[Done | None]:
+        """Do tasks one by one; see ``Engine.do_together``."""
+        return one_by_one(tasks)
+
+    def current(self) -> Engine:
         """Return the engine with the current formulas."""
         if isinstance(self._engine, ReferenceEngine):
             return self._engine
@@ -75,6 +82,11 @@ class _Watched:
             self._engine = ReferenceEngine(replace(self._start, parameters=state.parameters))
             self._engine.set_state(state)
         return self._engine
+
+    @property
+    def device(self) -> Device:
+        """The device of all arrays."""
+        return self._start.device
 
     @property
     def max_epochs_per_call(self) -> int:
@@ -114,7 +126,7 @@ class _Watched:
         ends: bool = True,
     ) -> tuple[Array, Array]:
         """Run whole epochs, or a part of one; see ``Engine.run``."""
-        return self._follow().run(data, orders, rates, ends=ends)
+        return self.current().run(data, orders, rates, ends=ends)
 
     def restore_finite(self) -> None:
         """Restore the parameters after the last epoch without a NaN or infinity."""
@@ -130,4 +142,4 @@ class _Watched:
 
     def data_loss(self, data: Data) -> Array:
         """Return the loss of the current parameters on ``data`` without penalties, as 0-d array."""
-        return self._follow().data_loss(data)
+        return self.current().data_loss(data)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from nnbackend.device import get_device
 from nnbackend.model.network import Network
 
-__all__ = ["CallbackSupportMixin", "Tasks", "fitted_attributes", "with_callbacks"]
+__all__ = [
+    "CallbackSupportMixin",
+    "Tasks",
+    "fitted_attributes",
+    "has_callbacks",
+    "with_callbacks",
+]
 
 try:
-    from sklearn.callback import CallbackSupportMixin, with_callbacks
+    from sklearn.callback import CallbackSupportMixin, ProgressBar, with_callbacks
+
+    def _set_callbacks(model: Any) -> None:
+        model.set_callbacks(ProgressBar())
+
 except ModuleNotFoundError:  # scikit-learn before 1.9
 
     class _NoCallbacks:
@@ -35,6 +46,22 @@ except ModuleNotFoundError:  # scikit-learn before 1.9
     def with_callbacks(method: Callable[..., Any]) -> Callable[..., Any]:
         """Return the method as it is."""
         return method
+
+    def _set_callbacks(model: Any) -> None:
+        """Do nothing."""
+
+
+@cache
+def _attributes_of_callbacks() -> frozenset[str]:
+    """Return what ``set_callbacks`` sets, whose name is scikit-learn's own affair."""
+    probe = CallbackSupportMixin()
+    _set_callbacks(probe)
+    return frozenset(vars(probe))
+
+
+def has_callbacks(model: Any) -> bool:
+    """Whether ``set_callbacks`` was called on a model, or one that it is a part of."""
+    return not _attributes_of_callbacks().isdisjoint(vars(model))
 
 
 def fitted_attributes(net: Network) -> dict[str, Any]:

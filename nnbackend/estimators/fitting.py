@@ -23,19 +23,27 @@ from nnbackend.data.source import Rows, Source
 from nnbackend.data.sources import as_source
 from nnbackend.data.validation import no_weight_error
 from nnbackend.device import get_device
+from nnbackend.engines import Training
+from nnbackend.engines.driving import alone
 from nnbackend.errors import InputError
 from nnbackend.estimators.arrays import dense, native, on_cpu, on_host
 from nnbackend.estimators.base import FLOATS, Predictor
-from nnbackend.estimators.callbacks import CallbackSupportMixin, Tasks, with_callbacks
+from nnbackend.estimators.callbacks import (
+    CallbackSupportMixin,
+    Tasks,
+    has_callbacks,
+    with_callbacks,
+)
 from nnbackend.estimators.formulas import EpochRate, SklearnAdam, SklearnSGD
-from nnbackend.estimators.lbfgs import packed, unpacked, value_and_gradient
+from nnbackend.estimators.lbfgs import evaluation
 from nnbackend.estimators.parameters import Rule, check_parameters
 from nnbackend.estimators.scores import ValidationScore
 from nnbackend.estimators.watch import Watch
 from nnbackend.floating_point import own_errors
 from nnbackend.model.network import Network
 from nnbackend.training.errors import DivergenceError
-from nnbackend.training.train import train
+from nnbackend.training.options import TrainingOptions
+from nnbackend.training.train import training as train
 
 __all__ = ["Estimator", "Passed", "Standing"]
 
@@ -123,6 +131,10 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
     @with_callbacks  # type: ignore[untyped-decorator]
     def _train(self, passed: Passed, *, incremental: bool) -> None:
         """Check what was passed, and fit to it."""
+        alone(self.fitting(passed, incremental=incremental))
+
+    def fitting(self, passed: Passed, *, incremental: bool = False) -> Training[str]:
+        """Return what ``fit`` does as a ``Training``, whose result is why it stopped."""
         check_parameters(type(self).__name__, self.get_params(deep=False), self._rules)
         hidden = self.hidden_layer_sizes
         hidden = list(hidden) if hasattr(hidden, "__iter__") else [hidden]
@@ -151,15 +163,19 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
             self.out_activation_ = out_activation
             self._initialize([X.shape[1], *hidden, y.shape[1]], X.dtype, random)
         examples = _Examples(X, y, self._weighted(y, weight, incremental=incremental))
+        stopped = "completed"
         if self.solver == "lbfgs":
             self._fit_lbfgs(passed, examples, place)
         else:
-            self._fit_stochastic(passed, examples, place, random, incremental=incremental)
+            stopped = yield from self._fit_stochastic(
+                passed, examples, place, random, incremental=incremental
+            )
         if not all(np.isfinite(x).all() for x in (*self.coefs_, *self.intercepts_)):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large "
                 "values and need to be preprocessed."
             )
+        return stopped
 
     def _initialize(self, sizes: Sequence[int], dtype: Any, random: np.random.RandomState) -> None:
         """Draw parameters as scikit-learn does, Glorot's, and begin all counts and curves."""
@@ -270,7 +286,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         random: np.random.RandomState,
         *,
         incremental: bool,
-    ) -> None:
+    ) -> Training[str]:
         validation = self._checked_validation(passed)
         training, score = self._split(passed, examples, validation, place, random, incremental)
         if incremental:
@@ -280,27 +296,26 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         rate = EpochRate(self._optimizer.learning_rate)
         net = self._network(place)
         epochs = 1 if incremental else self.max_iter
-        tasks = Tasks(self, net, passed.X, passed.y, passed.sample_weight, epochs)
+        tasks = None
+        if has_callbacks(self):
+            tasks = Tasks(self, net, passed.X, passed.y, passed.sample_weight, epochs)
         watch = Watch(self, net, rate, training.n_samples, score, tasks, self._no_improvement_count)
         self.n_iter_ = 0
         self._begin_validation_curve(validation is not None)
         try:
-            history = train(
-                net,
-                training.X,
-                self._targets(training.y),
-                optimizer=self._optimizer_of(rate),
-                loss=self._loss(net),
-                epochs=epochs,
-                batch_size=self._rows_per_batch(training.n_samples),
-                shuffle=_Shuffle(training.n_samples, random) if self.shuffle else False,
-                seed=random.randint(2**31) if np.any(self.dropout) else 0,
-                sample_weight=training.sample_weight,
-                validation_data=validation,
-                callbacks=watch,
-                optimizer_state=self._optimizer.state,
+            asked: dict[str, Any] = {
+                "optimizer": self._optimizer_of(rate),
+                "loss": self._loss(net),
+                "epochs": epochs,
+                "batch_size": self._rows_per_batch(training.n_samples),
+                "shuffle": _Shuffle(training.n_samples, random) if self.shuffle else False,
+                "seed": random.randint(2**31) if np.any(self.dropout) else 0,
+                "callbacks": watch,
+                "optimizer_state": self._optimizer.state,
                 **self._options(),
-            )
+            }
+            given = training.X, self._targets(training.y), training.sample_weight
+            history = yield from train(net, given, TrainingOptions(**asked), validation)
         except DivergenceError as error:
             if not watch.has_best:
                 raise ValueError(
@@ -308,7 +323,9 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
                     f"large values and need to be preprocessed. Training diverged: {error}"
                 ) from error
             self._warn(watch.divergence(error), ConvergenceWarning)
+            stopped = error.history.stopped
         else:
+            stopped = history.stopped
             self._optimizer.state = on_host(history.optimizer_state, net)
             if history.stopped == "interrupted":
                 self._warn("Training interrupted by user.")
@@ -321,6 +338,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
                 "optimization hasn't converged yet.",
                 ConvergenceWarning,
             )
+        return stopped
 
     def _checked_validation(self, passed: Passed) -> tuple[Any, Any] | None:
         """Return the caller's validation data in the form that ``train`` takes."""
@@ -407,20 +425,13 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         self._refuse_for_lbfgs(passed)
         net = self._network(place)
         device = get_device(net.device)
-        objective = net.objective(self._loss(net))
+        objective = net.objective(self._loss(net), l2=self.alpha, penalty_per_sample=True)
         data = net.preparation.examples(
             dense(examples.X), self._targets(examples.y), objective.loss, examples.sample_weight
-        ).arrays
-
-        def evaluate(x: _Array) -> tuple[float, _Array]:
-            parameters = unpacked(objective.structure, device.place(x.astype(net.dtype)))
-            value, gradient = value_and_gradient(
-                device.xp, objective, float(self.alpha), *parameters, *data
-            )
-            return float(value), device.to_numpy(gradient).astype(np.float64)
-
+        )
+        evaluate = evaluation(objective, device, net.parameters, data, self.engine)
         tasks = Tasks(self, net, passed.X, passed.y, passed.sample_weight, 0)
-        start = device.to_numpy(packed(device.xp, net.weights, net.biases)).astype(np.float64)
+        start = evaluate.vector(net.parameters)
         options = {"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol}
         with device.activate():
             result = scipy.optimize.minimize(
@@ -440,7 +451,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         # As there, the coefficients keep the digits of SciPy's vector, which is float64, though the
         # objective is computed in the dtype of X. A GPU, slow in float64, goes on in that of X.
         found = result.x if device.kind == "cpu" else result.x.astype(net.dtype)
-        self.coefs_, self.intercepts_ = unpacked(objective.structure, found)
+        self.coefs_, self.intercepts_ = evaluate.unpacked(found)
         tasks.end()
 
 

@@ -85,7 +85,8 @@ class MLPClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         for data in the host's memory. With ``solver="lbfgs"`` and float32 data the coefficients are
         float64 on the CPU, as scikit-learn's are, and float32 on a GPU.
     engine, precision : str
-        As for ``nb.train``.
+        As for ``nb.train``. With ``solver="lbfgs"`` the reference engine sums in scikit-learn's
+        order, so that rounding, which many iterations amplify, is the same as there.
 
     Attributes
     ----------

@@ -6,19 +6,25 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from nnbackend.device import get_device
 from nnbackend.errors import InputError
 from nnbackend.estimators.callbacks import Tasks, fitted_attributes
 from nnbackend.estimators.formulas import EpochRate
+from nnbackend.estimators.scores import ValidationScore
 from nnbackend.floating_point import callers_errors, own_errors
 from nnbackend.model.network import Network
 from nnbackend.training.errors import DivergenceError
-from nnbackend.training.history import TrainingState
+from nnbackend.training.history import Follower, TrainingState
 
 __all__ = ["Watch"]
 
 
-class Watch:
-    """Record curves, look for a better score, and set the rate, after every epoch."""
+class Watch(Follower):
+    """Record curves, look for a better score, and set the rate.
+
+    That needs the end of every epoch only if something happens there: a score, a callback, a line
+    of text or a new rate. If not, several epochs run in a call: as many as cannot be too many.
+    """
 
     def __init__(
         self,
@@ -26,49 +32,62 @@ class Watch:
         net: Network,
         rate: EpochRate,
         n_samples: int,
-        score: Callable[[], float] | None,
-        tasks: Tasks,
+        score: ValidationScore | None,
+        tasks: Tasks | None,
         no_improvement_count: int,
     ) -> None:
         self._model, self._net, self._rate, self._n_samples = model, net, rate, n_samples
         self._score, self._tasks = score, tasks
         self.no_improvement_count = no_improvement_count
-        self._hooks = _callbacks(model.callbacks)
+        self._hooks, self._n_seen = _callbacks(model.callbacks), 0
         self._best_epoch: int | None = None
-        self._best = net.copy() if self.has_best else None
+        self._best = self._parameters() if self.has_best else None
         self.is_converged = False
-        tasks.begin_epoch()
+        self._is_invscaling = model.solver == "sgd" and model.learning_rate == "invscaling"
+        self.reads_network = score is not None or tasks is not None or bool(self._hooks)
+        if tasks is not None:
+            tasks.begin_epoch()
 
     @property
     def has_best(self) -> bool:
         """Whether early stopping has a score, of an epoch or an earlier fit, and so a best one."""
         return self._score is not None and math.isfinite(self._model.best_validation_score_)
 
+    def horizon(self) -> int:
+        """Return how many epochs can run before anything may happen."""
+        if self.reads_network or self._model.verbose or self._is_invscaling:
+            return 1
+        patience = self._model.n_iter_no_change - self.no_improvement_count
+        return int(max(0, min(patience, self._model.max_iter))) + 1
+
     @own_errors
     def __call__(self, state: TrainingState) -> None:
-        """Take an epoch's loss down, look for improvement, and call the callbacks."""
-        model = self._model
-        model.n_iter_ += 1
-        model.t_ += self._n_samples
-        model.loss_ = state.history.loss[-1]
-        model.loss_curve_.append(model.loss_)
-        if state.history.validation_loss:
-            model.validation_loss_curve_.append(state.history.validation_loss[-1])
-        if model.verbose:
-            print(f"Iteration {model.n_iter_}, loss = {model.loss_:.8f}")
-        self._look_for_improvement(state)
-        if model.solver == "sgd" and model.learning_rate == "invscaling":
+        """Take the losses of epochs down, look for improvement, and call the callbacks."""
+        model, history = self._model, state.history
+        for loss in history.loss[self._n_seen :]:
+            model.n_iter_ += 1
+            model.t_ += self._n_samples
+            model.loss_ = loss
+            model.loss_curve_.append(loss)
+            if model.verbose:
+                print(f"Iteration {model.n_iter_}, loss = {loss:.8f}")
+            self._look_for_improvement(state)
+        if history.validation_loss:
+            model.validation_loss_curve_ += history.validation_loss[self._n_seen :]
+        self._n_seen = history.n_epochs
+        if self._is_invscaling:
             self._rate.value = float(model.learning_rate_init) / (model.t_ + 1) ** model.power_t
         if self.no_improvement_count > model.n_iter_no_change:
             self._stop_or_slow_down(state)
         for hook in self._hooks:
             with callers_errors():
                 hook(state)
-        if self._tasks.end_epoch():
-            self.is_converged = True
-            state.stop()
-        if not state.stop_requested and state.epoch < state.epochs:
-            self._tasks.begin_epoch()
+        if self._tasks is not None:
+            if self._tasks.end_epoch():
+                self.is_converged = True
+                state.stop()
+            if not state.stop_requested and state.epoch < state.epochs:
+                self._tasks.begin_epoch()
 
     def _look_for_improvement(self, state: TrainingState) -> None:
         """Count the epochs without improvement; keep the coefficients of the best score."""
@@ -88,7 +107,7 @@ class Watch:
                 raise DivergenceError(what, state.history, what)
             if score > model.best_validation_score_:
                 model.best_validation_score_ = score
-                self._best, self._best_epoch = self._net.copy(), state.epoch
+                self._best, self._best_epoch = self._parameters(), state.epoch
         self.no_improvement_count = 0 if is_improved else self.no_improvement_count + 1
 
     def _show(self) -> None:
@@ -98,9 +117,14 @@ class Watch:
     def end(self) -> None:
         """Leave the model its coefficients, the best where there are such; tell callbacks."""
         if self._best is not None:
-            self._net.take_parameters(self._best.parameters)
+            self._net.take_parameters(self._best)
         self._show()
-        self._tasks.end()
+        if self._tasks is not None:
+            self._tasks.end()
+
+    def _parameters(self) -> Any:
+        """Return a copy of the network's parameters."""
+        return get_device(self._net.device).xp.asarray(self._net.parameters, copy=True)
 
     def divergence(self, error: DivergenceError) -> str:
         """Return a warning that training broke off: which epoch's coefficients the model has."""

@@ -24,6 +24,7 @@ __all__ = [
     "check_early_stopping",
     "examples_of",
     "placed_optimizer_state",
+    "resident",
     "validation_of",
 ]
 
@@ -74,8 +75,15 @@ def examples_of(
     data = memory.prepare(features, y, loss, sample_weight)
     memory.learn_feature_names(features.feature_names)
     net.learn_feature_names(features.feature_names)
-    size = min(batch_size or data.n_samples, data.n_samples)
-    return Resident(data, size, shuffle), data, size
+    examples = resident(data, options)
+    return examples, data, examples.batch_size
+
+
+def resident(data: Data, options: TrainingOptions, rows: Any = None) -> Resident:
+    """Return examples in the device's memory, all or some of the rows of ``data``."""
+    n_samples = data.n_samples if rows is None else len(rows)
+    size = min(options.batch_size or n_samples, n_samples)
+    return Resident(data, size, options.shuffle, rows)
 
 
 def placed_optimizer_state(

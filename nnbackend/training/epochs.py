@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from nnbackend.core.schedules import Clock, Constant, as_schedule
-from nnbackend.data.examples import Examples, Part, Resident
-from nnbackend.engines import Engine, Problem
+from nnbackend.data.examples import Data, Examples, Part, Resident
+from nnbackend.engines import Engine, Problem, Steps
 
 if TYPE_CHECKING:
     from nnbackend.parallel import Team
@@ -70,6 +70,8 @@ class EpochRunner:
         The state that the generator of the orders had when the current epoch began.
     keeper : Keeper or None
         The writer of checkpoints; calls to the engine end where one is due.
+    idle : float
+        The seconds for which tasks have waited for those of other trainings.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class EpochRunner:
         self.steps = len(examples)
         self.position, self.order_state = 0, shuffle.bit_generator.state
         self.keeper: Keeper | None = None
+        self.idle = 0.0
         self._seconds_per_epoch = math.inf
         self._steps_per_call = self._epochs_per_call = 1
 
@@ -114,18 +117,18 @@ class EpochRunner:
         self,
         epoch: int,
         *,
-        is_watched: bool,
+        most: int,
         pause: Callable[[], None],
         while_waiting: Callable[[], None],
-    ) -> Epochs:
-        """Run the epoch after ``epoch`` finished ones, and further ones if none is watched.
+    ) -> Generator[Steps, tuple[float, Any], Epochs]:
+        """Run the epoch after ``epoch`` finished ones, and further ones in the same call.
 
         Parameters
         ----------
         epoch : int
             The number of finished epochs.
-        is_watched : bool
-            Whether the caller does something after each epoch.
+        most : int
+            The number of epochs after which the caller wants to look at them.
         pause : callable
             Called between two parts of an epoch; it may raise to end the epoch there.
         while_waiting : callable
@@ -134,9 +137,9 @@ class EpochRunner:
         resident = self._whole(epoch)
         if resident is None:
             rates = [self._rates(epoch)]
-            losses, is_finite = self._run_parts(epoch, rates[0], pause, while_waiting)
+            losses, is_finite = yield from self._run_parts(epoch, rates[0], pause, while_waiting)
         else:
-            count = 1 if is_watched or self.watches_losses else self._epochs_at_once(epoch)
+            count = 1 if self.watches_losses else min(most, self._epochs_at_once(epoch))
             # A constant rate is the same list, since an epoch may take only a microsecond.
             is_constant = isinstance(self._schedule, Constant)
             rates = (
@@ -145,7 +148,7 @@ class EpochRunner:
                 else [self._rates(number) for number in range(epoch, epoch + count)]
             )
             orders = resident.orders(self._shuffle, count)
-            losses, is_finite = self._engine.run(resident.data, orders, rates)
+            losses, is_finite = yield from self._steps(resident.data, orders, rates)
         return Epochs(losses, is_finite, [epoch_rates[-1] for epoch_rates in rates])
 
     def begin_next(self, seconds_per_epoch: float) -> None:
@@ -175,19 +178,28 @@ class EpochRunner:
         rates: list[float],
         pause: Callable[[], None],
         while_waiting: Callable[[], None],
-    ) -> tuple[Any, Any]:
+    ) -> Generator[Steps, tuple[float, Any], tuple[Any, Any]]:
         """Run the rest of an epoch, pausing between its parts."""
         parts = self._examples.parts(self._shuffle, self.position, while_waiting)
         with closing(parts):
             for part in parts:
-                self._run_part(epoch, part, rates, pause)
+                yield from self._run_part(epoch, part, rates, pause)
         self.position = 0
         # End the epoch by a call without steps: only now is it known that all parts have come.
-        return self._engine.run(part.data, [np.arange(0)], [[]])
+        return (yield from self._steps(part.data, [np.arange(0)], [[]]))
+
+    def _steps(
+        self, data: Data, orders: Any, rates: Any, *, ends: bool = True
+    ) -> Generator[Steps, tuple[float, Any], tuple[Any, Any]]:
+        """Let the engine run steps."""
+        idle, result = yield Steps(self._engine, data, orders, rates, ends)
+        self.idle += idle
+        losses, is_finite = result
+        return losses, is_finite
 
     def _run_part(
         self, epoch: int, part: Part, rates: list[float], pause: Callable[[], None]
-    ) -> None:
+    ) -> Generator[Steps, tuple[float, Any], None]:
         """Run the steps of a part, in calls of limited length."""
         done = 0
         while done < part.n_steps:
@@ -195,11 +207,11 @@ class EpochRunner:
             stop = self.position + n
             piece = part.steps(done, done + n, self._batch_size)
             piece, taken = piece.with_weight(rates[self.position : stop], self._batch_size)
-            start = perf_counter()
+            start = perf_counter() - self.idle
             if piece.n_steps:
                 orders = None if piece.order is None else [piece.order]
-                self._engine.run(piece.data, orders, [taken], ends=False)
-            self._pace(n, perf_counter() - start)
+                yield from self._steps(piece.data, orders, [taken], ends=False)
+            self._pace(n, perf_counter() - self.idle - start)
             done += n
             self.position = stop
             if stop < self.steps:

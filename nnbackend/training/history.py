@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,7 +15,7 @@ from nnbackend.errors import InputError
 if TYPE_CHECKING:
     from nnbackend.model.network import Network
 
-__all__ = ["LISTS", "Callback", "EarlyStopping", "History", "TrainingState"]
+__all__ = ["LISTS", "Callback", "EarlyStopping", "Follower", "History", "TrainingState"]
 
 # The lists of a history, with one entry per epoch.
 LISTS = ("loss", "validation_loss", "learning_rate", "epoch_seconds")
@@ -167,12 +168,15 @@ class TrainingState:
         The number of finished epochs.
     epochs : int
         The number of epochs in all.
+    number : int
+        In ``train_many``, the place of the network among all.
     """
 
     network: Network
     history: History
     epoch: int
     epochs: int
+    number: int = 0
     _stop: bool = field(default=False, repr=False)
 
     def stop(self) -> None:
@@ -186,3 +190,18 @@ class TrainingState:
 
 
 Callback: TypeAlias = Callable[[TrainingState], object]
+
+
+class Follower(ABC):
+    """A callback that says when it has to be called, so that epochs run without a pause."""
+
+    # Whether ``state.network`` is to have the parameters.
+    reads_network = True
+
+    @abstractmethod
+    def horizon(self) -> int:
+        """Return after how many epochs to call it."""
+
+    @abstractmethod
+    def __call__(self, state: TrainingState) -> object:
+        """Take down the epochs since the last call, and end the training or not."""

@@ -12,7 +12,7 @@ import numpy as np
 from nnbackend.core.optimizers import OptimizerState
 from nnbackend.data.examples import Data, Examples
 from nnbackend.device import get_device
-from nnbackend.engines import Engine, EngineState, Problem
+from nnbackend.engines import Engine, EngineState, Problem, Training
 from nnbackend.training.checkpoint import Checkpoint
 from nnbackend.training.epochs import EpochRunner, Epochs
 from nnbackend.training.errors import CheckpointError, DivergenceError
@@ -144,12 +144,12 @@ class Loop:
                 argument="epochs",
             )
 
-    def run(self) -> History:
+    def run(self) -> Training[History]:
         """Run the epochs, and give the network its final parameters, whatever ends them."""
         history, engine = self.history, self._engine
         self._last_good = self._snapshot_to_validate(self._last_good)
         try:
-            self._run_to_the_end()
+            yield from self._run_to_the_end()
         except KeyboardInterrupt:
             history.stopped = "interrupted"
             # The interrupt may have come between two entries of an epoch. Drop an incomplete epoch;
@@ -172,7 +172,7 @@ class Loop:
             history.optimizer_state = engine.optimizer_state
         return history
 
-    def _run_to_the_end(self) -> None:
+    def _run_to_the_end(self) -> Training[None]:
         """Run the remaining epochs, and write a checkpoint at the end or after a signal."""
         history = self.history
         # A training that early stopping or a callback has ended is not continued.
@@ -182,7 +182,7 @@ class Loop:
             history.stopped = "early stopping" if is_early else "completed"
         try:
             while not is_over and self._epoch < self.epochs:
-                self._run_epochs()
+                yield from self._run_epochs()
                 reason = self._stopping.decide(history)
                 if reason is not None:
                     history.stopped, is_over = reason, True
@@ -206,30 +206,34 @@ class Loop:
     def _steps_done(self) -> int:
         return self._runner.steps_done(self._epoch)
 
-    def _run_epochs(self) -> None:
+    def _run_epochs(self) -> Training[None]:
         """Run one epoch, or several if nothing happens between them, and record them."""
-        start = perf_counter()
-        is_watched = self._validation is not None or self._stopping.is_watching
+        runner = self._runner
+        start = perf_counter() - runner.idle
+        most = 1 if self._validation is not None else self._stopping.horizon(self.history)
         # Pass the methods at each call. If the runner stored them, the two objects would refer to
         # each other, and only the garbage collector would free the device's memory.
-        epochs = self._runner.run(
-            self._epoch,
-            is_watched=is_watched,
-            pause=self._pause,
-            while_waiting=self._end_if_asked,
+        epochs = yield from runner.run(
+            self._epoch, most=most, pause=self._pause, while_waiting=self._end_if_asked
         )
-        losses, validation_loss, is_finite = self._read(epochs)
-        seconds = (perf_counter() - start) / len(losses)
+        own_loss = None
+        if self._validation is not None:
+            idle, own_loss = yield self._validation.evaluation()
+            runner.idle += idle
+        losses, validation_loss, is_finite = self._read(epochs, own_loss)
+        seconds = (perf_counter() - runner.idle - start) / len(losses)
         good = losses if is_finite else losses[:-1]
         self._record(good, validation_loss, epochs.rates, seconds)
         if not is_finite:
             self._diverge(losses[-1], validation_loss, epochs.rates[len(good)])
-        self._runner.begin_next(seconds)
+        runner.begin_next(seconds)
         self._last_good = self._snapshot_to_validate(None)
 
-    def _read(self, epochs: Epochs) -> tuple[list[float], float | None, bool]:
-        """Read the losses of epochs, and whether all is finite, in one transfer."""
-        own: Any = None if self._validation is None else self._validation.own_loss()
+    def _read(self, epochs: Epochs, own: Any) -> tuple[list[float], float | None, bool]:
+        """Read the losses of epochs, and whether all is finite, in one transfer.
+
+        ``own`` is the loss on this process's part of the validation data.
+        """
         if self._device.kind == "cpu":
             values, is_finite = epochs.losses.tolist(), bool(epochs.is_finite)
         else:
@@ -312,6 +316,7 @@ class Loop:
         self._keeper.write(self.net, checkpoint, self._steps_done)
 
     def _diverge(self, loss: float, validation_loss: float | None, rate: float) -> NoReturn:
+        self._stopping.note_the_best(self.history)
         self._restore_good()
         self.history.stopped = "diverged"
         what = self._what_diverged(loss, validation_loss)

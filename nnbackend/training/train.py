@@ -8,18 +8,12 @@ from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
-
 from nnbackend.core.losses import Loss
 from nnbackend.core.optimizers import Optimizer, OptimizerState
-from nnbackend.data.batches import Feed
-from nnbackend.data.examples import Examples, Resident
 from nnbackend.data.placement import Memory
-from nnbackend.data.stream import Stream
-from nnbackend.device import Device, get_device
-from nnbackend.engines import Problem, Start, default_engine, get_engine
-from nnbackend.engines.choice import checked_engine
-from nnbackend.errors import InputError
+from nnbackend.device import get_device
+from nnbackend.engines import Training
+from nnbackend.engines.driving import alone
 from nnbackend.floating_point import own_errors
 from nnbackend.model.network import Network
 from nnbackend.parallel import Team, together
@@ -28,20 +22,25 @@ from nnbackend.training.arguments import (
     examples_of,
     validation_of,
 )
-from nnbackend.training.checkpoint import Checkpoint
 from nnbackend.training.history import Callback, EarlyStopping, History
 from nnbackend.training.identity import identity_of
 from nnbackend.training.loop import Loop
 from nnbackend.training.options import TrainingOptions
+from nnbackend.training.plan import (
+    Plan,
+    engine_name,
+    objective_of,
+    problem_of,
+    require_network,
+)
 from nnbackend.training.resuming import (
     checkpoint_folder,
     find_checkpoint,
     keep_and_share,
-    set_optimizer_state,
 )
 from nnbackend.training.signals import Interruption
 
-__all__ = ["train"]
+__all__ = ["train", "training"]
 
 
 @own_errors
@@ -234,7 +233,31 @@ def train(
         loop = _prepared(
             stack, net, (X, y, sample_weight), validation_data, options, interruption, team
         )
-        return loop.run()
+        return alone(loop.run())
+
+
+def training(
+    net: Network,
+    given: tuple[Any, Any, Any],
+    options: TrainingOptions,
+    validation_data: Any = None,
+) -> Training[History]:
+    """Return what ``train`` does, without checkpoints and other processes, as a ``Training``.
+
+    Parameters
+    ----------
+    net : Network
+        The network.
+    given : tuple (X, y, sample_weight)
+        As for ``train``.
+    options : TrainingOptions
+        Its options.
+    validation_data : tuple, optional
+        As for ``train``.
+    """
+    with ExitStack() as stack:
+        loop = _prepared(stack, net, given, validation_data, options, Interruption(), None)
+        return (yield from loop.run())
 
 
 def _prepared(
@@ -247,8 +270,7 @@ def _prepared(
     team: Team | None,
 ) -> Loop:
     """Return the loop that runs a training; the stack closes its resources."""
-    if not isinstance(net, Network):
-        raise InputError(f"expected a nnbackend.Network, got {type(net).__name__}", argument="net")
+    require_network(net)
     if team is not None:
         options.require_shared()
     folder = checkpoint_folder(options, team)
@@ -256,63 +278,22 @@ def _prepared(
         stack.callback(folder.close)
     stack.enter_context(net.being_trained())
     device = get_device(net.device)
-    objective = net.objective(
-        options.loss, options.l1, options.l2, penalty_per_sample=options.penalty_per_sample
-    )
+    objective = objective_of(net, options)
     memory = Memory(net.preparation, objective, options.optimizer, options.batch_size)
-    stack.enter_context(device.activate())
     stack.enter_context(memory.explained())
-    examples, form, size = examples_of(net, memory, objective.loss, given, options, team)
-    validation = validation_of(memory, objective.loss, validation_data)
-    check_early_stopping(options.early_stopping, validation)
-    problem = Problem(
-        objective, options.optimizer, size, options.clip_value, options.clip_norm,
-        options.precision, options.loss_by_rows,
-    )  # fmt: skip
-    found = find_checkpoint(folder, net, options, team)
-    name = _engine_name(examples, options, device, found)
-    make_engine = get_engine(name, options.precision, device)
-    shuffle, dropout = map(np.random.default_rng, np.random.SeedSequence(options.seed).spawn(2))
-    engine = make_engine(Start(problem, device, net.parameters, form, dropout, team))
-    set_optimizer_state(engine, options.optimizer_state, problem, device)
-    loop = Loop(net, engine, problem, examples, validation, options, shuffle, interruption, team)
+    # Leave the context before the first step: other trainings may run between two steps.
+    with device.activate():
+        examples, form, size = examples_of(net, memory, objective.loss, given, options, team)
+        validation = validation_of(memory, objective.loss, validation_data)
+        check_early_stopping(options.early_stopping, validation)
+        problem = problem_of(objective, options, size)
+        found = find_checkpoint(folder, net, options, team)
+        name = engine_name(examples, options, device, found)
+        plan = Plan(net, options, problem, examples, form, validation, name)
+        loop = plan.begin(interruption, team)
     if options.checkpoint is not None or team is not None:
         # Compute this while signals still act at once: it may read rows of a source for long.
         identity = identity_of(net, options, problem, examples, validation, name)
         stack.enter_context(interruption)
         keep_and_share(loop, folder, options.checkpoint_every, identity, found)
     return loop
-
-
-def _engine_name(
-    examples: Examples, options: TrainingOptions, device: Device, found: Checkpoint | None
-) -> str:
-    """Return the name of the engine to use."""
-    engine = options.engine
-    if found is not None and engine == "auto":
-        # Keep the engine, and with it the bits: another machine may mean another one by "auto".
-        engine = checked_engine("engine", found.engine_name)
-    if isinstance(examples, Feed):
-        if engine not in ("auto", "reference"):
-            raise InputError(
-                f"expected 'auto' or 'reference' with an iterable of batches, got "
-                f"{engine!r}; pass arrays X and y for it",
-                argument="engine",
-            )
-        return "reference"
-    if isinstance(examples, Resident) and examples.n_without_weight and engine == "cuda":
-        raise InputError(
-            "expected fewer weights of 0 than examples in a batch with "
-            f"engine='cuda', got {examples.n_without_weight} that are 0; leave those examples out, "
-            "or use engine='reference'",
-            argument="sample_weight",
-        )
-    if isinstance(examples, Stream) and engine == "cuda":
-        raise InputError(
-            "expected 'auto', 'native' or 'reference' with data that is read in blocks, got "
-            "'cuda', whose steps are planned for data on the GPU",
-            argument="engine",
-        )
-    if engine != "auto":
-        return engine
-    return default_engine(device)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nnbackend.data.examples import Data
-from nnbackend.engines import Engine
+from nnbackend.engines import Engine, Evaluation
 from nnbackend.parallel import Share
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ class Validation:
                 weight = own.sample_weight
                 self._weight = float(own.n_samples if weight is None else weight.sum())
 
-    def own_loss(self) -> Any:
-        """Return the loss on this process's part as a 0-d array on the device."""
-        return self._engine.data_loss(self._data)
+    def evaluation(self) -> Evaluation:
+        """Return the task to compute the loss on this process's part."""
+        return Evaluation(self._engine, self._data)
 
     def loss_of_all(self, own_loss: float) -> float:
         """Return the loss on all data, given the loss of this process's part; collective."""

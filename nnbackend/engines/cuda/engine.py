@@ -17,13 +17,15 @@ from nnbackend.engines.cuda.plan import Buffer, Launch
 from nnbackend.engines.cuda.planner import Planner
 from nnbackend.engines.cuda.runtime import CudaExecutor
 from nnbackend.engines.cuda.tiny import TinyPlanner
+from nnbackend.engines.driving import one_by_one
 from nnbackend.engines.reference import ReferenceEngine, data_loss
 from nnbackend.engines.tracing.formulas import UnrecordedError, coefficient_table, is_label_target
 from nnbackend.errors import InputError
 
 if TYPE_CHECKING:
     from nnbackend.data.examples import Data
-    from nnbackend.engines.base import Engine, Problem, Start
+    from nnbackend.device import Device
+    from nnbackend.engines.base import Done, Engine, Problem, Start, Task
 
 __all__ = ["CudaEngine", "cuda_engine"]
 
@@ -150,6 +152,20 @@ class CudaEngine:
                 self._write(f"state{i}", entry)
             program.start(executor, start.dropout)
             program.refresh(executor)
+
+    @staticmethod
+    def do_together(tasks: Sequence[Task]) -> list[Done | None]:
+        """Do tasks one by one; see ``Engine.do_together``."""
+        return one_by_one(tasks)
+
+    def current(self) -> Engine:
+        """Return this engine."""
+        return self
+
+    @property
+    def device(self) -> Device:
+        """The device of all arrays."""
+        return self._device
 
     @property
     def max_epochs_per_call(self) -> int:

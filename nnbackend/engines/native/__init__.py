@@ -2,6 +2,8 @@
 
 Begin with ``engine.py``, which trains. What lies where:
 
+- ``objective.py`` computes an objective and its gradient for another minimizer, ``forward.py``
+  predicts.
 - ``source/``: the C code, written once for float32 and float64 on vectors whose size follows the
   processor; ``step.h`` has the loop over epochs and steps.
 - ``formulas.py`` records a problem's formulas, ``program.py`` turns them into programs, which the

@@ -6,39 +6,40 @@ import ctypes
 import math
 import weakref
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from nnbackend.core.optimizers import OptimizerState
 from nnbackend.core.propagation import output_elements
 from nnbackend.core.types import Array
-from nnbackend.engines.base import EngineState
+from nnbackend.engines.base import Done, EngineState, Steps
+from nnbackend.engines.driving import one_by_one
 from nnbackend.engines.native import interface
 from nnbackend.engines.native.formulas import Formulas, record
 from nnbackend.engines.native.interface import (
     NO_CALLBACK,
     PLAIN,
-    REDUCTIONS,
     SECONDS_PER_CALL,
     WRONG_ROWS,
     Functions,
     Mode,
-    Task,
+    Question,
     address,
     address_of,
     aligned,
 )
 from nnbackend.engines.native.library import library
-from nnbackend.engines.native.threads import threads_worth
+from nnbackend.engines.native.table import program_table
+from nnbackend.engines.native.threads import threads_allowed, threads_worth
 from nnbackend.engines.tracing.formulas import coefficient_table, is_label_target
 from nnbackend.parallel import Share
 
 if TYPE_CHECKING:
     from nnbackend.core.types import Namespace
     from nnbackend.data.examples import Data
-    from nnbackend.engines.base import Problem, Start
-    from nnbackend.engines.native.program import Program
+    from nnbackend.device import Device
+    from nnbackend.engines.base import Engine, Problem, Start, Task
     from nnbackend.parallel import Team
 
 __all__ = ["NativeEngine"]
@@ -66,7 +67,7 @@ class NativeEngine:
 
     def __init__(self, start: Start) -> None:
         problem, parameters, data = start.problem, start.parameters, start.data
-        self._problem, self._team = problem, start.team
+        self._problem, self._team, self._device = problem, start.team, start.device
         self._random = interface.Random()
         self._random.dictionary = start.dropout.bit_generator.state
         self._xp, self._dtype = start.device.xp, np.dtype(str(parameters.dtype))
@@ -93,6 +94,7 @@ class NativeEngine:
         # When Python ends, a daemon thread may still be in the library.
         finalizer.atexit = False
         self._columns_of: list[tuple[Data, interface.Run, Any]] = []
+        self._unfinished: tuple[Task, _Call] | None = None
 
     def _allocate(self, problem: Problem, start: Start) -> None:
         n = problem.objective.structure.n_parameters
@@ -112,21 +114,7 @@ class NativeEngine:
         """Make the library's network; keep alive what it refers to."""
         structure, dtype = problem.objective.structure, self._dtype
         sizes, batch = structure.layer_sizes, problem.batch_size
-        programs: list[interface.ProgramSpec] = []
-        kept: list[Any] = []
-
-        def place(program: Program | None) -> int:
-            if program is None:
-                return -1
-            spec, arrays = interface.program_spec(program, self._functions, dtype)
-            programs.append(spec)
-            kept.append(arrays)
-            return len(programs) - 1
-
-        kinds = {
-            kind: (*map(place, pair), formulas.in_place[kind])
-            for kind, pair in formulas.hidden.items()
-        }
+        programs = program_table(formulas, self._functions, dtype)
         layers = (interface.LayerSpec * len(structure.weight_shapes))()
         for index, (n_in, n_out) in enumerate(structure.weight_shapes):
             layers[index].n_in, layers[index].n_out = n_in, n_out
@@ -134,14 +122,9 @@ class NativeEngine:
                 rate = structure.dropout[index]
                 kind = structure.hidden[index], rate > 0.0
                 layer = layers[index]
-                layer.activate, layer.pull_back, layer.in_place = kinds[kind]
+                layer.activate, layer.pull_back, layer.in_place = programs.hidden[kind]
                 layer.dropout = rate
-        clips = (interface.PassSpec * max(len(formulas.clips), 1))()
-        for index, (program, reduction) in enumerate(formulas.clips):
-            clips[index].program, clips[index].reduction = place(program), REDUCTIONS[reduction]
-        loss, penalize, update = map(place, (formulas.loss, formulas.penalize, formulas.update))
         is_narrow = max(sizes) <= interface.NARROW and batch >= _LEAST_BATCH_OF_NARROW
-        table = (interface.ProgramSpec * len(programs))(*programs)
         n = structure.n_parameters
         # An update that is not recorded may have any state.
         own_state = self._state if formulas.update is not None else []
@@ -156,13 +139,13 @@ class NativeEngine:
             labels=self._labels,
             features_major=is_narrow and not (self._needs_calls or structure.has_dropout),
             layers=ctypes.addressof(layers),
-            programs=ctypes.addressof(table),
-            n_programs=len(programs),
-            loss=loss,
-            penalize=penalize,
-            update=update,
+            programs=ctypes.addressof(programs.specs),
+            n_programs=len(programs.specs),
+            loss=programs.loss,
+            penalize=programs.penalize,
+            update=programs.update,
             n_clips=len(formulas.clips),
-            clips=ctypes.addressof(clips),
+            clips=ctypes.addressof(programs.clips),
             penalty_per_sample=problem.objective.penalty_per_sample,
             by_rows=problem.loss_by_rows,
             n_state=len(own_state),
@@ -173,7 +156,7 @@ class NativeEngine:
             state=ctypes.addressof(state),
             random=ctypes.addressof(self._random),
         )
-        self._kept = kept, layers, table, clips, state
+        self._kept = programs, layers, state
         # Only one thread may call Python, or fill a tile.
         is_alone = formulas.unrecorded or spec.features_major
         self._n_threads = 1 if is_alone else threads_worth(structure, batch)
@@ -193,9 +176,7 @@ class NativeEngine:
         run = interface.Run(
             X=address(X, dtype, (n, self._sizes[0])),
             n_rows=n,
-            n_threads=self._n_threads,
             call=self._callback,
-            seconds=SECONDS_PER_CALL,
         )
         if self._labels:
             run.label = address(y, np.int64, (n,))
@@ -208,6 +189,11 @@ class NativeEngine:
         # The training data, and the data of validation.
         self._columns_of = [*self._columns_of[-1:], (data, run, (X, y, weight))]
         return run
+
+    @property
+    def device(self) -> Device:
+        """The device of all arrays."""
+        return self._device
 
     @property
     def parameters(self) -> Array:
@@ -241,6 +227,10 @@ class NativeEngine:
         if state.dropout is not None:
             self._random.dictionary = state.dropout
 
+    def current(self) -> Engine:
+        """Return this engine."""
+        return self
+
     def run(
         self,
         data: Data,
@@ -250,18 +240,27 @@ class NativeEngine:
         ends: bool = True,
     ) -> tuple[Array, Array]:
         """Run whole epochs, or a part of one; see ``Engine.run``."""
-        losses = np.empty(len(rates))
+        if self._team is None or not rates[0]:
+            return self._finish(self._begin_steps(data, orders, rates, ends=ends))
+        return self._run_shares(data, orders, rates, ends=ends)
+
+    def _begin_steps(
+        self, data: Data, orders: Any, rates: Sequence[Sequence[float]], *, ends: bool
+    ) -> _Call:
+        rows, table = self._rows_and_coefficients(data, orders, rates)
+        return self._begin(Mode.TRAIN, data, rows, np.empty(len(rates)), table, ends=ends)
+
+    def _rows_and_coefficients(
+        self, data: Data, orders: Any, rates: Sequence[Sequence[float]]
+    ) -> tuple[_Array | None, _Array]:
+        """Return the orders as one array, and the optimizer's coefficients for all steps."""
         table = coefficient_table(self._problem.optimizer, rates, self._step, self._dtype)
         rows = None
         if orders is not None:
             rows = np.asarray(orders[0] if len(orders) == 1 else orders, np.int64, order="C")
             rows = rows.reshape(len(rates), -1)
         self._check_rates(data.n_samples if rows is None else rows.shape[1], rates)
-        if self._team is None or not rates[0]:
-            done, is_finite = self._run(Mode.TRAIN, data, rows, losses, table, ends=ends)
-        else:
-            done, is_finite = self._run_shares(data, rows, losses, table, ends=ends)
-        return losses[: done if ends else 0], np.asarray(is_finite)
+        return rows, table
 
     def _check_rates(self, n_samples: int, rates: Sequence[Sequence[float]]) -> None:
         """Require a rate for each step: the library reads so many."""
@@ -271,23 +270,25 @@ class NativeEngine:
             raise ValueError(f"expected {n_steps} rates for each epoch, got {found}")
 
     def _run_shares(
-        self, data: Data, rows: _Array | None, losses: _Array, coefficients: _Array, *, ends: bool
-    ) -> tuple[int, bool]:
+        self, data: Data, orders: Any, rates: Sequence[Sequence[float]], *, ends: bool
+    ) -> tuple[Array, Array]:
         """Run this process's part of each step; processes of a team stop together, after a step."""
         assert self._team is not None  # noqa: S101
+        rows, coefficients = self._rows_and_coefficients(data, orders, rates)
         every = np.arange(data.n_samples) if rows is None else rows[0]
         size = len(every) if len(coefficients) == 1 else self._problem.batch_size
-        done, is_finite = 0, True
+        losses, result = np.empty(1), (np.empty(0), np.asarray(True))
         for number, row in enumerate(coefficients, 1):
             batch = every[(number - 1) * size : number * size]
             self._calls.share = part = Share.of(self._team, len(batch))
             is_end = ends and number == len(coefficients)
-            done, is_finite = self._run(
-                Mode.TRAIN, data, batch[None, part.rows], losses, row[None], ends=is_end
+            own = batch[None, part.rows]
+            result = self._finish(
+                self._begin(Mode.TRAIN, data, own, losses, row[None], ends=is_end)
             )
-        return done, is_finite
+        return result
 
-    def _run(
+    def _begin(
         self,
         mode: int,
         data: Data,
@@ -296,30 +297,111 @@ class NativeEngine:
         coefficients: _Array,
         *,
         ends: bool = True,
-    ) -> tuple[int, bool]:
-        """Run the library until it is done; return finished epochs, and whether all is finite."""
+    ) -> _Call:
+        """Return a call of the library that has taken no step yet."""
         run, n_epochs = self._columns(data), len(losses)
         n_samples = data.n_samples if rows is None else rows.shape[1]
         run.mode, run.n_samples, run.n_epochs, run.ends = mode, n_samples, n_epochs, ends
         run.order = None if rows is None else address(rows, np.int64, (n_epochs, n_samples))
         run.losses, run.coefficients = address_of(losses), address_of(coefficients)
         run.totals = self._totals_address if mode == Mode.TRAIN else self._no_totals_address
+        run.n_threads, run.seconds, run.spent = self._n_threads, SECONDS_PER_CALL, 0.0
         run.epoch = run.start = run.step = run.is_over = run.has_failed = 0
-        calls, before, call = self._calls, self._step, self._functions.run
+        calls = self._calls
         calls.coefficients, share = coefficients, calls.share if mode == Mode.TRAIN else None
         run.reduces = share is not None
         if share is not None:
             run.batch_rows, run.first_row = share.n, share.rows.start
+        return _Call(run, losses, ends, self._step, (rows, coefficients))
+
+    def _finish(self, call: _Call) -> tuple[Array, Array]:
+        """Run the library until a call is over; return its result."""
+        run, function = call.run, self._functions.run
         # A signal's handler may raise between two calls.
         while not (run.is_over or run.has_failed):
             try:
-                call(self._network, run)
+                function(self._network, run)
             finally:
-                if mode == Mode.TRAIN:
-                    self._step = before + run.step
+                self._count_steps(call)
+        return self._result(call)
+
+    def _count_steps(self, call: _Call) -> None:
+        if call.run.mode == Mode.TRAIN:
+            self._step = call.steps_before + call.run.step
+
+    def _result(self, call: _Call) -> tuple[Array, Array]:
+        """Return the losses of a call that is over, and whether all is finite."""
+        run = call.run
         if run.has_failed:
             self._raise(run.has_failed)
-        return run.epoch, bool(run.is_finite)
+        return call.losses[: run.epoch if call.ends else 0], np.asarray(bool(run.is_finite))
+
+    @staticmethod
+    def do_together(tasks: Sequence[Task]) -> list[Done | None]:
+        """Do tasks side by side, each in one thread; see ``Engine.do_together``."""
+        n_threads, outcomes = threads_allowed(), dict[int, Done | None]()
+        begun: list[NativeEngine] = []
+        for place, task in enumerate(tasks):
+            engine: Any = task.engine
+            outcomes[place] = None
+            # Threads that a large network keeps busy are better left to it, if there are so many.
+            if engine.is_alone_with(task) or len(tasks) < min(n_threads, engine.n_threads):
+                (outcomes[place],) = one_by_one([task])
+                continue
+            try:
+                engine.go_on_with(task)
+                begun.append(engine)
+            except Exception as error:  # noqa: BLE001 - it ends the task's training, no other
+                outcomes[place] = Done(None, error, 0.0)
+        _run_some(begun, n_threads)
+        for place, done in outcomes.items():
+            if done is None:
+                engine = tasks[place].engine
+                outcomes[place] = engine.outcome()
+        return list(outcomes.values())
+
+    @property
+    def n_threads(self) -> int:
+        """The number of threads that run a step of this network alone."""
+        return self._n_threads
+
+    def is_alone_with(self, task: Task) -> bool:
+        """Whether a task needs Python, in which only one thread at a time can be."""
+        return self._needs_calls or self._labels != is_label_target(
+            self._problem.objective, task.data.y.ndim
+        )
+
+    def go_on_with(self, task: Task) -> None:
+        """Begin a task, unless that has been done before."""
+        if self._unfinished is not None and self._unfinished[0] is task:
+            return
+        if isinstance(task, Steps):
+            call = self._begin_steps(task.data, task.orders, task.rates, ends=task.ends)
+        else:
+            call = self._begin_loss(task.data)
+        call.run.n_threads = 1
+        self._unfinished = task, call
+
+    def outcome(self) -> Done | None:
+        """Return the outcome of the unfinished task; None if it goes on."""
+        assert self._unfinished is not None  # noqa: S101
+        task, call = self._unfinished
+        self._count_steps(call)
+        if not (call.run.is_over or call.run.has_failed):
+            return None
+        self._unfinished = None
+        try:
+            losses, is_finite = self._result(call)
+        except Exception as error:  # noqa: BLE001 - it ends the task's training, no other
+            return Done(None, error, call.run.spent)
+        value = (losses, is_finite) if isinstance(task, Steps) else losses[0, ...]
+        return Done(value, None, call.run.spent)
+
+    @property
+    def handle(self) -> tuple[Functions, int, interface.Run]:
+        """The library's functions, network and run of the unfinished task."""
+        assert self._unfinished is not None  # noqa: S101
+        return self._functions, self._network, self._unfinished[1].run
 
     def _raise(self, reason: int) -> NoReturn:
         """Raise what an answer to the library raised, or what the library refused."""
@@ -360,10 +442,63 @@ class NativeEngine:
                 return objective.data_loss(
                     self._xp, self._parameters, data.X, data.y, data.sample_weight
                 )
-        losses = np.empty(1)
+        return self._finish(self._begin_loss(data))[0][0, ...]
+
+    def _begin_loss(self, data: Data) -> _Call:
         self._no_totals[:] = 0.0
-        self._run(Mode.LOSS, data, None, losses, np.empty((0, 0), self._dtype))
-        return losses[0, ...]
+        nothing = np.empty((0, 0), self._dtype)
+        return self._begin(Mode.LOSS, data, None, np.empty(1), nothing)
+
+    def value_and_gradient(self, data: Data) -> tuple[float, Array]:
+        """Return the objective of the current parameters on ``data``, and its gradient.
+
+        They are without dropout and clipping. The gradient is memory of the engine: the next call
+        changes it. All rows, of which there are no more than in a batch, count as one batch.
+        """
+        if not 0 < data.n_samples <= self._problem.batch_size:
+            raise ValueError(f"expected 1 to {self._problem.batch_size} rows, got {data.n_samples}")
+        value = np.empty(1)
+        no_rates = np.empty((0, 0), self._dtype)
+        self._finish(self._begin(Mode.GRADIENT, data, None, value, no_rates, ends=False))
+        return float(value[0]), self._gradient
+
+
+class _Call(NamedTuple):
+    """A call of the library.
+
+    Attributes
+    ----------
+    run : Run
+        Where it is.
+    losses : array (n_epochs,)
+        The losses of its epochs.
+    ends : bool
+        Whether these end within the call.
+    steps_before : int
+        The steps that were taken before it.
+    arrays : tuple
+        What the library reads; it has to live as long.
+    """
+
+    run: interface.Run
+    losses: _Array
+    ends: bool
+    steps_before: int
+    arrays: tuple[Any, ...]
+
+
+def _run_some(engines: Sequence[NativeEngine], n_threads: int) -> None:
+    """Go on with the unfinished tasks of engines for a moment, in several threads."""
+    by_dtype: dict[int, list[tuple[Functions, int, interface.Run]]] = {}
+    for engine in engines:
+        handle = engine.handle
+        by_dtype.setdefault(id(handle[0]), []).append(handle)
+    for handles in by_dtype.values():
+        n = len(handles)
+        own, networks, runs = zip(*handles, strict=True)
+        nets = (ctypes.c_void_p * n)(*networks)
+        pointers = (ctypes.c_void_p * n)(*map(ctypes.addressof, runs))
+        own[0].run_many(nets, pointers, n, n_threads, SECONDS_PER_CALL)
 
 
 class _Calls:
@@ -402,11 +537,11 @@ class _Calls:
         """Do what the library asks for."""
         what, layer, rows = request.what, request.layer, request.rows
         structure, xp = self._problem.objective.structure, self._xp
-        if what == Task.REDUCE:
+        if what == Question.REDUCE:
             self._reduce(request.arrays)
-        elif what == Task.UPDATE:
+        elif what == Question.UPDATE:
             self._update(layer)
-        elif what == Task.OUTPUT_LOSS:
+        elif what == Question.OUTPUT_LOSS:
             self._loss(request.arrays, rows, labels=labels)
         else:
             shape = rows, structure.layer_sizes[layer + 1]
@@ -414,12 +549,12 @@ class _Calls:
                 self._view(request.arrays[k], shape, self._dtype) for k in range(4)
             )
             activation, drops = structure.hidden[layer], structure.dropout[layer] > 0.0
-            if what == Task.ACTIVATE:
+            if what == Question.ACTIVATE:
                 Z, A, H, M = first, second, third, fourth
                 A[:] = activation.function(xp, Z.copy())
                 if drops:
                     np.multiply(A, M, out=H)
-            elif what == Task.PULL_BACK:
+            elif what == Question.PULL_BACK:
                 D, Z, A, M = first, second, third, fourth
                 if drops:
                     D *= M

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,7 +46,8 @@ class Pass(NamedTuple):
     reduction: str
 
 
-class Formulas(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Formulas:
     """The programs of a problem; None stands for a formula that cannot be recorded.
 
     Attributes

@@ -25,11 +25,11 @@ __all__ = [
     "Mode",
     "PassSpec",
     "ProgramSpec",
+    "Question",
     "Random",
     "Request",
     "Run",
     "Spec",
-    "Task",
     "address",
     "address_of",
     "aligned",
@@ -63,9 +63,10 @@ class Mode(IntEnum):
     TRAIN = 0
     LOSS = 1
     LOGITS = 2
+    GRADIENT = 3
 
 
-class Task(IntEnum):
+class Question(IntEnum):
     """What the library asks Python for, as step.h says."""
 
     REDUCE = 0
@@ -100,7 +101,7 @@ class ProgramSpec(ctypes.Structure):
 
     _fields_ = _structure(
         ("code", _POINTER),
-        ("n_instructions n_arrays n_registers", _SIZE),
+        ("n_instructions n_arrays n_registers n_numbers", _SIZE),
         ("numbers kernel", _POINTER),
     )
 
@@ -167,7 +168,7 @@ class Run(ctypes.Structure):
         ("coefficients losses totals parameters logits", _POINTER),
         ("n_threads batch_rows first_row reduces", _SIZE),
         ("call", CALLBACK),
-        ("seconds", _REAL),
+        ("seconds spent", _REAL),
         ("epoch start step is_over has_failed is_finite", _SIZE),
     )
 
@@ -179,7 +180,7 @@ class Functions:
     ----------
     lanes : int
         The elements of a vector.
-    new, free, run : callables
+    new, free, run, run_many : callables
         As in network.h and step.h.
     kernel : callable
         Returns the address of the compiled form of a program, or None.
@@ -195,6 +196,7 @@ class Functions:
         self.new = function("new", _POINTER, ctypes.POINTER(Spec), _SIZE)
         self.free = function("free", None, _POINTER)
         self.run = function("run", None, _POINTER, ctypes.POINTER(Run))
+        self.run_many = function("run_many", None, _POINTER, _POINTER, _SIZE, _SIZE, _REAL)
         self.kernel = function("kernel", _POINTER, ctypes.c_uint64)
 
 
@@ -243,6 +245,7 @@ def program_spec(program: Program, own: Functions, dtype: Any) -> tuple[ProgramS
         len(program.code),
         len(program.arrays),
         program.n_registers,
+        max(len(values), 1),
         address(numbers, dtype, numbers.shape),
         own.kernel(program.key),
     )

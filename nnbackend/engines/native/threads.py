@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nnbackend.core.structure import Structure
 
-__all__ = ["threads_worth"]
+__all__ = ["threads_allowed", "threads_worth"]
 
 # A thread is worth starting for so many operations of a step, and so many rows of a batch.
 _FLOPS_PER_THREAD = 8e6
@@ -28,10 +28,11 @@ def threads_worth(structure: Structure, batch_size: int) -> int:
     """
     flops = sum(6 * batch_size * n_in * n_out for n_in, n_out in structure.weight_shapes)
     worth = min(flops // _FLOPS_PER_THREAD, batch_size // _ROWS_PER_THREAD)
-    return 1 if worth < 2 else min(int(worth), _limit())
+    return 1 if worth < 2 else min(int(worth), threads_allowed())
 
 
-def _limit() -> int:
+def threads_allowed() -> int:
+    """Return how many threads may run at once, as ``threads_worth`` says."""
     blas: list[int] = [library.get_num_threads() for library in _blas_libraries()]
     return max(1, min([_processors(), *(count for count in blas if count)]))
 

@@ -3,6 +3,7 @@
 #define NNBACKEND_NETWORK_H
 
 #include <stdlib.h>
+#include <string.h>
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -156,6 +157,20 @@ EXPORT void NAME(nnbackend_free)(Network *net) {
     free(net);
 }
 
+/* Copy the programs, which other networks share, with their numbers, which steps set. */
+static void reserve_programs(Network *net, const Spec *spec) {
+    const intptr_t n = most(spec->n_programs, 1);
+    Program *programs = reserve(net, n * (intptr_t)sizeof *programs);
+    for (intptr_t k = 0; k < spec->n_programs && !net->has_failed; k++) {
+        const intptr_t size = spec->programs[k].n_numbers * LANES;
+        programs[k] = spec->programs[k];
+        programs[k].numbers = reals(net, size);
+        if (!net->has_failed)
+            memcpy(programs[k].numbers, spec->programs[k].numbers, (size_t)size * sizeof(REAL));
+    }
+    net->spec.programs = programs;
+}
+
 static const Program *program_of(const Network *net, intptr_t index) {
     return index < 0 ? NULL : net->spec.programs + index;
 }
@@ -267,8 +282,9 @@ EXPORT Network *NAME(nnbackend_new)(const Spec *spec, intptr_t n_threads) {
     net->spec = *spec;
     net->n_threads = n_threads;
     net->layers = calloc((size_t)spec->n_layers, sizeof *net->layers);
-    if (!net->layers) {
-        free(net);
+    reserve_programs(net, spec);
+    if (!net->layers || net->has_failed) {
+        NAME(nnbackend_free)(net);
         return NULL;
     }
     const intptr_t batch = round_up(spec->batch, 16);

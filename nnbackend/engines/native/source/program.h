@@ -64,7 +64,7 @@ typedef void (*Kernel)(REAL *const *arrays, const REAL *numbers, intptr_t units,
 
 typedef struct {
     const Instruction *code;
-    intptr_t n_instructions, n_arrays, n_registers;
+    intptr_t n_instructions, n_arrays, n_registers, n_numbers;
     REAL *numbers; /* LANES copies of each */
     Kernel kernel; /* the same, compiled; or NULL */
 } Program;

@@ -1,4 +1,4 @@
-/* Training steps: gather, forward, loss, backward, gradient, update. */
+/* Steps: gather, forward, loss, backward, gradient, update; or a part of that. */
 #ifndef NNBACKEND_STEP_H
 #define NNBACKEND_STEP_H
 
@@ -7,7 +7,9 @@
 #include "network.h"
 #include "threads.h"
 
-enum { TRAIN, LOSS, LOGITS };
+/* What a run does. GRADIENT leaves the objective without dropout in losses, and its gradient in the
+ * network's; all rows are one batch, and nothing is updated. */
+enum { TRAIN, LOSS, LOGITS, GRADIENT };
 
 /* What Python is asked for. */
 enum { REDUCE, ACTIVATE, PULL_BACK, OUTPUT_LOSS, UPDATE };
@@ -37,6 +39,7 @@ typedef struct {
     intptr_t reduces;
     Callback call;
     double seconds; /* to go on after about so long, so that Python sees signals */
+    double spent;   /* by nnbackend_run_many so far, in seconds */
     /* Where the run is: it goes on from there when it is called again. */
     intptr_t epoch, start, step, is_over, has_failed, is_finite;
 } Run;
@@ -60,6 +63,8 @@ typedef struct {
     double began;
     intptr_t steps_per_look, steps_to_go; /* between two looks at the clock */
 } Job;
+
+static int goes_back(const Run *run) { return run->mode == TRAIN || run->mode == GRADIENT; }
 
 static double seconds(void) {
     struct timespec now;
@@ -262,14 +267,14 @@ static void prepare(const Job *job, const Part *part) {
     const Network *net = job->net;
     const Layer *layer = net->layers + part->layer;
     const intptr_t p = layer->n_in, q = layer->n_out, last = least(part->last, p);
-    const int goes_back = job->run->mode == TRAIN && part->layer > 0;
+    const int is_passed = goes_back(job->run) && part->layer > 0;
     if (!layer->is_large) {
-        if (goes_back) transpose_part(layer->W, part->first, last, p, q, layer->transposed);
+        if (is_passed) transpose_part(layer->W, part->first, last, p, q, layer->transposed);
         return;
     }
     if (job->is_short) return;
     pack_rows(layer->panels, p, q, layer->W, q, part->first, last);
-    if (goes_back)
+    if (is_passed)
         pack_panels(layer->transposed, q, p, layer->W, 1, q, part->first / PANEL_WIDTH,
                     panels_of(last));
 }
@@ -443,7 +448,7 @@ static void propagate(Job *job, intptr_t t) {
             continue;
         }
         if (output_loss(job, t, first, last)) return;
-        if (run->mode == TRAIN && backward(job, t, first, last)) return;
+        if (goes_back(run) && backward(job, t, first, last)) return;
     }
 }
 
@@ -517,7 +522,7 @@ static void propagate_tiles(Job *job) {
         }
         REAL *arrays[] = {last->Z, net->y, net->weight, net->losses + first};
         run_block(program_of(net, net->spec.loss), arrays, last->n_out, step, net->scratch[0]);
-        if (run->mode == TRAIN) tile_backward(job, rows, step, first > 0);
+        if (goes_back(run)) tile_backward(job, rows, step, first > 0);
     }
 }
 
@@ -525,16 +530,22 @@ static void propagate_tiles(Job *job) {
 
 static void sum_losses(Job *job) { job->loss = (double)sum_of_row(job->net->losses, job->rows); }
 
+/* The same in double precision, for a line search, which compares values that hardly differ. */
+static void sum_losses_in_double(Job *job) {
+    job->loss = 0;
+    for (intptr_t i = 0; i < job->rows; i++) job->loss += (double)job->net->losses[i];
+}
+
 /* Set the numbers of a step's programs. */
 static void set_numbers(Job *job, double divisor) {
     const Spec *spec = &job->net->spec;
-    const REAL *row = job->run->coefficients + job->run->step * spec->n_coefficients;
     if (spec->penalize >= 0)
         set_number(program_of(job->net, spec->penalize), 0,
                    (REAL)(spec->penalty_per_sample ? 1.0 / divisor : 1.0));
-    if (spec->update >= 0)
-        for (intptr_t k = 0; k < spec->n_coefficients; k++)
-            set_number(program_of(job->net, spec->update), k, row[k]);
+    if (spec->update < 0 || job->run->mode != TRAIN) return;
+    const REAL *row = job->run->coefficients + job->run->step * spec->n_coefficients;
+    for (intptr_t k = 0; k < spec->n_coefficients; k++)
+        set_number(program_of(job->net, spec->update), k, row[k]);
 }
 
 /* Share all parts of the parameters out to the threads, which shall be busy for equally long. */
@@ -580,9 +591,8 @@ static void begin_step(void *whole) {
     for (intptr_t t = 0, T = job->team.n; t < T; t++)
         fill(&job->blocks, t, job->n_blocks * t / T, job->n_blocks * (t + 1) / T);
     refill_parts(job);
-    if (run->mode != TRAIN) return;
-    set_numbers(job, job->divisor);
-    draw_masks(net, run, n);
+    if (goes_back(run)) set_numbers(job, job->divisor);
+    if (run->mode == TRAIN) draw_masks(net, run, n);
 }
 
 static void compute_gradient(Job *job, intptr_t t, const Part *part, REAL *gradient) {
@@ -633,12 +643,13 @@ static void change_at_last(Job *job, intptr_t t) {
 }
 
 /* Compute the gradient and change the parameters: part by part, while a part is in a cache, where
- * nothing asks for the whole gradient first. */
+ * nothing asks for the whole gradient first. Or change nothing, where the gradient is asked for. */
 static void change(Job *job, intptr_t t) {
     const Network *net = job->net;
     const Spec *spec = &net->spec;
-    const int reduces = (int)job->run->reduces;
-    const int at_once = !reduces && !spec->n_clips && spec->update >= 0 && net->has_many_parts;
+    const int reduces = (int)job->run->reduces, trains = job->run->mode == TRAIN;
+    const int at_once =
+        trains && !reduces && !spec->n_clips && spec->update >= 0 && net->has_many_parts;
     const Part *part;
     for (intptr_t turn = 0; (part = next_part(job, t, &turn));) {
         REAL *gradient = at_once ? net->part_gradient[t] : gradient_of(job, part);
@@ -648,7 +659,7 @@ static void change(Job *job, intptr_t t) {
         update_part(job, t, part, gradient);
         prepare(job, part);
     }
-    if (!at_once) change_at_last(job, t);
+    if (trains && !at_once) change_at_last(job, t);
 }
 
 /* Return whether to go back to Python for a moment; read the clock only now and then. */
@@ -666,7 +677,7 @@ static int is_time_up(Job *job) {
 static double penalty(const Job *job) {
     const Network *net = job->net;
     double total = 0;
-    if (job->run->mode != TRAIN) return 0;
+    if (!goes_back(job->run)) return 0;
     for (intptr_t l = 0; net->spec.penalize >= 0 && l < net->spec.n_layers; l++)
         for (intptr_t k = 0; 16 * k < net->layers[l].n_in; k++)
             total += net->layers[l].penalties[k];
@@ -701,7 +712,10 @@ static void end_step(void *whole) {
     const Spec *spec = &job->net->spec;
     job->copies = 0;
     if (job->stops) return;
-    if (run->mode != LOGITS) {
+    if (run->mode == GRADIENT) {
+        sum_losses_in_double(job);
+        run->losses[run->epoch] = job->loss + penalty(job);
+    } else if (run->mode != LOGITS) {
         if (!run->reduces) sum_losses(job);
         const int by_rows = spec->by_rows && run->mode == TRAIN && job->weight_sum > 0;
         const double count = by_rows ? (double)job->rows : job->weight_sum;
@@ -718,11 +732,11 @@ static void end_step(void *whole) {
 
 static void work(void *whole, intptr_t t) {
     Job *job = whole;
-    const int by_rows = !job->net->spec.features_major, trains = job->run->mode == TRAIN;
+    const int by_rows = !job->net->spec.features_major;
     const intptr_t n = job->net->n_parts, T = job->team.n;
     /* A run that goes on finds the weights as its last step left them. */
     if (job->run->step == 0) {
-        if (t == 0 && !trains) drop_nothing(job->net);
+        if (t == 0 && job->run->mode != TRAIN) drop_nothing(job->net);
         for (intptr_t part = n * t / T; by_rows && part < n * (t + 1) / T; part++)
             prepare(job, job->net->parts + part);
     }
@@ -730,7 +744,7 @@ static void work(void *whole, intptr_t t) {
     while (!job->stops) {
         if (by_rows) propagate(job, t);
         else propagate_tiles(job);
-        if (trains) {
+        if (goes_back(job->run)) {
             meet(&job->team, NULL, NULL);
             if (!job->stops) change(job, t);
         }
@@ -769,6 +783,44 @@ EXPORT void NAME(nnbackend_run)(Network *net, Run *run) {
         if (job.copies) keep_finite(&job, 0);
     }
     run_together(&job.team, work, &job, least(run->n_threads, net->n_threads));
+}
+
+/* Runs of many networks, each of which one thread carries on. */
+typedef struct {
+    Network *const *nets;
+    Run *const *runs;
+    intptr_t n;
+    double seconds, began;
+    Team team;
+    Queue queue;
+} Runs;
+
+static void share_runs_out(void *whole) {
+    Runs *all = whole;
+    for (intptr_t t = 0, T = all->team.n; t < T; t++)
+        fill(&all->queue, t, all->n * t / T, all->n * (t + 1) / T);
+}
+
+static void work_on_runs(void *whole, intptr_t t) {
+    Runs *all = whole;
+    intptr_t turn = 0, i;
+    meet(&all->team, share_runs_out, all);
+    while ((i = take(&all->queue, &all->team, t, &turn)) >= 0) {
+        const double began = seconds(), left = all->seconds - (began - all->began);
+        /* A clock that was set back shall not keep Python waiting. */
+        if (left <= 0 || left > all->seconds) return;
+        all->runs[i]->seconds = left;
+        NAME(nnbackend_run)(all->nets[i], all->runs[i]);
+        all->runs[i]->spent += seconds() - began;
+    }
+}
+
+/* Go on with runs of different networks in some threads for about so many seconds. A run that is
+ * over must not be among them. Each does what it would do alone, with one thread. */
+EXPORT void NAME(nnbackend_run_many)(Network *const *nets, Run *const *runs, intptr_t n,
+                                     intptr_t n_threads, double time) {
+    Runs all = {.nets = nets, .runs = runs, .n = n, .seconds = time, .began = seconds()};
+    run_together(&all.team, work_on_runs, &all, least(n_threads, n));
 }
 
 #endif
