@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -15,7 +16,16 @@ from nnbackend.device import device_of
 from nnbackend.errors import InputError
 from nnbackend.floating_point import callers_errors
 
-__all__ = ["Data", "Examples", "Part", "Resident", "data_digest", "empty_steps", "is_zero_weight"]
+__all__ = [
+    "Data",
+    "Examples",
+    "Orders",
+    "Part",
+    "Resident",
+    "data_digest",
+    "empty_steps",
+    "is_zero_weight",
+]
 
 
 # Bytes that are hashed at once.
@@ -126,6 +136,14 @@ class Examples(Protocol):
         """Return a digest of these examples; ``to_numpy`` reads the device's arrays."""
 
 
+class Orders(ABC):
+    """A callable for ``shuffle`` that is known to return all row numbers in some order."""
+
+    @abstractmethod
+    def __call__(self) -> Any:
+        """Return the order of an epoch (n_samples,)."""
+
+
 class Resident:
     """Examples in the device's memory, all of them.
 
@@ -198,6 +216,8 @@ class Resident:
         return None if first is None else orders
 
     def _called(self) -> Any:
+        if isinstance(self._shuffle, Orders):
+            return self._shuffle()
         with callers_errors():
             order = np.asarray(self._shuffle())  # type: ignore[operator]
         n = self.n_samples

@@ -19,6 +19,7 @@ from sklearn.utils.validation import validate_data
 from nnbackend.core.losses import Loss
 from nnbackend.core.optimizers import Optimizer, OptimizerState
 from nnbackend.core.schedules import Schedule
+from nnbackend.data.examples import Orders
 from nnbackend.data.source import Rows, Source
 from nnbackend.data.sources import as_source
 from nnbackend.data.validation import no_weight_error
@@ -135,7 +136,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
 
     def fitting(self, passed: Passed, *, incremental: bool = False) -> Training[str]:
         """Return what ``fit`` does as a ``Training``, whose result is why it stopped."""
-        check_parameters(type(self).__name__, self.get_params(deep=False), self._rules)
+        check_parameters(self, self._rules)
         hidden = self.hidden_layer_sizes
         hidden = list(hidden) if hasattr(hidden, "__iter__") else [hidden]
         if np.any(np.asarray(hidden) <= 0):
@@ -455,7 +456,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         tasks.end()
 
 
-class _Shuffle:
+class _Shuffle(Orders):
     """The orders of epochs: each is that before, shuffled, as by ``sklearn.utils.shuffle``."""
 
     def __init__(self, n_samples: int, random: np.random.RandomState) -> None:

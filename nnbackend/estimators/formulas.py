@@ -156,3 +156,8 @@ class EpochRate(Schedule):
         """Return the rate that is set."""
         del clock, state
         return self.value
+
+    def rates(self, clock: Clock, n_steps: int, state: Any = None) -> list[float]:
+        """Return it for some steps."""
+        del clock, state
+        return [self.value] * n_steps

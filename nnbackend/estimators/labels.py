@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.preprocessing import label_binarize
+from sklearn.preprocessing import LabelBinarizer, label_binarize
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.multiclass import type_of_target, unique_labels
 
 from nnbackend.checks import real
 from nnbackend.errors import InputError
 
-__all__ = ["classes_of_first_call", "indicators", "require_known", "weights"]
+__all__ = ["classes", "classes_of_first_call", "indicators", "require_known", "weights"]
 
 _Array = np.ndarray[Any, Any]
 
@@ -46,15 +46,36 @@ def require_known(y: Any, known: _Array, *, all_of_them: bool) -> None:
         )
 
 
+def _are_plain(y: Any) -> bool:
+    """Whether labels are whole numbers or texts, one for each row, about which is no question."""
+    return isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "biuUS"
+
+
+def classes(y: Any) -> _Array:
+    """Return the classes among labels, sorted.
+
+    Raises
+    ------
+    ValueError
+        If ``y`` is not made of labels.
+    """
+    # scikit-learn looks at them several times, which takes longer than training on a few rows.
+    found: _Array = np.unique(y) if _are_plain(y) else LabelBinarizer().fit(y).classes_
+    return found
+
+
 def indicators(y: Any, classes: _Array) -> _Array:
     """Return labels as rows of bools: one column for two classes, else one for each.
 
     Several labels at once are such rows already.
     """
+    if _are_plain(y) and _are_plain(classes):
+        columns: _Array = y[:, None] == (classes if len(classes) > 2 else classes[1:2])
+        return columns if columns.shape[1] else np.zeros((len(y), 1), bool)
     if type_of_target(y).startswith("multilabel"):
         classes = np.arange(np.shape(y)[1])
-    columns: _Array = label_binarize(y, classes=classes)
-    return columns.astype(bool)
+    binarized: _Array = label_binarize(y, classes=classes)
+    return binarized.astype(bool)
 
 
 def weights(

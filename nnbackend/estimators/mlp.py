@@ -285,7 +285,7 @@ class MLPClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
 
     def _encoded(self, y: Any, *, is_new: bool) -> tuple[_Array, str]:
         if is_new or not hasattr(self, "classes_"):
-            self.classes_ = LabelBinarizer().fit(y).classes_
+            self.classes_ = labels.classes(y)
         else:
             labels.require_known(y, self.classes_, all_of_them=self.warm_start)
         is_multilabel = y.ndim == 2

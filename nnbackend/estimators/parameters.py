@@ -134,28 +134,26 @@ CLASSIFIER: dict[str, Sequence[Rule]] = {
 REGRESSOR: dict[str, Sequence[Rule]] = {**_SHARED, "loss": (_TEXT, _instance(Loss))}
 
 
-def check_parameters(
-    owner: str, parameters: Mapping[str, Any], rules: Mapping[str, Sequence[Rule]]
-) -> None:
-    """Raise a ParameterError if a parameter is valid by none of its rules.
+def check_parameters(model: object, rules: Mapping[str, Sequence[Rule]]) -> None:
+    """Raise a ParameterError if a parameter of a model is valid by none of its rules.
 
     Parameters
     ----------
-    owner : str
-        The estimator's class, as messages name it.
-    parameters : mapping
-        Values by name. A subclass may have more of them than there are rules.
+    model : estimator
+        Has the parameters as attributes. A subclass may have others, of which there is no rule.
     rules : mapping
         The ways in which each can be valid.
     """
     if sklearn.get_config()["skip_parameter_validation"]:
         return
-    for name, value in parameters.items():
-        allowed = rules.get(name)
-        if allowed is None or any(rule.holds(value) for rule in allowed):
+    given = vars(model)
+    for name, allowed in rules.items():
+        # A subclass may do without some.
+        if name not in given or any(rule.holds(given[name]) for rule in allowed):
             continue
         *texts, last = (rule.text for rule in allowed)
         expected = f"{', '.join(texts)} or {last}" if texts else last
         raise ParameterError(
-            f"The {name!r} parameter of {owner} must be {expected}. Got {value!r} instead."
+            f"The {name!r} parameter of {type(model).__name__} must be {expected}. Got "
+            f"{given[name]!r} instead."
         )
