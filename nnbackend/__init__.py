@@ -150,6 +150,8 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = {
+    # Above all that imports this module, and so not among its imports for type checkers.
+    "accel": "nnbackend.accel",
     "losses": "nnbackend.core.losses",
     "schedules": "nnbackend.core.schedules",
     "sources": "nnbackend.sources",

@@ -14,6 +14,7 @@ from nnbackend.core.activations import Activation, activation, output
 from nnbackend.core.propagation import CACHED_ELEMENTS, DEVICE_ELEMENTS
 from nnbackend.core.structure import Structure
 from nnbackend.device import Device, device_of, get_device
+from nnbackend.engines.native.forward import logits as native_logits
 from nnbackend.errors import InputError
 from nnbackend.estimators.arrays import dense, in_library, library_name, native
 from nnbackend.floating_point import own_errors
@@ -25,6 +26,8 @@ __all__ = ["FLOATS", "Predictor"]
 _Array = np.ndarray[Any, Any]
 # The dtypes that features are kept in; others become the first.
 FLOATS = (np.dtype("float64"), np.dtype("float32"))
+# So many rows are worth a copy of the coefficients, which the C library takes as one vector.
+_MANY_ROWS = 64
 
 
 class Predictor(LayeredEstimator, BaseEstimator):  # type: ignore[misc]
@@ -114,10 +117,7 @@ class Predictor(LayeredEstimator, BaseEstimator):  # type: ignore[misc]
         return validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
 
     def _outputs(self, X: Any, place: str) -> Any:
-        """Return the output activations of checked rows, where these are.
-
-        The coefficients are read as they are, and not copied in the host's memory.
-        """
+        """Return the output activations of checked rows, where these are."""
         device = self._home(place)
         xp, weights, biases = device.xp, self.coefs_, self.intercepts_
         # The dtype of X times the coefficients, as there.
@@ -133,10 +133,14 @@ class Predictor(LayeredEstimator, BaseEstimator):  # type: ignore[misc]
         chosen = output("out_activation_", self.out_activation_)
         structure = Structure(sizes, hidden, chosen, (0.0,) * len(hidden))
         with device.activate():
-            Z = propagation.logits(
-                xp, structure, weights, biases, device.place(X, dtype),
-                max(256, n_most // max(sizes[1:])),
-            )  # fmt: skip
+            X = device.place(X, dtype)
+            Z = None
+            if device.kind == "cpu" and len(X) >= _MANY_ROWS:
+                flat = structure.flatten(xp, weights, biases)
+                Z = native_logits(structure, flat.astype(dtype, copy=False), X)
+            if Z is None:
+                n_rows = max(256, n_most // max(sizes[1:]))
+                Z = propagation.logits(xp, structure, weights, biases, X, n_rows)
             A = chosen.function(xp, Z)
         return A if place else device.to_numpy(A)
 

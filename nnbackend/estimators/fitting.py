@@ -46,7 +46,7 @@ from nnbackend.training.errors import DivergenceError
 from nnbackend.training.options import TrainingOptions
 from nnbackend.training.train import training as train
 
-__all__ = ["Estimator", "Passed"]
+__all__ = ["Estimator", "Passed", "Standing"]
 
 
 _Array = np.ndarray[Any, Any]
@@ -81,7 +81,7 @@ class _Examples:
 
 
 @dataclass
-class _Standing:
+class Standing:
     """The state of the optimizer, from which ``partial_fit`` continues."""
 
     learning_rate: float
@@ -96,7 +96,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
     _target_options: ClassVar[Mapping[str, Any]] = {}
 
     # What partial_fit, or a warm start, goes on with; named as scikit-learn names them.
-    _optimizer: _Standing
+    _optimizer: Standing
     _no_improvement_count: int
 
     def _encoded(self, y: Any, *, is_new: bool) -> tuple[_Array, str]:
@@ -123,6 +123,10 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
     def _loss(self, net: Network) -> Loss:
         """Return the loss of a fit."""
         raise NotImplementedError
+
+    def _warn(self, message: str, category: type[Warning] = UserWarning) -> None:
+        """Warn of what a fit met."""
+        warnings.warn(message, category, stacklevel=3)
 
     @own_errors
     @with_callbacks  # type: ignore[untyped-decorator]
@@ -289,7 +293,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         if incremental:
             self._refuse_a_schedule()
         if not incremental or not hasattr(self, "_optimizer"):
-            self._optimizer = _Standing(float(self.learning_rate_init))
+            self._optimizer = Standing(float(self.learning_rate_init))
         rate = EpochRate(self._optimizer.learning_rate)
         net = self._network(place)
         epochs = 1 if incremental else self.max_iter
@@ -319,22 +323,21 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
                     "Solver produced non-finite parameter weights. The input data may contain "
                     f"large values and need to be preprocessed. Training diverged: {error}"
                 ) from error
-            watch.warn_of_divergence(error)
+            self._warn(watch.divergence(error), ConvergenceWarning)
             stopped = error.history.stopped
         else:
             stopped = history.stopped
             self._optimizer.state = on_host(history.optimizer_state, net)
             if history.stopped == "interrupted":
-                warnings.warn("Training interrupted by user.", stacklevel=2)
+                self._warn("Training interrupted by user.")
         self._optimizer.learning_rate = rate.value
         self._no_improvement_count = watch.no_improvement_count
         watch.end()
         if self.n_iter_ == self.max_iter and not watch.is_converged and not incremental:
-            warnings.warn(
+            self._warn(
                 f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the "
                 "optimization hasn't converged yet.",
                 ConvergenceWarning,
-                stacklevel=2,
             )
         return stopped
 
@@ -406,10 +409,8 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         if self.batch_size == "auto":
             return min(200, n_samples)
         if self.batch_size > n_samples:
-            warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be "
-                "clipped",
-                stacklevel=3,
+            self._warn(
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped"
             )
         return int(min(self.batch_size, n_samples))
 
@@ -438,11 +439,10 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
                 evaluate, start, method="L-BFGS-B", jac=True, options=options
             )
         if result.status != 0:
-            warnings.warn(
+            self._warn(
                 f"lbfgs failed to converge after {result.nit} iteration(s) (status="
                 f"{result.status}): {result.message}; increase max_iter or scale the data",
                 ConvergenceWarning,
-                stacklevel=2,
             )
         if self.verbose:
             print(f"lbfgs: {result.nit} iterations, loss = {result.fun:.8f}")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
-
-from sklearn.exceptions import ConvergenceWarning
 
 from nnbackend.device import get_device
 from nnbackend.errors import InputError
@@ -129,21 +126,19 @@ class Watch(Follower):
         """Return a copy of the network's parameters."""
         return get_device(self._net.device).xp.asarray(self._net.parameters, copy=True)
 
-    def warn_of_divergence(self, error: DivergenceError) -> None:
-        """Say that training broke off, and which epoch's coefficients the model has."""
+    def divergence(self, error: DivergenceError) -> str:
+        """Return a warning that training broke off: which epoch's coefficients the model has."""
         model = self._model
         kept = "before this fit" if self._best_epoch is None else f"of epoch {self._best_epoch}"
         rate = f"learning_rate_init (the rate was {self._rate.value:g})"
         if model.optimizer is not None:
             rate = "the learning rate of optimizer"
-        warnings.warn(
+        self.is_converged = True
+        return (
             f"Training diverged: {error.what}. The model has the coefficients {kept}, whose "
             f"validation score of {model.best_validation_score_:g} was the best. Lower {rate}, set "
-            "clip_norm=1.0, or standardize the features.",
-            ConvergenceWarning,
-            stacklevel=3,
+            "clip_norm=1.0, or standardize the features."
         )
-        self.is_converged = True
 
     def _stop_or_slow_down(self, state: TrainingState) -> None:
         """End the training, or take a fifth of the rate where it is adaptive."""
