@@ -661,10 +661,14 @@ def main(arguments: list[str] | None = None) -> int:
                 record["contestants"][name] = answer["versions"]
                 processes[name] = process
         for k in dict.fromkeys(options.counts or COUNTS):
-            print(f"K = {k} ...", file=sys.stderr, flush=True)
             epochs = options.epochs or epochs_of(k)
             found = measure(processes, k, epochs, options.rounds, options.seconds)
             record["results"][str(k)] = {"epochs": epochs, "contestants": found}
+            # A run that is ended early has shown this much.
+            medians = ", ".join(
+                f"{name} {each['microseconds']:.2f}" for name, each in found.items()
+            )
+            print(f"K = {k}: {medians}", file=sys.stderr, flush=True)
     print(table(record), "", notes(record), sep="\n")
     if options.output is not None:
         write_atomically(options.output, to_json(record, indent=1).encode())
