@@ -4,7 +4,7 @@ K networks 30-64-32-1 (ReLU, sigmoid output, float32, batches of 32, Adam), each
 weights and orders of the rows of its own, learn the same 1024 rows: by ``nb.train_many``, by
 ``nb.train`` in a loop, and by the programs that JAX and torch have for this. All draw the same
 orders, take the same steps, and read each network's mean loss once per epoch; the losses of the
-last epoch must agree with those of ``nb.train_many``, or the exit code is 1.
+last epoch must agree with those of ``nb.train_many`` in that epoch, or the exit code is 1.
 
 Each contestant has a process of its own, with the threads that it takes by default unless its title
 says otherwise. Contestants take turns, and each round begins with another one. A turn repeats the
@@ -53,6 +53,8 @@ COUNTS = (1, 8, 64, 512)
 ROUNDS, SECONDS = 5, 0.25
 # Epochs of a training: fewer where there are so many networks that a turn would last too long.
 MOST_EPOCHS, LEAST_EPOCHS, NETWORKS_BY_EPOCHS = 20, 4, 1280
+# A contestant that would take longer for a training has fewer epochs.
+LONGEST_SECONDS = 2.0
 # Losses of the same steps differ by rounding, which the steps amplify.
 TOLERANCE = 0.01
 # One look at the ways of a peer may err by this factor.
@@ -92,7 +94,7 @@ class Contestant(ABC):
 
     @abstractmethod
     def train(self, epochs: int) -> Any:
-        """Train all networks, and return their mean losses (K,) in the last epoch."""
+        """Train all networks, and return their mean losses (epochs, K)."""
 
     def timed(self, epochs: int) -> tuple[float, Any]:
         """Train once; return seconds and losses."""
@@ -125,7 +127,7 @@ class TrainMany(Contestant):
         """Call it once."""
         seeds = list(range(self.k))
         found = nb.train_many(self.nets, self.X, self.y, seed=seeds, epochs=epochs, **self.options)
-        return [history.loss[-1] for history in found]
+        return np.array([history.loss for history in found]).T
 
 
 class OneByOne(TrainMany):
@@ -135,10 +137,12 @@ class OneByOne(TrainMany):
 
     def train(self, epochs: int) -> Any:
         """Call it for each network."""
-        return [
-            nb.train(net, self.X, self.y, seed=seed, epochs=epochs, **self.options).loss[-1]
+        X, y = self.X, self.y
+        found = [
+            nb.train(net, X, y, seed=seed, epochs=epochs, **self.options)
             for seed, net in enumerate(self.nets)
         ]
+        return np.array([history.loss for history in found]).T
 
 
 class Reference(TrainMany):
@@ -211,11 +215,11 @@ class Stack(Contestant):
 
     def train(self, epochs: int) -> Any:
         """Loop over epochs."""
-        losses: Any = None
+        losses = []
         for _ in range(epochs):
             orders = np.stack([rng.permutation(WORKLOAD.n_samples) for rng in self.generators])
-            losses = self.epoch(orders)
-        return losses
+            losses.append(self.epoch(orders))
+        return np.array(losses)
 
 
 class JAX(Stack):
@@ -433,14 +437,16 @@ def serve(name: str) -> None:
             return {"reason": f"not measured: needs {error.name}"}
         return {"versions": {package: version(package) for package in contestant.packages}}
 
-    def turn(epochs: int, seconds: float) -> dict[str, Any]:
+    def turn(epochs: int, seconds: float, *, warm_up: bool) -> dict[str, Any]:
+        if warm_up:
+            # Bring code and data back into the caches.
+            contestant.timed(1)
         spent: list[float] = []
-        # Bring code and data back into the caches.
-        _, losses = contestant.timed(1)
+        losses: Any = None
         while not spent or sum(spent) < seconds:
             once, losses = contestant.timed(epochs)
             spent.append(once)
-        return {"seconds": statistics.fmean(spent), "losses": [float(loss) for loss in losses]}
+        return {"seconds": statistics.fmean(spent), "losses": losses.tolist()}
 
     commands: dict[str, Callable[..., Any]] = {
         "load": load,
@@ -485,28 +491,31 @@ class Process:
 
 @dataclass
 class Entry:
-    """A contestant's figures for a K: seconds of a training in each turn, and the last losses."""
+    """A contestant's figures for K networks: seconds of a training by turn, losses (epochs, K)."""
 
     way: str
+    epochs: int
     seconds: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
+    losses: list[list[float]] = field(default_factory=list)
 
-    def figures(self, k: int, epochs: int, own: Entry | None) -> dict[str, Any]:
+    def figures(self, k: int, own: Entry | None) -> dict[str, Any]:
         """Return what was measured, and what it comes down to; beside ours, if there are any."""
-        scale = 1e6 / (k * epochs * WORKLOAD.n_batches)
+        scale = 1e6 / (k * self.epochs * WORKLOAD.n_batches)
         found: dict[str, Any] = {
+            "epochs": self.epochs,
             "microseconds": scale * statistics.median(self.seconds),
             "range": [scale * min(self.seconds), scale * max(self.seconds)],
             "way": self.way,
             "seconds": self.seconds,
-            "mean_loss": statistics.fmean(self.losses),
+            "mean_losses": [statistics.fmean(losses) for losses in self.losses],
         }
         if own is not None:
-            found["ratio"] = statistics.median(self.seconds) / statistics.median(own.seconds)
-            found["largest_difference"] = max(
-                abs(a - b) for a, b in zip(self.losses, own.losses, strict=True)
-            )
-            found["agrees"] = bool(np.allclose(self.losses, own.losses, rtol=TOLERANCE))
+            pairs = list(zip(self.losses, own.losses, strict=False))
+            mine, ours = map(np.asarray, pairs[-1])
+            own_microseconds = own.figures(k, None)["microseconds"]
+            found["ratio"] = found["microseconds"] / own_microseconds
+            found["largest_difference"] = float(abs(mine - ours).max())
+            found["agrees"] = bool(np.allclose(mine, ours, rtol=TOLERANCE))
         return found
 
 
@@ -519,19 +528,26 @@ def measure(
     processes: dict[str, Process], k: int, epochs: int, rounds: int, seconds: float
 ) -> dict[str, Any]:
     """Let contestants take turns; return their figures by name."""
-    entries = {
-        name: Entry(process.ask("prepare", k=k)["way"]) for name, process in processes.items()
-    }
+    entries = {}
+    for name, process in processes.items():
+        way = process.ask("prepare", k=k)["way"]
+        once = process.ask("turn", epochs=1, seconds=0.0, warm_up=True)["seconds"]
+        entries[name] = Entry(way, max(1, min(epochs, int(LONGEST_SECONDS / once))))
     names = list(processes)
     for turn in range(rounds):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
             time.sleep(PAUSE_SECONDS)
-            answer = processes[name].ask("turn", epochs=epochs, seconds=seconds)
-            entries[name].seconds.append(answer["seconds"])
-            entries[name].losses = answer["losses"]
+            entry = entries[name]
+            # A long training has no need to be warmed up.
+            warm_up = entry.epochs == epochs
+            answer = processes[name].ask(
+                "turn", epochs=entry.epochs, seconds=seconds, warm_up=warm_up
+            )
+            entry.seconds.append(answer["seconds"])
+            entry.losses = answer["losses"]
     own = entries.get(OWN)
-    return {name: entry.figures(k, epochs, own) for name, entry in entries.items()}
+    return {name: entry.figures(k, own) for name, entry in entries.items()}
 
 
 def table(record: dict[str, Any]) -> str:
@@ -563,7 +579,8 @@ def notes(record: dict[str, Any]) -> str:
     epochs = ", ".join(f"{result['epochs']} (K = {k})" for k, result in results.items())
     text = (
         f"In brackets: time divided by that of {CONTESTANTS[OWN].title}. {record['date']}, medians "
-        f"of {settings['rounds']} rounds; epochs of a training: {epochs}.\n"
+        f"of {settings['rounds']} rounds; epochs of a training: {epochs}, fewer for contestants "
+        f"that would take more than {LONGEST_SECONDS:g} s.\n"
     )
     lines = [text]
     for name in record["contestants"]:
@@ -644,10 +661,14 @@ def main(arguments: list[str] | None = None) -> int:
                 record["contestants"][name] = answer["versions"]
                 processes[name] = process
         for k in dict.fromkeys(options.counts or COUNTS):
-            print(f"K = {k} ...", file=sys.stderr, flush=True)
             epochs = options.epochs or epochs_of(k)
             found = measure(processes, k, epochs, options.rounds, options.seconds)
             record["results"][str(k)] = {"epochs": epochs, "contestants": found}
+            # A run that is ended early has shown this much.
+            medians = ", ".join(
+                f"{name} {each['microseconds']:.2f}" for name, each in found.items()
+            )
+            print(f"K = {k}: {medians}", file=sys.stderr, flush=True)
     print(table(record), "", notes(record), sep="\n")
     if options.output is not None:
         write_atomically(options.output, to_json(record, indent=1).encode())

@@ -42,12 +42,12 @@ def test_ours_give_a_table_and_a_record(script, tmp_path, capsys):
     assert {"numpy", "BLAS", "devices"} <= set(record["environment"])
     assert (record["settings"]["rounds"], record["missing"]) == (2, {})
     for column, (k, result) in enumerate(record["results"].items(), start=1):
-        assert result["epochs"] == 2
         own, other = (result["contestants"][name] for name in names)
         for found in (own, other):
             scale = 1e6 / (int(k) * 2 * 32)
             assert found["microseconds"] == pytest.approx(scale * np.median(found["seconds"]))
-            assert len(found["seconds"]) == 2
+            assert [len(found[name]) for name in ("seconds", "mean_losses")] == [2, 2]
+            assert found["epochs"] == 2
         assert other["ratio"] == pytest.approx(other["microseconds"] / own["microseconds"])
         # The same bits.
         assert other["largest_difference"] == 0.0
@@ -73,12 +73,12 @@ def test_a_peer_learns_the_same(script, monkeypatch, name):
         losses.append(contestant.timed(3)[1])
         # A training begins anew.
         np.testing.assert_allclose(contestant.timed(3)[1], losses[-1], rtol=1e-6)
-        first = contestant.timed(1)[1]
-        assert (np.asarray(losses[-1]) < np.asarray(first)).all()
+        assert losses[-1].shape == (3, 2)
+        assert (losses[-1][-1] < losses[-1][0]).all()
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
-def test_other_losses_are_told_and_make_the_exit_code_1(script, monkeypatch, capsys):
+def test_other_losses_are_told_and_make_the_exit_code_1(script, monkeypatch, tmp_path, capsys):
     class Process:
         def __init__(self, name):
             self.loss = 0.5 if name == "train_many" else 0.52
@@ -87,7 +87,7 @@ def test_other_losses_are_told_and_make_the_exit_code_1(script, monkeypatch, cap
             answers = {
                 "load": {"versions": {}},
                 "prepare": {"way": ""},
-                "turn": {"seconds": 1.0, "losses": [0.5, self.loss]},
+                "turn": {"seconds": 1.0, "losses": [[0.7, 0.7], [0.5, self.loss]]},
             }
             return answers[command]
 
@@ -95,7 +95,12 @@ def test_other_losses_are_told_and_make_the_exit_code_1(script, monkeypatch, cap
             pass
 
     monkeypatch.setattr(script, "Process", Process)
-    assert script.main(["2", "--contestants", "train_many", "torch"]) == 1
+    path = tmp_path / "record.json"
+    arguments = ["2", "--contestants", "train_many", "torch", "--output", str(path)]
+    assert script.main(arguments) == 1
+    (result,) = json.loads(path.read_text())["results"].values()
+    # One that takes a second for an epoch has fewer of them.
+    assert (result["epochs"], result["contestants"]["torch"]["epochs"]) == (20, 2)
     *_, row = table(capsys.readouterr().out)
     assert row[1].endswith("(1.00) **other losses**")
 
@@ -108,7 +113,7 @@ def test_a_peer_that_is_not_installed_has_a_line(script, monkeypatch, capsys):
         def ask(self, command, **_):
             if command == "load" and self.is_missing:
                 return {"reason": "not measured: needs jax"}
-            return {"versions": {}, "way": "", "seconds": 1.0, "losses": [0.5]}
+            return {"versions": {}, "way": "", "seconds": 1.0, "losses": [[0.5]]}
 
         def close(self):
             pass
