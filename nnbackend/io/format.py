@@ -151,7 +151,9 @@ def read_model(contents: Contents, device: Device) -> Network | Stack:
     )
     networks = _networks(contents, device, count)
     is_classifier = networks[0].output in ("sigmoid", "softmax")
-    labels = _labels(contents, networks[0], facts.get("label_dtype")) if is_classifier else None
+    label_dtype = facts.get("label_dtype")
+    require(is_classifier or label_dtype is None, "it has labels, but its targets are numbers")
+    labels = _labels(contents, networks[0], label_dtype) if is_classifier else None
     n_outputs = networks[0].layer_sizes[-1]
 
     def claims(_facts: Mapping[str, Any], _name: str) -> Claim:
