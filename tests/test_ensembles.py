@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -671,3 +672,24 @@ def test_onnxruntime_computes_what_the_ensemble_does(target, dtype, tmp_path):
         for name, values in expected.items():
             assert (found[name].dtype, found[name].shape) == (values.dtype, values.shape)
             np.testing.assert_allclose(found[name], values, rtol=tolerance, atol=tolerance)
+
+
+# The benchmark ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_benchmark_writes_what_it_measured(tmp_path, capsys):
+    path = Path(__file__).resolve().parent.parent / "benchmarks" / "ensembles.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.main(["--quick", "--output", str(tmp_path / "record.json")]) == 0
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert set(record["seconds"]) == {"diabetes", "quality", "breast_cancer"}
+    printed = capsys.readouterr().out
+    for found in record["uncertainty"].values():
+        for way, figures in found["summary"].items():
+            splits = [split["coverage"] for split in found["splits"][way]]
+            assert figures["coverage"]["mean"] == pytest.approx(np.mean(splits))
+            assert f"{figures['coverage']['mean']:.3f}" in printed
+    assert record["environment"]["numpy"] == np.__version__
