@@ -22,8 +22,10 @@ if TYPE_CHECKING:
         ModelFileError,
         NNBackendError,
     )
+    from nnbackend.estimators.ensemble import EnsembleClassifier, EnsembleRegressor
+    from nnbackend.estimators.loading import load
     from nnbackend.estimators.mlp import MLPClassifier, MLPRegressor
-    from nnbackend.io.models import load, save
+    from nnbackend.io.models import save
     from nnbackend.io.onnx import export_onnx
     from nnbackend.io.sklearn import from_sklearn, to_sklearn
     from nnbackend.io.torch import from_torch, to_torch
@@ -48,6 +50,8 @@ __all__ = [
     "DistributedError",
     "DivergenceError",
     "EarlyStopping",
+    "EnsembleClassifier",
+    "EnsembleRegressor",
     "GradientMismatchError",
     "GradientReport",
     "Gradients",
@@ -106,14 +110,16 @@ _HOMES = {
         "ModelFileError",
         "NNBackendError",
     ),
+    "nnbackend.estimators.ensemble": (
+        "EnsembleClassifier",
+        "EnsembleRegressor",
+    ),
+    "nnbackend.estimators.loading": ("load",),
     "nnbackend.estimators.mlp": (
         "MLPClassifier",
         "MLPRegressor",
     ),
-    "nnbackend.io.models": (
-        "load",
-        "save",
-    ),
+    "nnbackend.io.models": ("save",),
     "nnbackend.io.onnx": ("export_onnx",),
     "nnbackend.io.sklearn": (
         "from_sklearn",

@@ -11,6 +11,7 @@ from nnbackend.checks import nearest, positive_integer
 from nnbackend.data.datasets import Dataset, class_name
 from nnbackend.errors import InputError
 from nnbackend.model.network import Network
+from nnbackend.model.stack import Stack
 
 __all__ = ["Split", "class_indices", "evaluate", "finite_predictions", "split"]
 
@@ -76,7 +77,7 @@ def split(dataset: Dataset, validation: float, held_out: float, seed: Any) -> Sp
     return Split(training, checked, chosen)
 
 
-def evaluate(net: Network, X: Any, y: np.ndarray[Any, Any]) -> dict[str, float]:
+def evaluate(net: Network | Stack, X: Any, y: np.ndarray[Any, Any]) -> dict[str, float]:
     """Return the metrics of a network's predictions.
 
     Parameters
@@ -132,7 +133,7 @@ def evaluate(net: Network, X: Any, y: np.ndarray[Any, Any]) -> dict[str, float]:
     return {"n_samples": len(y), **{name: float(score) for name, score in scores.items()}}
 
 
-def finite_predictions(net: Network, X: Any) -> np.ndarray[Any, Any]:
+def finite_predictions(net: Network | Stack, X: Any) -> np.ndarray[Any, Any]:
     """Return ``net.predict(X)``; raise an InputError if one of the values is not finite."""
     predicted: np.ndarray[Any, Any] = net.predict(X)
     bad = np.argwhere(~np.isfinite(predicted))
@@ -147,7 +148,9 @@ def finite_predictions(net: Network, X: Any) -> np.ndarray[Any, Any]:
     return predicted
 
 
-def class_indices(net: Network, column: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def class_indices(
+    net: Network | Stack, column: str, values: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
     """Convert a target column to the class indices that ``net`` was trained with."""
     names = net.class_names or tuple(str(i) for i in range(max(2, net.layer_sizes[-1])))
     index = {name: i for i, name in enumerate(names)}

@@ -59,9 +59,9 @@ def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     """Return the model, the table, and the table's features that the model needs."""
     from nnbackend.cli.run_folder import model_file
     from nnbackend.data.tables import read_table
-    from nnbackend.io.models import load
+    from nnbackend.io.models import read
 
-    net = load(model_file(options.model), device=options.device)
+    net = read(model_file(options.model), device=options.device)
     table = read_table(options.data)
     known = net.feature_names or ()
     missing = [name for name in known if name not in table.columns]
@@ -161,11 +161,12 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from nnbackend.cli.run_folder import model_file
-    from nnbackend.io.models import load
+    from nnbackend.io.models import read
     from nnbackend.io.onnx import export_onnx
+    from nnbackend.model.stack import Stack
 
     model = model_file(options.model)
-    net = load(model)
+    net = read(model)
     if os.path.exists(options.out) and os.path.samefile(options.out, model):
         raise InputError(
             f"expected a file other than the model, got {options.out!r}, which is the model",
@@ -175,6 +176,8 @@ def _export(options: argparse.Namespace) -> None:
         export_onnx(net, options.out)
     is_classifier = net.output in ("sigmoid", "softmax")
     outputs = ["label", "probabilities"] if is_classifier else ["prediction"]
+    if isinstance(net, Stack) and not is_classifier:
+        outputs.append("std")
     if options.json and not _is_standard_output(options.out):
         sys.stdout.write(to_json({"file": options.out, "inputs": ["X"], "outputs": outputs}))
         return
@@ -194,16 +197,20 @@ def _info(options: argparse.Namespace) -> None:
     from nnbackend.cli.run_folder import model_file
 
     if options.model is not None:
-        from nnbackend.io.models import load
+        from nnbackend.io.models import read
+        from nnbackend.model.stack import Stack
 
-        net = load(model_file(options.model))
+        model = read(model_file(options.model))
+        networks = model.networks if isinstance(model, Stack) else (model,)
+        net = networks[0]
         facts = {
+            **({"members": len(networks)} if isinstance(model, Stack) else {}),
             "layer sizes": net.layer_sizes,
             "hidden": list(net.hidden),
             "output": net.output,
             "dropout": list(net.dropout),
             "dtype": net.dtype,
-            "parameters": net.n_parameters,
+            "parameters": sum(each.n_parameters for each in networks),
             "standardized": net.standardization is not None,
             "features": None if net.feature_names is None else list(net.feature_names),
             "classes": None if net.class_names is None else list(net.class_names),

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from nnbackend.core.optimizers import Optimizer
     from nnbackend.device import Device
     from nnbackend.engines.base import Evaluation, Problem, Task
-    from nnbackend.engines.reference import ReferenceEngine
 
 __all__ = ["do_in_stacks", "kind_of_network"]
 
@@ -191,7 +190,7 @@ class _Stack:
         The engines of the networks, which keep their variables until ``write_back``.
     """
 
-    def __init__(self, engines: Sequence[ReferenceEngine]) -> None:
+    def __init__(self, engines: Sequence[Any]) -> None:
         self._engines, first = engines, engines[0]
         self._device, self._xp = first.device, first.device.xp
         self._dtype = host_dtype(first.parameters)

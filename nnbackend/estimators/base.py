@@ -20,7 +20,7 @@ from nnbackend.estimators.arrays import dense, in_library, library_name, native
 from nnbackend.floating_point import own_errors
 from nnbackend.io.sklearn import LayeredEstimator
 
-__all__ = ["FLOATS", "Predictor"]
+__all__ = ["FLOATS", "Predictor", "TakesArrays", "outputs"]
 
 
 _Array = np.ndarray[Any, Any]
@@ -30,55 +30,20 @@ FLOATS = (np.dtype("float64"), np.dtype("float32"))
 _MANY_ROWS = 64
 
 
-class Predictor(LayeredEstimator, BaseEstimator):  # type: ignore[misc]
-    """The predicting half of an estimator; subclasses define the parameters and decode outputs."""
+class TakesArrays(BaseEstimator):  # type: ignore[misc]
+    """An estimator that takes features in arrays of any library, wherever they are."""
 
-    coefs_: list[_Array]
-    intercepts_: list[_Array]
     n_features_in_: int
-    n_outputs_: int
-    out_activation_: str
 
     if TYPE_CHECKING:
         # The parameters, which the subclasses set.
         def __getattr__(self, name: str) -> Any: ...
-
-    def _decoded(self, A: Any, place: str) -> Any:
-        """Return the predictions that outputs stand for, where they are."""
-        raise NotImplementedError
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "coefs_")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         tags.array_api_support = True
         return tags
-
-    @own_errors
-    def predict(self, X: Any) -> Any:
-        """Return classes or values.
-
-        Parameters
-        ----------
-        X : array-like or sparse matrix (n_samples, n_features)
-            One example per row.
-
-        Returns
-        -------
-        array (n_samples,) or (n_samples, n_outputs)
-            Of X's library, where X is, with ``array_api_dispatch``; else NumPy's.
-        """
-        A, place = self._propagated(X, "predict")
-        return in_library(X, self._decoded(A, place))
-
-    def _propagated(self, X: Any, method: str) -> tuple[Any, str]:
-        """Return the outputs for the caller's rows, and the GPU that they are on."""
-        if not hasattr(self, "coefs_"):
-            check_is_fitted(self)
-        place = self._place_of(X, method)
-        return self._outputs(dense(self._features(native(X))), place), place
 
     def _place_of(self, X: Any, method: str, *, is_fit: bool = False) -> str:
         """Return the name of the GPU to compute on because X is there; "" where it is not.
@@ -116,6 +81,50 @@ class Predictor(LayeredEstimator, BaseEstimator):  # type: ignore[misc]
             return X
         return validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
 
+    def _home(self, place: str) -> Device:
+        """Return where to compute with arrays that are at a place."""
+        return get_device(place or self.device or "cpu")
+
+
+class Predictor(LayeredEstimator, TakesArrays):
+    """The predicting half of an estimator; subclasses define the parameters and decode outputs."""
+
+    coefs_: list[_Array]
+    intercepts_: list[_Array]
+    n_outputs_: int
+    out_activation_: str
+
+    def _decoded(self, A: Any, place: str) -> Any:
+        """Return the predictions that outputs stand for, where they are."""
+        raise NotImplementedError
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "coefs_")
+
+    @own_errors
+    def predict(self, X: Any) -> Any:
+        """Return classes or values.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix (n_samples, n_features)
+            One example per row.
+
+        Returns
+        -------
+        array (n_samples,) or (n_samples, n_outputs)
+            Of X's library, where X is, with ``array_api_dispatch``; else NumPy's.
+        """
+        A, place = self._propagated(X, "predict")
+        return in_library(X, self._decoded(A, place))
+
+    def _propagated(self, X: Any, method: str) -> tuple[Any, str]:
+        """Return the outputs for the caller's rows, and the GPU that they are on."""
+        if not hasattr(self, "coefs_"):
+            check_is_fitted(self)
+        place = self._place_of(X, method)
+        return self._outputs(dense(self._features(native(X))), place), place
+
     def _outputs(self, X: Any, place: str) -> Any:
         """Return the output activations of checked rows, where these are."""
         device = self._home(place)
@@ -144,10 +153,6 @@ class Predictor(LayeredEstimator, BaseEstimator):  # type: ignore[misc]
             A = chosen.function(xp, Z)
         return A if place else device.to_numpy(A)
 
-    def _home(self, place: str) -> Device:
-        """Return where to compute with arrays that are at a place."""
-        return get_device(place or self.device or "cpu")
-
     def _hidden(self, n_layers: int) -> list[Activation]:
         """Return the activation of each hidden layer."""
         given = self.activation
@@ -160,3 +165,8 @@ class Predictor(LayeredEstimator, BaseEstimator):  # type: ignore[misc]
                 argument="activation",
             )
         return [activation("activation", entry) for entry in given]
+
+
+def outputs(model: Predictor, X: Any, place: str) -> Any:
+    """Return the output activations of a fitted model for checked rows, where these are."""
+    return model._outputs(X, place)  # noqa: SLF001 - other estimators' part of it is public

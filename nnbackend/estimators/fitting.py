@@ -46,10 +46,14 @@ from nnbackend.training.errors import DivergenceError
 from nnbackend.training.options import TrainingOptions
 from nnbackend.training.train import training as train
 
-__all__ = ["Estimator", "Passed", "Standing"]
+__all__ = ["Estimator", "FitDivergedError", "Passed", "Standing", "checked_weight"]
 
 
 _Array = np.ndarray[Any, Any]
+
+
+class FitDivergedError(ValueError):
+    """A fit ended with numbers that are NaN or infinite; scikit-learn raises a ValueError."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         y, out_activation = self._encoded(y, is_new=not goes_on)
-        weight = _checked_weight(on_cpu(passed.sample_weight), X.shape[0])
+        weight = checked_weight(on_cpu(passed.sample_weight), X.shape[0])
         random = check_random_state(self.random_state)
         self.n_outputs_ = y.shape[1]
         if is_first:
@@ -172,7 +176,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
                 passed, examples, place, random, incremental=incremental
             )
         if not all(np.isfinite(x).all() for x in (*self.coefs_, *self.intercepts_)):
-            raise ValueError(
+            raise FitDivergedError(
                 "Solver produced non-finite parameter weights. The input data may contain large "
                 "values and need to be preprocessed."
             )
@@ -319,7 +323,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
             history = yield from train(net, given, TrainingOptions(**asked), validation)
         except DivergenceError as error:
             if not watch.has_best:
-                raise ValueError(
+                raise FitDivergedError(
                     "Solver produced non-finite parameter weights. The input data may contain "
                     f"large values and need to be preprocessed. Training diverged: {error}"
                 ) from error
@@ -469,7 +473,7 @@ class _Shuffle(Orders):
         return self._rows
 
 
-def _checked_weight(weight: Any, n_samples: int) -> _Array | None:
+def checked_weight(weight: Any, n_samples: int) -> _Array | None:
     """Return sample weights as scikit-learn's estimators take them, with its messages."""
     if weight is None:
         return None

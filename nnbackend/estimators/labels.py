@@ -10,9 +10,17 @@ from sklearn.utils.class_weight import compute_class_weight, compute_sample_weig
 from sklearn.utils.multiclass import type_of_target, unique_labels
 
 from nnbackend.checks import real
+from nnbackend.device import get_device
 from nnbackend.errors import InputError
 
-__all__ = ["classes", "classes_of_first_call", "indicators", "require_known", "weights"]
+__all__ = [
+    "classes",
+    "classes_of_first_call",
+    "decoded",
+    "indicators",
+    "require_known",
+    "weights",
+]
 
 _Array = np.ndarray[Any, Any]
 
@@ -76,6 +84,34 @@ def indicators(y: Any, classes: _Array) -> _Array:
         classes = np.arange(np.shape(y)[1])
     binarized: _Array = label_binarize(y, classes=classes)
     return binarized.astype(bool)
+
+
+def decoded(A: Any, classes: _Array | None, place: str) -> Any:
+    """Return the labels that outputs stand for.
+
+    Parameters
+    ----------
+    A : array (n_samples, n_outputs)
+        One column for two classes, or for one; else one for each class, or for each of several
+        labels at once.
+    classes : array (n_classes,)
+        The class labels; None for several labels at once.
+    place : str
+        The GPU that A is on; "" for the host.
+    """
+    device = get_device(place or "cpu")
+    xp = device.xp
+    if classes is None:
+        return xp.astype(A > 0.5, xp.int64)
+    if A.shape[1] > 1:
+        index = xp.argmax(A, axis=1)
+    else:
+        index = xp.astype(A > 0.5, xp.int64)[:, 0]
+        # With a single class there is no second one to be.
+        index = index if len(classes) > 1 else 0 * index
+    if place and classes.dtype.kind in "biuf":
+        return xp.take(xp.asarray(classes), index)
+    return classes[device.to_numpy(index)]
 
 
 def weights(

@@ -261,19 +261,8 @@ class MLPClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         return get_device(place or "cpu").xp.concat([1.0 - A, A], axis=1)
 
     def _decoded(self, A: Any, place: str) -> Any:
-        device = get_device(place or "cpu")
-        xp = device.xp
-        if self.out_activation_ == "softmax":
-            index = xp.argmax(A, axis=1)
-        else:
-            index = xp.astype(A > 0.5, xp.int64)
-            if A.shape[1] > 1:
-                return index
-            # With a single class there is no second one to be.
-            index = index[:, 0] if len(self.classes_) > 1 else 0 * index[:, 0]
-        if place and self.classes_.dtype.kind in "biuf":
-            return xp.take(xp.asarray(self.classes_), index)
-        return self.classes_[device.to_numpy(index)]
+        is_multilabel = self.out_activation_ == "logistic" and A.shape[1] > 1
+        return labels.decoded(A, None if is_multilabel else self.classes_, place)
 
     @property
     def _label_binarizer(self) -> LabelBinarizer:

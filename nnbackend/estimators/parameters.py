@@ -19,7 +19,7 @@ from nnbackend.core.losses import Loss
 from nnbackend.core.optimizers import Optimizer
 from nnbackend.errors import InputError
 
-__all__ = ["CLASSIFIER", "REGRESSOR", "ParameterError", "Rule", "check_parameters"]
+__all__ = ["CLASSIFIER", "ENSEMBLE", "REGRESSOR", "ParameterError", "Rule", "check_parameters"]
 
 
 class ParameterError(InputError, TypeError):
@@ -132,6 +132,13 @@ CLASSIFIER: dict[str, Sequence[Rule]] = {
     "label_smoothing": (_REAL,),
 }
 REGRESSOR: dict[str, Sequence[Rule]] = {**_SHARED, "loss": (_TEXT, _instance(Loss))}
+
+ENSEMBLE: dict[str, Sequence[Rule]] = {
+    "n_estimators": (_POSITIVE_INT,),
+    "bootstrap": _BOOLEAN,
+    "noise_folds": (_number(Integral, 2), _NONE),
+    "random_state": _SHARED["random_state"],
+}
 
 
 def check_parameters(model: object, rules: Mapping[str, Sequence[Rule]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ from nnbackend.core.standardization import Standardization
 from nnbackend.core.structure import Structure
 from nnbackend.data.validation import DTYPES
 from nnbackend.device import Device
-from nnbackend.errors import InputError
+from nnbackend.errors import InputError, UnusableModelError
 from nnbackend.io.container import Claim, Contents, encode, shortened
 from nnbackend.model.network import Network
+from nnbackend.model.stack import Stack
 
 __all__ = [
     "STANDARDIZATIONS",
@@ -26,12 +28,21 @@ __all__ = [
     "checked_tensors",
     "name_counts",
     "read_attachment",
+    "read_model",
     "read_network",
     "to_bytes",
 ]
 
 
 STANDARDIZATIONS = ("standardization", "target_standardization")
+
+# The attachment that a stack of networks has, whose arrays of parameters are stacked.
+_STACK = "stack"
+# A file of many tiny networks would take a thousand times its size in memory.
+_MOST_NETWORKS = 10_000
+# The dtypes that class labels may have.
+_LABELS = ("bool", "str", "object", "float16", "float32", "float64",
+           "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,10 +66,14 @@ class Attachment:
 
 def to_bytes(net: Any, attachment: Attachment | None = None) -> bytes:
     """Return the content of a model file, with an attachment if one is given."""
-    if not isinstance(net, Network):
-        from nnbackend.io.sklearn import as_network
+    if not isinstance(net, Network | Stack):
+        from nnbackend.io.sklearn import as_model
 
-        net = as_network(net)
+        net = as_model(net)
+    tensors = checked_tensors(net)
+    if isinstance(net, Stack):
+        attachment = _attachment_of(net)
+        net = net.networks[0]
     for entry in net.structure.hidden:
         if ACTIVATIONS.get(entry.name) != entry:  # unpickled, it is equal
             raise InputError(
@@ -66,7 +81,7 @@ def to_bytes(net: Any, attachment: Attachment | None = None) -> bytes:
                 "stores names only: register it with register_activation",
                 argument="net",
             )
-    names, tensors = checked_names(net), checked_tensors(net)
+    names = checked_names(net)
     description: dict[str, Any] = {
         "versions": {"nnbackend": __version__, "numpy": np.__version__},
         "layer_sizes": net.layer_sizes,
@@ -83,6 +98,25 @@ def to_bytes(net: Any, attachment: Attachment | None = None) -> bytes:
     return encode(description, tensors)
 
 
+def _attachment_of(stack: Stack) -> Attachment:
+    """Return what a file says of a stack besides its networks; raise if it cannot be stored."""
+    if len(stack.networks) > _MOST_NETWORKS:
+        raise InputError(
+            f"expected at most {_MOST_NETWORKS} members, got {len(stack.networks)}", argument="net"
+        )
+    label_dtype = None
+    if stack.labels is not None:
+        label_dtype = "str" if stack.labels.dtype.kind == "U" else stack.labels.dtype.name
+        is_text = all(isinstance(label, str) for label in stack.labels.tolist())
+        if label_dtype not in _LABELS or (label_dtype == "object" and not is_text):
+            raise InputError(
+                f"expected class labels that are numbers or text, got {stack.labels.tolist()!r}",
+                argument="net",
+            )
+    facts = {"n_networks": len(stack.networks), "label_dtype": label_dtype}
+    return Attachment(_STACK, facts, {} if stack.noise is None else {"noise": stack.noise})
+
+
 def read_network(contents: Contents, device: Device) -> Network:
     """Return the network that a file describes, on ``device``.
 
@@ -93,27 +127,105 @@ def read_network(contents: Contents, device: Device) -> Network:
     ModelFileError
         If a claim is wrong.
     """
+    if _STACK in contents.description:
+        contents.require_whole()
+        raise UnusableModelError(
+            f"expected a network, got an ensemble of networks in {contents.source!r}",
+            argument="path",
+        )
+    (net,) = _networks(contents, device, None)
+    contents.require_whole()
+    return net
+
+
+def read_model(contents: Contents, device: Device) -> Network | Stack:
+    """Return the network, or the stack of networks, that a file describes; see ``read_network``."""
+    if _STACK not in contents.description:
+        return read_network(contents, device)
+    facts, require = contents.description[_STACK], contents.require
+    require(isinstance(facts, dict), "its stack is not a JSON object")
+    count = facts.get("n_networks")
+    require(
+        type(count) is int and 1 <= count <= _MOST_NETWORKS,
+        f"its stack has {shortened(repr(count))} networks, not 1 to {_MOST_NETWORKS}",
+    )
+    networks = _networks(contents, device, count)
+    is_classifier = networks[0].output in ("sigmoid", "softmax")
+    label_dtype = facts.get("label_dtype")
+    require(is_classifier or label_dtype is None, "it has labels, but its targets are numbers")
+    labels = _labels(contents, networks[0], label_dtype) if is_classifier else None
+    n_outputs = networks[0].layer_sizes[-1]
+
+    def claims(_facts: Mapping[str, Any], _name: str) -> Claim:
+        return Claim((n_outputs,), "float64", is_finite=False)
+
+    attachment = read_attachment(contents, _STACK, claims)
+    arrays = {} if attachment is None else attachment.arrays
+    require(set(arrays) == (set() if is_classifier else {"noise"}), "its noise is missing, or odd")
+    noise = arrays.get("noise")
+    # NaN where it is not known.
+    require(noise is None or not bool(((noise < 0) | np.isinf(noise)).any()), "its noise is odd")
+    contents.require_whole()
+    return Stack(tuple(networks), noise, labels)
+
+
+def _labels(contents: Contents, net: Network, dtype: Any) -> np.ndarray[Any, Any]:
+    """Return the class labels whose names a network has, in the dtype that a file says."""
+    require, n_classes = contents.require, name_counts(net.structure)["class_names"]
+    require(
+        isinstance(dtype, str) and dtype in _LABELS,
+        f"its labels are of the dtype {shortened(repr(dtype))}",
+    )
+    names = [str(k) for k in range(n_classes)] if net.class_names is None else net.class_names
+    values: Any = None
+    with contextlib.suppress(ValueError, OverflowError):
+        if dtype in ("str", "object"):
+            values = np.asarray(names, dtype=dtype)
+        elif dtype == "bool":
+            values = np.asarray([{"False": False, "True": True}.get(name, 2) for name in names])
+        else:
+            kind = float if dtype.startswith("float") else int
+            values = np.asarray([kind(name) for name in names], dtype=dtype)
+    require(
+        values is not None
+        and (dtype in ("str", "object") or bool(np.isfinite(values).all()))
+        and values.dtype.kind == np.dtype(dtype).kind
+        and len(np.unique(values)) == n_classes,
+        f"its class names are not labels of the dtype {dtype}",
+    )
+    labels: np.ndarray[Any, Any] = values
+    return labels
+
+
+def _networks(contents: Contents, device: Device, count: int | None) -> list[Network]:
+    """Return the network of a file, or those of a stack of so many, after checking all claims."""
     description, require = contents.description, contents.require
     structure = _structure(contents)
     dtype = description.get("dtype")
     require(isinstance(dtype, str) and dtype in DTYPES, f"its dtype is {shortened(repr(dtype))}")
-    claims, standardized = _claims(contents, structure, str(dtype))
+    stack = () if count is None else (count,)
+    claims, standardized = _claims(contents, structure, str(dtype), stack)
     arrays = {name: contents.array(name, claim) for name, claim in claims.items()}
-    layers = range(len(structure.weight_shapes))
-    weights = [arrays[f"weights.{layer}"] for layer in layers]
-    biases = [arrays[f"biases.{layer}"] for layer in layers]
-    flat = structure.flatten(np, weights, biases)
-    net = Network.from_structure(structure, flat, dtype=str(dtype), device=device)
-    for name in standardized:
-        columns = (device.place(arrays[f"{name}.{part}"]) for part in ("mean", "scale"))
-        setattr(net, name, Standardization(*columns))
+    names: dict[str, Any] = {}
     for key, size in name_counts(structure).items():
         value = description.get(key)
         problem = _problem_of_names(value, size)
         require(problem is None, f"its {key} are {problem}")
-        setattr(net, key, None if value is None else tuple(value))
-    contents.require_whole()
-    return net
+        names[key] = None if value is None else tuple(value)
+    layers = range(len(structure.weight_shapes))
+    networks = []
+    # Without a stack, its index is that of the whole array.
+    for each in (...,) if count is None else range(count):
+        weights = [arrays[f"weights.{layer}"][each] for layer in layers]
+        biases = [arrays[f"biases.{layer}"][each] for layer in layers]
+        flat = structure.flatten(np, weights, biases)
+        net = Network.from_structure(structure, flat, dtype=str(dtype), device=device)
+        for name in standardized:
+            columns = (device.place(arrays[f"{name}.{part}"]) for part in ("mean", "scale"))
+            setattr(net, name, Standardization(*columns))
+        net.feature_names, net.class_names = names["feature_names"], names["class_names"]
+        networks.append(net)
+    return networks
 
 
 def read_attachment(
@@ -199,8 +311,19 @@ def checked_names(net: Network) -> dict[str, Any]:
     return names
 
 
-def checked_tensors(net: Network) -> dict[str, Any]:
-    """Return a network's arrays by name, finite, contiguous and on the host."""
+def checked_tensors(net: Network | Stack) -> dict[str, Any]:
+    """Return a network's arrays by name, finite, contiguous and on the host.
+
+    The weights and biases of a stack have an axis more, the first.
+    """
+    if isinstance(net, Stack):
+        each = [checked_tensors(member) for member in net.networks]
+        return {
+            name: np.stack([tensors[name] for tensors in each])
+            if name.startswith(("weights.", "biases."))
+            else array
+            for name, array in each[0].items()
+        }
     # A copy, of one moment: another thread may be training the network.
     host = net.copy().to("cpu")
     tensors = {f"weights.{layer}": W for layer, W in enumerate(host.weights)}
@@ -261,9 +384,12 @@ def _structure(contents: Contents) -> Structure:
 
 
 def _claims(
-    contents: Contents, structure: Structure, dtype: str
+    contents: Contents, structure: Structure, dtype: str, stack: tuple[int, ...]
 ) -> tuple[dict[str, Claim], list[str]]:
-    """Return the claims on a network's arrays, and the standardizations that are there."""
+    """Return the claims on a network's arrays, and the standardizations that are there.
+
+    Those of parameters begin with the axis of a ``stack``, if it is one.
+    """
     names = contents.names
     # Compare counts first: a short description can name a million layers.
     contents.require(
@@ -272,8 +398,8 @@ def _claims(
     )
     expected: dict[str, Claim] = {}
     for layer, (n_in, n_out) in enumerate(structure.weight_shapes):
-        expected[f"weights.{layer}"] = Claim((n_in, n_out), dtype)
-        expected[f"biases.{layer}"] = Claim((n_out,), dtype)
+        expected[f"weights.{layer}"] = Claim((*stack, n_in, n_out), dtype)
+        expected[f"biases.{layer}"] = Claim((*stack, n_out), dtype)
     standardized = [name for name in STANDARDIZATIONS if f"{name}.mean" in names]
     for name in standardized:
         shape = (structure.layer_sizes[0 if name == "standardization" else -1],)

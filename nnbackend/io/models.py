@@ -1,4 +1,4 @@
-"""Models on disk: ``save`` and ``load``."""
+"""Models on disk."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 from nnbackend.device import Device, get_device
 from nnbackend.io.container import Contents, read_file
 from nnbackend.io.files import checked_path, write_atomically
-from nnbackend.io.format import read_network, to_bytes
+from nnbackend.io.format import read_model, to_bytes
 from nnbackend.model.network import Network
+from nnbackend.model.stack import Stack
 
-__all__ = ["load", "save"]
+__all__ = ["read", "save"]
 
 
 def save(net: Any, path: str | os.PathLike[str]) -> None:
@@ -26,7 +27,9 @@ def save(net: Any, path: str | os.PathLike[str]) -> None:
     net : Network
         The network; a registered activation is stored by its name. Also a fitted ``MLPClassifier``
         or ``MLPRegressor``, or a Pipeline of a ``StandardScaler`` and one of them: it is stored as
-        ``from_sklearn`` gives it, and loaded as a network.
+        ``from_sklearn`` gives it, and loaded as a network. Also a fitted ``EnsembleClassifier`` or
+        ``EnsembleRegressor``, or a Pipeline of a ``StandardScaler`` and one of them: all members go
+        into the file, and what is loaded is such an ensemble, or Pipeline, again.
     path : path-like
         The file; its folder has to exist. An existing file is replaced, with its mode and, where
         that is permitted, its owner. Links are followed; pipes and devices are written to.
@@ -48,27 +51,7 @@ def save(net: Any, path: str | os.PathLike[str]) -> None:
     write_atomically(path, to_bytes(net))
 
 
-def load(path: str | os.PathLike[str], device: str | Device = "cpu") -> Network:
-    """Read a network from a file that ``save`` has written, on any device.
-
-    Parameters
-    ----------
-    path : path-like
-        The file.
-    device : str, default "cpu"
-        The device of the network, whatever it was before.
-
-    Returns
-    -------
-    Network
-
-    Raises
-    ------
-    ModelFileError
-        If the file is missing, truncated, altered into something inconsistent, not a model of
-        nnbackend, or names an activation that is not registered.
-    DeviceError
-        If the device is not there.
-    """
+def read(path: str | os.PathLike[str], device: str | Device = "cpu") -> Network | Stack:
+    """Read a network, or the networks of an ensemble, from a file; see ``nb.load``."""
     target = get_device(device)
-    return read_network(Contents(read_file(path), checked_path(path)), target)
+    return read_model(Contents(read_file(path), checked_path(path)), target)

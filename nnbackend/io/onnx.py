@@ -20,6 +20,7 @@ from nnbackend.floating_point import own_errors
 from nnbackend.io.files import checked_path, write_atomically
 from nnbackend.io.format import checked_names, checked_tensors, name_counts
 from nnbackend.model.network import Network
+from nnbackend.model.stack import Stack, deviation
 
 __all__ = ["export_onnx"]
 
@@ -44,7 +45,8 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     ----------
     net : Network
         The network, on any device. Also what ``save`` takes of scikit-learn's kind; a label is the
-        index of the class then.
+        index of the class then. An ensemble is one graph, of mean probabilities, or of the mean as
+        ``prediction`` and the deviation that ``return_std=True`` gives as ``std``.
     path : path-like
         The file; its folder has to exist. An existing file is replaced if it ends in ``.onnx``.
 
@@ -73,10 +75,10 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     >>> session.run(["probabilities"], {"X": [[0.0, 0.0]]})  # doctest: +SKIP
     [array([[0.5, 0.5]], dtype=float32)]
     """
-    if not isinstance(net, Network):
-        from nnbackend.io.sklearn import as_network
+    if not isinstance(net, Network | Stack):
+        from nnbackend.io.sklearn import as_model
 
-        net = as_network(net)
+        net = as_model(net)
     target = checked_path(path)
     # A pipe or a device is written to, not replaced; of a link, its target is replaced.
     if os.path.isfile(target) and not os.path.realpath(target).lower().endswith(".onnx"):
@@ -88,9 +90,12 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     write_atomically(target, _model(net).SerializeToString())
 
 
-def _model(net: Network) -> Any:
-    """Return the network as an ``onnx.ModelProto``."""
-    names, tensors = checked_names(net), checked_tensors(net)
+def _model(exported: Network | Stack) -> Any:
+    """Return the network, or the mean of those of a stack, as an ``onnx.ModelProto``."""
+    net, noise = (
+        (exported.networks[0], exported.noise) if isinstance(exported, Stack) else (exported, None)
+    )
+    names, tensors = checked_names(net), checked_tensors(exported)
     n_bytes = sum(x.nbytes for x in tensors.values())
     if n_bytes > _LARGEST:
         raise InputError(
@@ -106,7 +111,13 @@ def _model(net: Network) -> Any:
     given, returned = (_dtype(net, tensors, f"{kind}standardization") for kind in ("", "target_"))
     X = _input(ndonnx, ("n_samples", net.layer_sizes[0]), given)
     A = _forward(xp, net, parameters, X)
+    each = A
+    if isinstance(exported, Stack):
+        A = xp.mean(each, axis=0)
     outputs = _outputs(xp, net, xp.astype(A, ndonnx.from_numpy_dtype(returned)))
+    if noise is not None:
+        std = deviation(xp, each, A, xp.asarray(noise.astype(net.dtype)))
+        outputs["std"] = xp.squeeze(std, axis=1) if net.layer_sizes[-1] == 1 else std
     model = ndonnx.build({"X": X, **parameters}, outputs)
     for output in model.graph.output:
         batch, *columns = output.type.tensor_type.shape.dim
@@ -175,6 +186,11 @@ class _Namespace:
         axes = None if axis is None else self._operators.const(np.atleast_1d(axis))
         largest = self._operators.reduce_max(x.unwrap_spox(), axes, keepdims=keepdims)
         return self._ndonnx.asarray(largest)
+
+    def mean(self, x: Array, /, *, axis: int) -> Array:
+        axes = self._operators.const(np.atleast_1d(axis))
+        mean = self._operators.reduce_mean(x.unwrap_spox(), axes, keepdims=False)
+        return self._ndonnx.asarray(mean)
 
 
 def _forward(xp: Namespace, net: Network, arrays: Mapping[str, Array], X: Array) -> Array:

@@ -15,8 +15,9 @@ from nnbackend.errors import InputError
 from nnbackend.floating_point import own_errors
 from nnbackend.io.convert import folded, import_library, network_of, rounded
 from nnbackend.model.network import Network
+from nnbackend.model.stack import Stack
 
-__all__ = ["LayeredEstimator", "as_network", "from_sklearn", "to_sklearn"]
+__all__ = ["LayeredEstimator", "StackedEstimator", "as_model", "from_sklearn", "to_sklearn"]
 
 
 _SKLEARN_ACTIVATIONS = {
@@ -34,16 +35,37 @@ class LayeredEstimator:
     """
 
 
-def as_network(net: Any) -> Network:
-    """Return a network as it is, and an estimator as ``from_sklearn`` does.
+class StackedEstimator:
+    """An ensemble: ``estimators_`` are of the class above; nnbackend's ensembles inherit it."""
 
-    For an argument ``net`` that may be either, which the messages speak of.
+
+def as_model(net: Any) -> Network | Stack:
+    """Return a network as it is, an estimator as ``from_sklearn`` does, an ensemble as a stack.
+
+    For an argument ``net`` that may be any of these, which the messages speak of.
     """
-    if isinstance(net, Network):
+    if isinstance(net, Network | Stack):
         return net
     if not hasattr(net, "get_params"):
         raise InputError(f"expected a nnbackend.Network, got {type(net).__name__}", argument="net")
+    steps = getattr(net, "steps", None) or [("", net)]
+    if isinstance(steps[-1][1], StackedEstimator):
+        return _stack("net", net)
     return _from_sklearn("net", net, "cpu")
+
+
+@own_errors
+def _stack(argument: str, estimator: Any) -> Stack:
+    """Return the stack that an ensemble is, or a Pipeline of a StandardScaler and one."""
+    scaler, ensemble = _sklearn_parts(argument, estimator, StackedEstimator, "estimators_")
+    named = ensemble if scaler is None else scaler
+    networks = tuple(
+        _network(argument, scaler, member, named, "cpu") for member in ensemble.estimators_
+    )
+    classes = getattr(ensemble, "classes_", None)
+    if classes is not None:
+        return Stack(networks, labels=classes)
+    return Stack(networks, np.atleast_1d(np.asarray(ensemble.noise_, np.float64)))
 
 
 @own_errors
@@ -95,7 +117,14 @@ def from_sklearn(estimator: Any, *, device: str | Device = "cpu") -> Network:
 
 def _from_sklearn(argument: str, estimator: Any, device: str | Device) -> Network:
     """Return what ``from_sklearn`` does; ``argument`` is the estimator's name in messages."""
-    scaler, mlp = _sklearn_parts(argument, estimator)
+    networks = import_library("sklearn.neural_network", "scikit-learn")
+    kinds = (networks.MLPClassifier, networks.MLPRegressor, LayeredEstimator)
+    scaler, mlp = _sklearn_parts(argument, estimator, kinds, "coefs_")
+    return _network(argument, scaler, mlp, mlp if scaler is None else scaler, device)
+
+
+def _network(argument: str, scaler: Any, mlp: Any, named: Any, device: str | Device) -> Network:
+    """Return a fitted estimator as a network; what is ``named`` may know the features' names."""
     net = network_of(
         [(f"coefs_[{i}]", W) for i, W in enumerate(mlp.coefs_)],
         [(f"intercepts_[{i}]", b) for i, b in enumerate(mlp.intercepts_)],
@@ -111,7 +140,7 @@ def _from_sklearn(argument: str, estimator: Any, device: str | Device) -> Networ
         net.standardization = Standardization(
             *(home.place(x, np.float64, copy=True) for x in (mean, scale))
         )
-    names = getattr(mlp if scaler is None else scaler, "feature_names_in_", None)
+    names = getattr(named, "feature_names_in_", None)
     net.feature_names = None if names is None else tuple(names.tolist())
     classes = getattr(mlp, "classes_", None)
     if classes is None:
@@ -224,15 +253,17 @@ def to_sklearn(net: Network) -> Any:
     return estimator
 
 
-def _sklearn_parts(argument: str, estimator: Any) -> tuple[Any, Any]:
-    """Return the StandardScaler, or None, and the network of a fitted estimator."""
-    networks = import_library("sklearn.neural_network", "scikit-learn")
+def _sklearn_parts(argument: str, estimator: Any, kinds: Any, fitted: str) -> tuple[Any, Any]:
+    """Return the StandardScaler, or None, and the last step of a fitted estimator.
+
+    The latter is one of ``kinds``, and has the attribute ``fitted`` once it is that.
+    """
     pipeline = import_library("sklearn.pipeline", "scikit-learn").Pipeline
     standard = import_library("sklearn.preprocessing", "scikit-learn").StandardScaler
     is_pipeline = isinstance(estimator, pipeline)
     *before, last = [step for _, step in estimator.steps] if is_pipeline else [estimator]
     if (
-        not isinstance(last, networks.MLPClassifier | networks.MLPRegressor | LayeredEstimator)
+        not isinstance(last, kinds)
         or len(before) > 1
         or not all(isinstance(step, standard) for step in before)
     ):
@@ -245,7 +276,7 @@ def _sklearn_parts(argument: str, estimator: Any) -> tuple[Any, Any]:
             argument=argument,
         )
     scaler = before[0] if before else None
-    if not hasattr(last, "coefs_") or (scaler is not None and not hasattr(scaler, "scale_")):
+    if not hasattr(last, fitted) or (scaler is not None and not hasattr(scaler, "scale_")):
         raise InputError(
             f"expected a fitted {type(estimator).__name__}, got one that is not "
             "fitted; call fit first",
