@@ -224,7 +224,8 @@ class _Stack:
         for name in _number_names(optimizer):
             number = self._number([getattr(problem.optimizer, name) for problem in problems])
             object.__setattr__(optimizer, name, number)
-        return replace(first, objective=objective, optimizer=optimizer, **clips)
+        joined: Problem = replace(first, objective=objective, optimizer=optimizer, **clips)
+        return joined
 
     def _joined_variables(self) -> Variables:
         each = [engine.variables for engine in self._engines]

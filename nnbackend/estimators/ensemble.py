@@ -104,7 +104,7 @@ class _Ensemble(StackedEstimator, TakesArrays):
     @own_errors
     def _fit(self, passed: Passed) -> tuple[Passed, list[_Member], str]:
         """Fit all members; return what they were given, those fitted to find the noise, where."""
-        check_parameters(type(self).__name__, self.get_params(deep=False), ENSEMBLE)
+        check_parameters(self, ENSEMBLE)
         base = self._member()
         place = self._place_of(passed.X, "fit", is_fit=True)
         X, y = validate_data(
