@@ -22,7 +22,15 @@ if TYPE_CHECKING:
         ModelFileError,
         NNBackendError,
     )
+    from nnbackend.estimators.meeting import side_by_side
     from nnbackend.estimators.mlp import MLPClassifier, MLPRegressor
+    from nnbackend.estimators.searches import (
+        GridSearchCV,
+        RandomizedSearchCV,
+        cross_val_predict,
+        cross_val_score,
+        cross_validate,
+    )
     from nnbackend.io.models import load, save
     from nnbackend.io.onnx import export_onnx
     from nnbackend.io.sklearn import from_sklearn, to_sklearn
@@ -50,6 +58,7 @@ __all__ = [
     "GradientMismatchError",
     "GradientReport",
     "Gradients",
+    "GridSearchCV",
     "History",
     "InputError",
     "MLPClassifier",
@@ -59,11 +68,15 @@ __all__ = [
     "NNBackendError",
     "Network",
     "RMSprop",
+    "RandomizedSearchCV",
     "RateFinder",
     "Summary",
     "TrainingState",
     "__version__",
     "check_gradients",
+    "cross_val_predict",
+    "cross_val_score",
+    "cross_validate",
     "devices",
     "export_onnx",
     "find_learning_rate",
@@ -74,6 +87,7 @@ __all__ = [
     "register_activation",
     "save",
     "schedules",
+    "side_by_side",
     "sources",
     "to_sklearn",
     "to_torch",
@@ -104,9 +118,17 @@ _HOMES = {
         "ModelFileError",
         "NNBackendError",
     ),
+    "nnbackend.estimators.meeting": ("side_by_side",),
     "nnbackend.estimators.mlp": (
         "MLPClassifier",
         "MLPRegressor",
+    ),
+    "nnbackend.estimators.searches": (
+        "GridSearchCV",
+        "RandomizedSearchCV",
+        "cross_val_predict",
+        "cross_val_score",
+        "cross_validate",
     ),
     "nnbackend.io.models": (
         "load",

@@ -7,7 +7,7 @@ done. So a training alone and one among many are the same program.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -128,13 +128,14 @@ def together(
     trainings: Iterable[Training[_R]],
     most: int,
     on_round: Callable[[], None] | None = None,
-) -> Iterator[Ended[_R]]:
+) -> Generator[Ended[_R], None, None]:
     """Run trainings side by side, and yield each when it ends.
 
     Parameters
     ----------
     trainings : iterable of trainings
-        They are taken from it, and begun, when others have ended.
+        They are taken from it, and begun, when others have ended. While some run, it is asked again
+        after it had no more.
     most : int
         How many run at the same time.
     on_round : callable, optional

@@ -36,6 +36,7 @@ from nnbackend.estimators.callbacks import (
 )
 from nnbackend.estimators.formulas import EpochRate, SklearnAdam, SklearnSGD
 from nnbackend.estimators.lbfgs import packed, unpacked, value_and_gradient
+from nnbackend.estimators.meeting import fit_alone_or_together
 from nnbackend.estimators.parameters import Rule, check_parameters
 from nnbackend.estimators.scores import ValidationScore
 from nnbackend.estimators.watch import Watch
@@ -127,10 +128,22 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
     @with_callbacks  # type: ignore[untyped-decorator]
     def _train(self, passed: Passed, *, incremental: bool) -> None:
         """Check what was passed, and fit to it."""
-        alone(self.fitting(passed, incremental=incremental))
+        training = self.fitting(passed, incremental=incremental)
+        if self.can_pause:
+            fit_alone_or_together(training, passed.X)
+        else:
+            alone(training)
 
-    def fitting(self, passed: Passed, *, incremental: bool = False) -> Training[None]:
-        """Return what ``fit`` does as a ``Training``, for many at once."""
+    @property
+    def can_pause(self) -> bool:
+        """Whether a fit can run beside others, or has the machine to itself while it lasts."""
+        return self.solver != "lbfgs" and not has_callbacks(self)
+
+    def fitting(self, passed: Passed, *, incremental: bool = False) -> Training[bool]:
+        """Return what ``fit`` does as a ``Training``, for many at once.
+
+        It returns whether it was interrupted.
+        """
         check_parameters(type(self).__name__, self.get_params(deep=False), self._rules)
         hidden = self.hidden_layer_sizes
         hidden = list(hidden) if hasattr(hidden, "__iter__") else [hidden]
@@ -159,10 +172,11 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
             self.out_activation_ = out_activation
             self._initialize([X.shape[1], *hidden, y.shape[1]], X.dtype, random)
         examples = _Examples(X, y, self._weighted(y, weight, incremental=incremental))
+        is_interrupted = False
         if self.solver == "lbfgs":
             self._fit_lbfgs(passed, examples, place)
         else:
-            yield from self._fit_stochastic(
+            is_interrupted = yield from self._fit_stochastic(
                 passed, examples, place, random, incremental=incremental
             )
         if not all(np.isfinite(x).all() for x in (*self.coefs_, *self.intercepts_)):
@@ -170,6 +184,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
                 "Solver produced non-finite parameter weights. The input data may contain large "
                 "values and need to be preprocessed."
             )
+        return is_interrupted
 
     def _initialize(self, sizes: Sequence[int], dtype: Any, random: np.random.RandomState) -> None:
         """Draw parameters as scikit-learn does, Glorot's, and begin all counts and curves."""
@@ -280,7 +295,9 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         random: np.random.RandomState,
         *,
         incremental: bool,
-    ) -> Training[None]:
+    ) -> Training[bool]:
+        """Take the steps; return whether an interrupt ended them."""
+        is_interrupted = False
         validation = self._checked_validation(passed)
         training, score = self._split(passed, examples, validation, place, random, incremental)
         if incremental:
@@ -319,7 +336,8 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
             watch.warn_of_divergence(error)
         else:
             self._optimizer.state = on_host(history.optimizer_state, net)
-            if history.stopped == "interrupted":
+            is_interrupted = history.stopped == "interrupted"
+            if is_interrupted:
                 warnings.warn("Training interrupted by user.", stacklevel=2)
         self._optimizer.learning_rate = rate.value
         self._no_improvement_count = watch.no_improvement_count
@@ -331,6 +349,7 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
                 ConvergenceWarning,
                 stacklevel=2,
             )
+        return is_interrupted
 
     def _checked_validation(self, passed: Passed) -> tuple[Any, Any] | None:
         """Return the caller's validation data in the form that ``train`` takes."""

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from nnbackend.engines import Training
 from nnbackend.engines.driving import Ended, together
-from nnbackend.estimators.callbacks import has_callbacks
 from nnbackend.estimators.fitting import Estimator, Passed
 from nnbackend.estimators.mlp import MLPClassifier, MLPRegressor
 
@@ -36,16 +35,15 @@ def can_share(model: object) -> bool:
     """Whether a model's fit runs beside others, or has the machine to itself while it lasts."""
     return (
         isinstance(model, Estimator)
-        and model.solver != "lbfgs"
+        and model.can_pause
         # A subclass may have a fit of its own, which is then called as it is.
         and getattr(type(model), "fit", None) in (MLPClassifier.fit, MLPRegressor.fit)
-        and not has_callbacks(model)
     )
 
 
 def fit_together(
     fits: Iterable[Fit], on_round: Callable[[], None] | None = None
-) -> Iterator[Ended[None]]:
+) -> Iterator[Ended[bool]]:
     """Fit models side by side; yield each when its fit has ended, in whatever order.
 
     Each becomes what its ``fit`` alone would make of it: with the same bits on the CPU, to rounding
@@ -62,19 +60,20 @@ def fit_together(
     ------
     Ended
         Its ``number`` is that of the fit, its ``error`` what the fit raised, its ``seconds`` the
-        time that the fit itself took.
+        time that the fit itself took; its ``value`` says whether the fit was interrupted.
     """
     yield from together(map(_training, fits), _MOST, on_round)
 
 
-def _training(fit: Fit) -> Training[None]:
+def _training(fit: Fit) -> Training[bool]:
     if can_share(fit.model):
         return fit.model.fitting(fit.passed)
     return _alone(fit)
 
 
-def _alone(fit: Fit) -> Training[None]:
+def _alone(fit: Fit) -> Training[bool]:
     """Fit a model by its own method, without a pause."""
     given = {name: value for name, value in vars(fit.passed).items() if value is not None}
     fit.model.fit(**given)
     yield from ()
+    return False
