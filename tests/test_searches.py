@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -377,6 +378,20 @@ def test_warnings_are_those_of_the_fits_alone():
         return sorted(str(w.message) for w in caught)
 
     assert messages(nb) == messages(theirs) != []
+
+
+def test_what_is_refitted_is_left_to_itself():
+    backends = []
+
+    class Seeing(BaggingClassifier):
+        def fit(self, X, c):
+            backends.append(type(joblib.parallel.get_active_backend()[0]))
+            return super().fit(X, c)
+
+    model = Seeing(classifier(), 3, random_state=0)
+    search = nb.GridSearchCV(model, {"max_samples": [0.5, 1.0]}, cv=2).fit(X, c)
+    assert backends[-1] is type(joblib.parallel.get_active_backend()[0])
+    assert search.n_fits_together_ == 4
 
 
 def test_callers_code_has_the_callers_error_state_and_one_thread_at_a_time():

@@ -55,7 +55,7 @@ class Calls:
 
 
 @contextmanager
-def side_by_side() -> Iterator[Calls]:
+def side_by_side(*, once: bool = False) -> Iterator[Calls]:
     """Let scikit-learn fit models of ours side by side within a ``with`` statement.
 
     What scikit-learn would do in processes, if ``n_jobs`` were set, then shares this process:
@@ -65,6 +65,12 @@ def side_by_side() -> Iterator[Calls]:
 
     A function of the caller's, such as a scorer, may run in another thread than the caller's, as
     with joblib's backend "threading", but never beside another one.
+
+    Parameters
+    ----------
+    once : bool, default False
+        Whether only the first program takes part that hands its fits to joblib. What a search
+        refits afterwards is then left to itself, and to its own ``n_jobs``.
 
     Yields
     ------
@@ -86,7 +92,10 @@ def side_by_side() -> Iterator[Calls]:
     """
     call = _current_call()
     backend = _Backend(_Meeting() if call is None else call.backend.meeting)
-    with parallel_config(backend=backend):
+    config = parallel_config(backend=backend)
+    if once:
+        backend.at_end = config.unregister
+    with config:
         yield backend.calls
 
 
@@ -133,6 +142,7 @@ class _Backend(ParallelBackendBase):  # type: ignore[misc]
         super().__init__()
         self.meeting, self.calls = meeting, Calls()
         self.open: set[_Call] = set()
+        self.at_end: Callable[[], None] | None = None
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         del n_jobs
@@ -143,6 +153,10 @@ class _Backend(ParallelBackendBase):  # type: ignore[misc]
 
     # The method's name before joblib 1.5.
     apply_async = submit
+
+    def terminate(self) -> None:
+        if self.at_end is not None:
+            self.at_end()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         del ensure_ready

@@ -62,7 +62,7 @@ class _SideBySide:
             This search.
         """
         kept = _Kept()
-        with side_by_side() as calls, self._with_memory(kept):
+        with side_by_side(once=True) as calls, self._with_memory(kept):
             super().fit(_rows(X, kept), y, **params)  # type: ignore[misc]
         self.n_fits_together_ = calls.n_together
         _report(calls, self.verbose)
@@ -120,7 +120,7 @@ def _sharing(function: _F) -> Callable[[_F], _F]:
     def decorate(described: _F) -> _F:
         @wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
-            with side_by_side() as calls:
+            with side_by_side(once=True) as calls:
                 result = function(*args, **kwargs)
             _report(calls, kwargs.get("verbose", 0))
             return result
