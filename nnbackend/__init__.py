@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     )
     from nnbackend.estimators.ensemble import EnsembleClassifier, EnsembleRegressor
     from nnbackend.estimators.loading import load
+    from nnbackend.estimators.meeting import side_by_side
     from nnbackend.estimators.mlp import MLPClassifier, MLPRegressor
+    from nnbackend.estimators.searches import (
+        GridSearchCV,
+        RandomizedSearchCV,
+        cross_val_predict,
+        cross_val_score,
+        cross_validate,
+    )
     from nnbackend.io.models import save
     from nnbackend.io.onnx import export_onnx
     from nnbackend.io.sklearn import from_sklearn, to_sklearn
@@ -55,6 +63,7 @@ __all__ = [
     "GradientMismatchError",
     "GradientReport",
     "Gradients",
+    "GridSearchCV",
     "History",
     "InputError",
     "MLPClassifier",
@@ -64,11 +73,15 @@ __all__ = [
     "NNBackendError",
     "Network",
     "RMSprop",
+    "RandomizedSearchCV",
     "RateFinder",
     "Summary",
     "TrainingState",
     "__version__",
     "check_gradients",
+    "cross_val_predict",
+    "cross_val_score",
+    "cross_validate",
     "devices",
     "export_onnx",
     "find_learning_rate",
@@ -79,6 +92,7 @@ __all__ = [
     "register_activation",
     "save",
     "schedules",
+    "side_by_side",
     "sources",
     "to_sklearn",
     "to_torch",
@@ -115,9 +129,17 @@ _HOMES = {
         "EnsembleRegressor",
     ),
     "nnbackend.estimators.loading": ("load",),
+    "nnbackend.estimators.meeting": ("side_by_side",),
     "nnbackend.estimators.mlp": (
         "MLPClassifier",
         "MLPRegressor",
+    ),
+    "nnbackend.estimators.searches": (
+        "GridSearchCV",
+        "RandomizedSearchCV",
+        "cross_val_predict",
+        "cross_val_score",
+        "cross_validate",
     ),
     "nnbackend.io.models": ("save",),
     "nnbackend.io.onnx": ("export_onnx",),

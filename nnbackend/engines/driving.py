@@ -137,7 +137,8 @@ def together(
     Parameters
     ----------
     trainings : iterable of trainings
-        They are taken from it, and begun, when others have ended.
+        They are taken from it, and begun, when others have ended. While some run, it is asked again
+        after it had no more.
     most : int
         How many run at the same time.
     on_round : callable, optional

@@ -37,6 +37,7 @@ from nnbackend.estimators.callbacks import (
 )
 from nnbackend.estimators.formulas import EpochRate, SklearnAdam, SklearnSGD
 from nnbackend.estimators.lbfgs import evaluation
+from nnbackend.estimators.meeting import fit_alone_or_together
 from nnbackend.estimators.parameters import Rule, check_parameters
 from nnbackend.estimators.scores import ValidationScore
 from nnbackend.estimators.watch import Watch
@@ -136,7 +137,16 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
     @with_callbacks  # type: ignore[untyped-decorator]
     def _train(self, passed: Passed, *, incremental: bool) -> None:
         """Check what was passed, and fit to it."""
-        alone(self.fitting(passed, incremental=incremental))
+        training = self.fitting(passed, incremental=incremental)
+        if self.can_pause:
+            fit_alone_or_together(training, passed.X)
+        else:
+            alone(training)
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether a fit can run beside others, or has the machine to itself while it lasts."""
+        return self.solver != "lbfgs" and not has_callbacks(self)
 
     def fitting(self, passed: Passed, *, incremental: bool = False) -> Training[str]:
         """Return what ``fit`` does as a ``Training``, whose result is why it stopped."""

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from nnbackend.engines import Training
 from nnbackend.engines.driving import Ended, together
-from nnbackend.estimators.callbacks import has_callbacks
 from nnbackend.estimators.fitting import Estimator, Passed
 from nnbackend.estimators.mlp import MLPClassifier, MLPRegressor
 
@@ -36,10 +35,9 @@ def can_share(model: object) -> bool:
     """Whether a model's fit runs beside others, or has the machine to itself while it lasts."""
     return (
         isinstance(model, Estimator)
-        and model.solver != "lbfgs"
+        and model.can_pause
         # A subclass may have a fit of its own, which is then called as it is.
         and getattr(type(model), "fit", None) in (MLPClassifier.fit, MLPRegressor.fit)
-        and not has_callbacks(model)
     )
 
 
