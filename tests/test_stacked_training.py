@@ -21,6 +21,7 @@ from nnbackend.engines import stack, steps
 from nnbackend.engines.base import EngineState, Evaluation, Problem, Start, Steps
 from nnbackend.engines.driving import alone, together
 from nnbackend.engines.reference import ReferenceEngine
+from nnbackend.engines.stack import do_in_stacks
 from nnbackend.training.errors import DivergenceError
 from nnbackend.training.loop import Loop
 from nnbackend.training.options import TrainingOptions
@@ -279,7 +280,7 @@ def test_validation_data_goes_in_blocks(monkeypatch):
     monkeypatch.setattr(steps, "DEVICE_ELEMENTS", 1)
     tasks = [Evaluation(Training(k, place, data).engine, large) for k in range(K)]
     place.products = 0
-    done = ReferenceEngine.do_together(tasks)
+    done = do_in_stacks(tasks)
     # Three blocks of 256 rows, three layers.
     assert place.products == 9
     np.testing.assert_allclose([entry.value for entry in done], whole, rtol=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nnbackend.engines.base import (
     PRECISIONS,
+    Crew,
     Done,
     Engine,
     EngineFactory,
@@ -20,6 +21,7 @@ from nnbackend.engines.choice import ENGINES, default_engine, get_engine
 __all__ = [
     "ENGINES",
     "PRECISIONS",
+    "Crew",
     "Done",
     "Engine",
     "EngineFactory",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRECISIONS",
+    "Crew",
     "Done",
     "Engine",
     "EngineFactory",
@@ -164,17 +165,12 @@ class Engine(Protocol):
         """Return the engine that does the next task, usually this one."""
 
     @staticmethod
-    def do_together(tasks: Sequence[Task]) -> list[Done | None]:
-        """Do tasks of engines of this class, side by side where that is faster.
+    def crew(most: int) -> Crew:
+        """Return what does tasks of engines of this class, of so many engines at the same time.
 
-        An engine has one task at most. Every task gives the same numbers as alone; the native
-        engine gives the same bits, the others up to rounding. Results may be NumPy arrays whatever
-        the device is: those of many networks are then read in one transfer.
-
-        Returns
-        -------
-        list of (Done or None)
-            None for tasks that are not finished: pass them again, to go on with them.
+        An engine has one task at most. On the CPU, every task gives the same bits as alone with the
+        native engine; with the reference engine, networks may form a stack, and give the same
+        numbers up to rounding.
         """
 
     def snapshot(self) -> Any:
@@ -218,6 +214,22 @@ class Evaluation:
 
 
 Task: TypeAlias = Steps | Evaluation
+
+
+class Crew(Protocol):
+    """Does tasks of several trainings, side by side where that is faster."""
+
+    def take(self, task: Task) -> None:
+        """Take a task over, and perhaps begin it; ``task.engine`` is its ``current`` engine."""
+
+    def done(self, seconds: float) -> list[tuple[Task, Done]]:
+        """Return tasks that are done, and forget them.
+
+        Wait for one, or do some work, but no longer than so many seconds or a task.
+        """
+
+    def close(self) -> None:
+        """Stop the tasks that are not done; their engines are then between two steps."""
 
 
 class Done(NamedTuple):

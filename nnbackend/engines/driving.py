@@ -7,17 +7,23 @@ done. So a training alone and one among many are the same program.
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Generic, TypeVar
 
-from nnbackend.engines.base import Done, Task, Training
+from nnbackend.engines.base import Crew, Done, Task, Training
 
-__all__ = ["Ended", "alone", "one_by_one", "together"]
+__all__ = ["Alone", "Ended", "alone", "one_by_one", "together"]
 
 _R = TypeVar("_R")
+
+# Signals are looked for as often, and trainings that are done.
+_SECONDS_PER_LOOK = 0.05
+# Trainings that are begun before others go on.
+_BEGUN_AT_ONCE = 4
 
 
 def alone(training: Training[_R]) -> _R:
@@ -50,9 +56,31 @@ def _device_of(task: Task | None) -> AbstractContextManager[Any]:
     return nullcontext() if task is None else task.engine.device.activate()
 
 
-def one_by_one(tasks: Sequence[Task]) -> list[Done | None]:
+def one_by_one(tasks: Sequence[Task]) -> list[Done]:
     """Do tasks, one after another."""
     return [_do(task) for task in tasks]
+
+
+class Alone:
+    """A crew that does a task when it is asked for, one after another."""
+
+    def __init__(self) -> None:
+        self._tasks: deque[Task] = deque()
+
+    def take(self, task: Task) -> None:
+        """Take a task over."""
+        self._tasks.append(task)
+
+    def done(self, seconds: float) -> list[tuple[Task, Done]]:
+        """Do the next task, if there is time."""
+        if not self._tasks or seconds <= 0:
+            return []
+        task = self._tasks.popleft()
+        return [(task, _do(task))]
+
+    def close(self) -> None:
+        """Forget the tasks."""
+        self._tasks.clear()
 
 
 def _do(task: Task) -> Done:
@@ -86,42 +114,52 @@ class Ended(Generic[_R]):
     seconds: float
 
 
-@dataclass(eq=False)
 class _Live(Generic[_R]):
     """A training that waits for its task."""
 
-    number: int
-    training: Training[_R]
-    task: Any = None
-    since: float = 0.0
-    seconds: float = 0.0
-    error: Exception | None = field(default=None)
+    def __init__(self, number: int, training: Training[_R]) -> None:
+        self.number, self.training = number, training
+        self.task: Task | None = None
+        self._since = self._seconds = 0.0
 
-    def advance(self, send: Callable[[Any], Task], given: Any) -> Ended[_R] | None:
-        """Let the training go on to its next task; return it if it ends."""
+    def begin(self) -> Ended[_R] | None:
+        """Let the training go on to its first task; return it if it ends."""
+        return self._advance(self.training.send, None)
+
+    def take(self, done: Done) -> Ended[_R] | None:
+        """Hand the training its task's outcome; return it if it ends."""
+        self._seconds += done.seconds
+        if done.error is not None:
+            return self._advance(self.training.throw, done.error)
+        idle = max(0.0, perf_counter() - self._since - done.seconds)
+        return self._advance(self.training.send, (idle, done.value))
+
+    def interrupt(self) -> Ended[_R] | None:
+        """Tell the training of an interrupt; return it if it ends."""
+        if inspect.getgeneratorstate(self.training) != inspect.GEN_SUSPENDED:
+            return None
+        return self._advance(self.training.throw, KeyboardInterrupt())
+
+    def _advance(self, send: Callable[[Any], Task], given: Any) -> Ended[_R] | None:
         start = perf_counter()
+        value: _R | None = None
+        error: Exception | None = None
         try:
             with _device_of(self.task):
                 self.task = send(given)
         except StopIteration as end:
-            return Ended(self.number, end.value, None, self._spent(start))
-        except Exception as error:  # noqa: BLE001 - the caller decides what it means for others
-            return Ended(self.number, None, error, self._spent(start))
-        self._spent(start)
-        return None
+            value = end.value
+        except Exception as raised:  # noqa: BLE001 - the caller decides what it means for others
+            error = raised
+        else:
+            self._note(start)
+            return None
+        self._note(start)
+        return Ended(self.number, value, error, self._seconds)
 
-    def _spent(self, start: float) -> float:
-        self.since = perf_counter()
-        self.seconds += self.since - start
-        return self.seconds
-
-    def take(self, done: Done) -> Ended[_R] | None:
-        """Hand the training its task's outcome."""
-        self.seconds += done.seconds
-        if done.error is not None:
-            return self.advance(self.training.throw, done.error)
-        idle = perf_counter() - self.since - done.seconds
-        return self.advance(self.training.send, (max(0.0, idle), done.value))
+    def _note(self, start: float) -> None:
+        self._since = perf_counter()
+        self._seconds += self._since - start
 
 
 def together(
@@ -132,13 +170,13 @@ def together(
 ) -> Generator[Ended[_R], None, None]:
     """Run trainings side by side, and yield each when it ends.
 
-    Close this, and the trainings that go on are closed.
+    Python runs in this thread, also while tasks are being done in others. Close this, and the
+    trainings that go on are closed.
 
     Parameters
     ----------
     trainings : iterable of trainings
-        They are taken from it, and begun, when others have ended. While some run, it is asked again
-        after it had no more.
+        They are taken from it, and begun, when others have ended.
     most : int
         How many run at the same time.
     on_round : callable, optional
@@ -152,26 +190,17 @@ def together(
         After an interrupt, once every training that had begun was told, and was yielded if that
         ended it.
     """
-    waiting = enumerate(trainings)
-    live: list[_Live[_R]] = []
+    group: _Group[_R] = _Group(most, on_round)
     try:
-        while True:
-            for ended in _advanced(live, waiting, most):
-                yield ended
-                _end_all_if(ended.error is None and is_interrupted(ended.value))  # type: ignore[arg-type]
-            if not live:
-                return
-            if on_round is not None:
-                on_round()
+        for ended in group.run(enumerate(trainings)):
+            yield ended
+            _end_all_if(ended.error is None and is_interrupted(ended.value))  # type: ignore[arg-type]
     except KeyboardInterrupt as interrupt:
-        for entry in live.copy():
-            if inspect.getgeneratorstate(entry.training) == inspect.GEN_SUSPENDED:
-                told = entry.advance(entry.training.throw, KeyboardInterrupt())
-                yield from _ended(live, entry, told)
+        group.stop()
+        yield from group.interrupted()
         raise interrupt from None
     finally:
-        for entry in live:
-            entry.training.close()
+        group.close()
 
 
 def _end_all_if(is_interrupted: bool) -> None:
@@ -179,36 +208,80 @@ def _end_all_if(is_interrupted: bool) -> None:
         raise KeyboardInterrupt
 
 
-def _advanced(
-    live: list[_Live[_R]], waiting: Iterator[tuple[int, Training[_R]]], most: int
-) -> Iterator[Ended[_R]]:
-    """Begin trainings until so many run, and let all do some work; yield those that end."""
-    for entry, done in _round(live):
-        yield from _ended(live, entry, entry.take(done))
-    while len(live) < most and (begun := next(waiting, None)) is not None:
-        entry = _Live(*begun)
-        live.append(entry)
-        yield from _ended(live, entry, entry.advance(entry.training.send, None))
+class _Group(Generic[_R]):
+    """Trainings that run side by side, and the crews that do their tasks."""
 
+    def __init__(self, most: int, on_round: Callable[[], None] | None) -> None:
+        self._most, self._on_round = most, on_round
+        self._crews: dict[type, Crew] = {}
+        # By the identity of the task; a training that is going on has none.
+        self._waiting: dict[int, _Live[_R]] = {}
+        self._current: _Live[_R] | None = None
 
-def _ended(live: list[_Live[_R]], entry: _Live[_R], ended: Ended[_R] | None) -> Iterator[Ended[_R]]:
-    """Yield a training if it has ended, which leaves the others."""
-    if ended is not None:
-        live.remove(entry)
-        yield ended
+    def run(self, trainings: Iterator[tuple[int, Training[_R]]]) -> Iterator[Ended[_R]]:
+        """Run trainings to their ends."""
+        while True:
+            n_begun = 0
+            while len(self._waiting) < self._most and n_begun < _BEGUN_AT_ONCE:
+                begun = next(trainings, None)
+                if begun is None:
+                    break
+                n_begun += 1
+                self._current = entry = _Live(*begun)
+                yield from self._settled(entry, entry.begin())
+            if not self._waiting:
+                if n_begun == 0:
+                    return
+                continue
+            for task, done in self._some_done(waits=n_begun == 0):
+                self._current = entry = self._waiting.pop(id(task))
+                yield from self._settled(entry, entry.take(done))
+            if self._on_round is not None:
+                self._on_round()
 
-
-def _round(live: Sequence[_Live[Any]]) -> list[tuple[_Live[Any], Done]]:
-    """Do the tasks of trainings, those of engines of a kind together; return what is done."""
-    kinds: dict[Any, list[_Live[Any]]] = {}
-    outcomes: list[tuple[_Live[Any], Done]] = []
-    for entry in live:
+    def _settled(self, entry: _Live[_R], ended: Ended[_R] | None) -> Iterator[Ended[_R]]:
+        """Give a training's next task to a crew, or yield the training if it has ended."""
+        if ended is not None:
+            self._current = None
+            yield ended
+            return
         task = entry.task
-        task.engine = task.engine.current()
-        kinds.setdefault(type(task.engine), []).append(entry)
-    for kind, entries in kinds.items():
-        found = kind.do_together([entry.task for entry in entries])
-        outcomes += [
-            (entry, done) for entry, done in zip(entries, found, strict=True) if done is not None
-        ]
-    return outcomes
+        assert task is not None  # noqa: S101 - a training that goes on has one
+        self._waiting[id(task)], self._current = entry, None
+        engine = task.engine = task.engine.current()
+        kind = type(engine)
+        if kind not in self._crews:
+            self._crews[kind] = engine.crew(self._most)
+        self._crews[kind].take(task)
+
+    def _some_done(self, *, waits: bool) -> Sequence[tuple[Task, Done]]:
+        """Return some tasks that are done; wait for one if there is nothing else to do."""
+        done = [pair for crew in self._crews.values() for pair in crew.done(0.0)]
+        if not done and waits:
+            for crew in self._crews.values():
+                done += crew.done(_SECONDS_PER_LOOK)
+        return done
+
+    def stop(self) -> None:
+        """Leave all engines between two steps."""
+        for crew in self._crews.values():
+            crew.close()
+        self._crews.clear()
+
+    def interrupted(self) -> Iterator[Ended[_R]]:
+        """Tell all trainings of an interrupt; yield those that it ends."""
+        entries = list(self._waiting.values())
+        if self._current is not None:
+            entries.append(self._current)
+        for entry in entries:
+            ended = entry.interrupt()
+            if ended is not None:
+                yield ended
+
+    def close(self) -> None:
+        """End everything."""
+        self.stop()
+        for entry in self._waiting.values():
+            entry.training.close()
+        if self._current is not None:
+            self._current.training.close()

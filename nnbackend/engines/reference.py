@@ -12,14 +12,14 @@ from nnbackend.core.optimizers import OptimizerState
 from nnbackend.core.regularization import dropout_mask
 from nnbackend.core.types import Array
 from nnbackend.engines.base import EngineState
-from nnbackend.engines.stack import do_in_stacks, kind_of_network
+from nnbackend.engines.stack import Stacks, kind_of_network
 from nnbackend.engines.steps import Batch, Variables, data_loss, end_epoch, host_dtype, take_step
 from nnbackend.parallel import Share
 
 if TYPE_CHECKING:
     from nnbackend.data.examples import Data
     from nnbackend.device import Device
-    from nnbackend.engines.base import Done, Engine, Start, Task
+    from nnbackend.engines.base import Crew, Engine, Start
 
 __all__ = ["ReferenceEngine"]
 
@@ -56,9 +56,10 @@ class ReferenceEngine:
         self.variables, self.step = Variables(parameters, parameters, state), 0
 
     @staticmethod
-    def do_together(tasks: Sequence[Task]) -> list[Done | None]:
-        """Do tasks, those of like networks as one stack; see ``Engine.do_together``."""
-        return do_in_stacks(tasks)
+    def crew(most: int) -> Crew:
+        """Return a crew that does the tasks of like networks as one stack."""
+        del most
+        return Stacks()
 
     @cached_property
     def kind(self) -> object:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from nnbackend.device import Device
     from nnbackend.engines.base import Evaluation, Problem, Task
 
-__all__ = ["do_in_stacks", "kind_of_network"]
+__all__ = ["Stacks", "do_in_stacks", "kind_of_network"]
 
 _T = TypeVar("_T")
 
@@ -71,12 +71,34 @@ def kind_of_network(problem: Problem, device: Device, dtype: Any) -> Hashable:
     )  # fmt: skip
 
 
-def do_in_stacks(tasks: Sequence[Task]) -> list[Done | None]:
+class Stacks:
+    """A crew that does all its tasks when it is asked for some, those of like networks at once."""
+
+    def __init__(self) -> None:
+        self._tasks: list[Task] = []
+
+    def take(self, task: Task) -> None:
+        """Take a task over."""
+        self._tasks.append(task)
+
+    def done(self, seconds: float) -> list[tuple[Task, Done]]:
+        """Do all tasks, if there is time."""
+        if seconds <= 0:
+            return []
+        tasks, self._tasks = self._tasks, []
+        return list(zip(tasks, do_in_stacks(tasks), strict=True))
+
+    def close(self) -> None:
+        """Forget the tasks."""
+        self._tasks.clear()
+
+
+def do_in_stacks(tasks: Sequence[Task]) -> list[Done]:
     """Do tasks of reference engines, those that can as stacks, the others one by one."""
     groups: dict[Hashable, list[int]] = {}
     for place, task in enumerate(tasks):
         groups.setdefault(_kind_of_task(task) or place, []).append(place)
-    outcomes: dict[int, Done | None] = {}
+    outcomes: dict[int, Done] = {}
     for places in groups.values():
         for some in _split(places, _most(tasks[places[0]])):
             outcomes.update(zip(some, _do([tasks[place] for place in some]), strict=True))
@@ -136,7 +158,7 @@ def _split(sequence: Sequence[_T], most: int) -> Iterator[Sequence[_T]]:
         yield sequence[start:stop]
 
 
-def _do(tasks: Sequence[Any]) -> Sequence[Done | None]:
+def _do(tasks: Sequence[Any]) -> Sequence[Done]:
     """Do tasks of a kind as one stack."""
     if len(tasks) == 1:
         return one_by_one(tasks)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnbackend.core.types import Array
 from nnbackend.engines.base import EngineState
-from nnbackend.engines.driving import one_by_one
+from nnbackend.engines.driving import Alone
 from nnbackend.engines.reference import ReferenceEngine
 from nnbackend.engines.tracing.formulas import fingerprint, is_label_target
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nnbackend.core.optimizers import OptimizerState
     from nnbackend.data.examples import Data
     from nnbackend.device import Device
-    from nnbackend.engines.base import Done, Engine, EngineFactory, Start, Task
+    from nnbackend.engines.base import Crew, Engine, EngineFactory, Start
 
 __all__ = ["watched"]
 
@@ -65,9 +65,10 @@ class _Watched:
         self._engine, self._recorded, self._start = engine, recorded, start
 
     @staticmethod
-    def do_together(tasks: Sequence[Task]) -> list[Done | None]:
-        """Do tasks one by one; see ``Engine.do_together``."""
-        return one_by_one(tasks)
+    def crew(most: int) -> Crew:
+        """Return a crew that does tasks one by one."""
+        del most
+        return Alone()
 
     def current(self) -> Engine:
         """Return the engine with the current formulas."""

@@ -17,7 +17,7 @@ from nnbackend.engines.cuda.plan import Buffer, Launch
 from nnbackend.engines.cuda.planner import Planner
 from nnbackend.engines.cuda.runtime import CudaExecutor
 from nnbackend.engines.cuda.tiny import TinyPlanner
-from nnbackend.engines.driving import one_by_one
+from nnbackend.engines.driving import Alone
 from nnbackend.engines.reference import ReferenceEngine
 from nnbackend.engines.steps import data_loss
 from nnbackend.engines.tracing.formulas import UnrecordedError, coefficient_table, is_label_target
@@ -26,7 +26,7 @@ from nnbackend.errors import InputError
 if TYPE_CHECKING:
     from nnbackend.data.examples import Data
     from nnbackend.device import Device
-    from nnbackend.engines.base import Done, Engine, Problem, Start, Task
+    from nnbackend.engines.base import Crew, Engine, Problem, Start
 
 __all__ = ["CudaEngine", "cuda_engine"]
 
@@ -155,9 +155,10 @@ class CudaEngine:
             program.refresh(executor)
 
     @staticmethod
-    def do_together(tasks: Sequence[Task]) -> list[Done | None]:
-        """Do tasks one by one; see ``Engine.do_together``."""
-        return one_by_one(tasks)
+    def crew(most: int) -> Crew:
+        """Return a crew that does tasks one by one."""
+        del most
+        return Alone()
 
     def current(self) -> Engine:
         """Return this engine."""

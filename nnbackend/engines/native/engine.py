@@ -14,7 +14,6 @@ from nnbackend.core.optimizers import OptimizerState
 from nnbackend.core.propagation import output_elements
 from nnbackend.core.types import Array
 from nnbackend.engines.base import Done, EngineState, Steps
-from nnbackend.engines.driving import one_by_one
 from nnbackend.engines.native import interface
 from nnbackend.engines.native.formulas import Formulas, record
 from nnbackend.engines.native.interface import (
@@ -30,8 +29,9 @@ from nnbackend.engines.native.interface import (
     aligned,
 )
 from nnbackend.engines.native.library import library
+from nnbackend.engines.native.pool import Pool
 from nnbackend.engines.native.table import program_table
-from nnbackend.engines.native.threads import threads_allowed, threads_worth
+from nnbackend.engines.native.threads import threads_worth
 from nnbackend.engines.tracing.formulas import coefficient_table, is_label_target
 from nnbackend.parallel import Share
 
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from nnbackend.core.types import Namespace
     from nnbackend.data.examples import Data
     from nnbackend.device import Device
-    from nnbackend.engines.base import Engine, Problem, Start, Task
+    from nnbackend.engines.base import Crew, Engine, Problem, Start, Task
     from nnbackend.parallel import Team
 
-__all__ = ["NativeEngine"]
+__all__ = ["Call", "NativeEngine"]
 
 _Array = np.ndarray[Any, Any]
 
@@ -94,7 +94,6 @@ class NativeEngine:
         # When Python ends, a daemon thread may still be in the library.
         finalizer.atexit = False
         self._columns_of: list[tuple[Data, interface.Run, Any]] = []
-        self._unfinished: tuple[Task, _Call] | None = None
 
     def _allocate(self, problem: Problem, start: Start) -> None:
         n = problem.objective.structure.n_parameters
@@ -246,7 +245,7 @@ class NativeEngine:
 
     def _begin_steps(
         self, data: Data, orders: Any, rates: Sequence[Sequence[float]], *, ends: bool
-    ) -> _Call:
+    ) -> Call:
         rows, table = self._rows_and_coefficients(data, orders, rates)
         return self._begin(Mode.TRAIN, data, rows, np.empty(len(rates)), table, ends=ends)
 
@@ -297,7 +296,7 @@ class NativeEngine:
         coefficients: _Array,
         *,
         ends: bool = True,
-    ) -> _Call:
+    ) -> Call:
         """Return a call of the library that has taken no step yet."""
         run, n_epochs = self._columns(data), len(losses)
         n_samples = data.n_samples if rows is None else rows.shape[1]
@@ -312,9 +311,9 @@ class NativeEngine:
         run.reduces = share is not None
         if share is not None:
             run.batch_rows, run.first_row = share.n, share.rows.start
-        return _Call(run, losses, ends, self._step, (rows, coefficients))
+        return Call(run, losses, ends, self._step, (rows, coefficients))
 
-    def _finish(self, call: _Call) -> tuple[Array, Array]:
+    def _finish(self, call: Call) -> tuple[Array, Array]:
         """Run the library until a call is over; return its result."""
         run, function = call.run, self._functions.run
         # A signal's handler may raise between two calls.
@@ -322,14 +321,15 @@ class NativeEngine:
             try:
                 function(self._network, run)
             finally:
-                self._count_steps(call)
+                self.count_steps(call)
         return self._result(call)
 
-    def _count_steps(self, call: _Call) -> None:
+    def count_steps(self, call: Call) -> None:
+        """Count the steps that a call has taken."""
         if call.run.mode == Mode.TRAIN:
             self._step = call.steps_before + call.run.step
 
-    def _result(self, call: _Call) -> tuple[Array, Array]:
+    def _result(self, call: Call) -> tuple[Array, Array]:
         """Return the losses of a call that is over, and whether all is finite."""
         run = call.run
         if run.has_failed:
@@ -337,28 +337,9 @@ class NativeEngine:
         return call.losses[: run.epoch if call.ends else 0], np.asarray(bool(run.is_finite))
 
     @staticmethod
-    def do_together(tasks: Sequence[Task]) -> list[Done | None]:
-        """Do tasks side by side, each in one thread; see ``Engine.do_together``."""
-        n_threads, outcomes = threads_allowed(), dict[int, Done | None]()
-        begun: list[NativeEngine] = []
-        for place, task in enumerate(tasks):
-            engine: Any = task.engine
-            outcomes[place] = None
-            # Threads that a large network keeps busy are better left to it, if there are so many.
-            if engine.is_alone_with(task) or len(tasks) < min(n_threads, engine.n_threads):
-                (outcomes[place],) = one_by_one([task])
-                continue
-            try:
-                engine.go_on_with(task)
-                begun.append(engine)
-            except Exception as error:  # noqa: BLE001 - it ends the task's training, no other
-                outcomes[place] = Done(None, error, 0.0)
-        _run_some(begun, n_threads)
-        for place, done in outcomes.items():
-            if done is None:
-                engine = tasks[place].engine
-                outcomes[place] = engine.outcome()
-        return list(outcomes.values())
+    def crew(most: int) -> Crew:
+        """Return a crew that does each task in one of several threads."""
+        return Pool(most)
 
     @property
     def n_threads(self) -> int:
@@ -371,25 +352,18 @@ class NativeEngine:
             self._problem.objective, task.data.y.ndim
         )
 
-    def go_on_with(self, task: Task) -> None:
-        """Begin a task, unless that has been done before."""
-        if self._unfinished is not None and self._unfinished[0] is task:
-            return
+    def begin(self, task: Task) -> Call:
+        """Return the call that does a task in a single thread."""
         if isinstance(task, Steps):
             call = self._begin_steps(task.data, task.orders, task.rates, ends=task.ends)
         else:
             call = self._begin_loss(task.data)
         call.run.n_threads = 1
-        self._unfinished = task, call
+        return call
 
-    def outcome(self) -> Done | None:
-        """Return the outcome of the unfinished task; None if it goes on."""
-        assert self._unfinished is not None  # noqa: S101
-        task, call = self._unfinished
-        self._count_steps(call)
-        if not (call.run.is_over or call.run.has_failed):
-            return None
-        self._unfinished = None
+    def outcome(self, task: Task, call: Call) -> Done:
+        """Return the outcome of a task whose call is over."""
+        self.count_steps(call)
         try:
             losses, is_finite = self._result(call)
         except Exception as error:  # noqa: BLE001 - it ends the task's training, no other
@@ -398,10 +372,9 @@ class NativeEngine:
         return Done(value, None, call.run.spent)
 
     @property
-    def handle(self) -> tuple[Functions, int, interface.Run]:
-        """The library's functions, network and run of the unfinished task."""
-        assert self._unfinished is not None  # noqa: S101
-        return self._functions, self._network, self._unfinished[1].run
+    def handle(self) -> tuple[int | None, int]:
+        """The address of the function that goes on with a call, and of the library's network."""
+        return self._functions.go_on, self._network
 
     def _raise(self, reason: int) -> NoReturn:
         """Raise what an answer to the library raised, or what the library refused."""
@@ -444,7 +417,7 @@ class NativeEngine:
                 )
         return self._finish(self._begin_loss(data))[0][0, ...]
 
-    def _begin_loss(self, data: Data) -> _Call:
+    def _begin_loss(self, data: Data) -> Call:
         self._no_totals[:] = 0.0
         nothing = np.empty((0, 0), self._dtype)
         return self._begin(Mode.LOSS, data, None, np.empty(1), nothing)
@@ -463,7 +436,7 @@ class NativeEngine:
         return float(value[0]), self._gradient
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """A call of the library.
 
     Attributes
@@ -485,20 +458,6 @@ class _Call(NamedTuple):
     ends: bool
     steps_before: int
     arrays: tuple[Any, ...]
-
-
-def _run_some(engines: Sequence[NativeEngine], n_threads: int) -> None:
-    """Go on with the unfinished tasks of engines for a moment, in several threads."""
-    by_dtype: dict[int, list[tuple[Functions, int, interface.Run]]] = {}
-    for engine in engines:
-        handle = engine.handle
-        by_dtype.setdefault(id(handle[0]), []).append(handle)
-    for handles in by_dtype.values():
-        n = len(handles)
-        own, networks, runs = zip(*handles, strict=True)
-        nets = (ctypes.c_void_p * n)(*networks)
-        pointers = (ctypes.c_void_p * n)(*map(ctypes.addressof, runs))
-        own[0].run_many(nets, pointers, n, n_threads, SECONDS_PER_CALL)
 
 
 class _Calls:

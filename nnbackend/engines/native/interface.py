@@ -24,6 +24,7 @@ __all__ = [
     "LayerSpec",
     "Mode",
     "PassSpec",
+    "PoolFunctions",
     "ProgramSpec",
     "Question",
     "Random",
@@ -34,6 +35,7 @@ __all__ = [
     "address_of",
     "aligned",
     "functions",
+    "pool_functions",
     "program_spec",
 ]
 
@@ -180,8 +182,10 @@ class Functions:
     ----------
     lanes : int
         The elements of a vector.
-    new, free, run, run_many : callables
+    new, free, run : callables
         As in network.h and step.h.
+    go_on : int
+        The address of the function by which a pool carries a run on.
     kernel : callable
         Returns the address of the compiled form of a program, or None.
     """
@@ -196,8 +200,31 @@ class Functions:
         self.new = function("new", _POINTER, ctypes.POINTER(Spec), _SIZE)
         self.free = function("free", None, _POINTER)
         self.run = function("run", None, _POINTER, ctypes.POINTER(Run))
-        self.run_many = function("run_many", None, _POINTER, _POINTER, _SIZE, _SIZE, _REAL)
+        go_on = function("go_on", ctypes.c_int, _POINTER, _POINTER, _REAL)
+        self.go_on: int | None = ctypes.cast(go_on, _POINTER).value
         self.kernel = function("kernel", _POINTER, ctypes.c_uint64)
+
+
+class PoolFunctions:
+    """The functions of a pool of threads, as in pool.c."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        def function(name: str, result: Any, *arguments: Any) -> Any:
+            entry = getattr(library, f"nnbackend_pool_{name}")
+            entry.restype, entry.argtypes = result, arguments
+            return entry
+
+        self.new = function("new", _POINTER, _SIZE, _SIZE, _REAL)
+        self.begin = function("begin", None, _POINTER, _POINTER, _POINTER, _POINTER)
+        self.over = function("over", _SIZE, _POINTER, _REAL, _POINTER)
+        self.stop = function("stop", None, _POINTER)
+        self.free = function("free", None, _POINTER)
+
+
+@cache
+def pool_functions(library: ctypes.CDLL) -> PoolFunctions:
+    """Return the library's functions for pools."""
+    return PoolFunctions(library)
 
 
 @cache

@@ -39,7 +39,7 @@ typedef struct {
     intptr_t reduces;
     Callback call;
     double seconds; /* to go on after about so long, so that Python sees signals */
-    double spent;   /* by nnbackend_run_many so far, in seconds */
+    double spent;   /* so far, in seconds, if a pool carries it on */
     /* Where the run is: it goes on from there when it is called again. */
     intptr_t epoch, start, step, is_over, has_failed, is_finite;
 } Run;
@@ -785,42 +785,14 @@ EXPORT void NAME(nnbackend_run)(Network *net, Run *run) {
     run_together(&job.team, work, &job, least(run->n_threads, net->n_threads));
 }
 
-/* Runs of many networks, each of which one thread carries on. */
-typedef struct {
-    Network *const *nets;
-    Run *const *runs;
-    intptr_t n;
-    double seconds, began;
-    Team team;
-    Queue queue;
-} Runs;
-
-static void share_runs_out(void *whole) {
-    Runs *all = whole;
-    for (intptr_t t = 0, T = all->team.n; t < T; t++)
-        fill(&all->queue, t, all->n * t / T, all->n * (t + 1) / T);
-}
-
-static void work_on_runs(void *whole, intptr_t t) {
-    Runs *all = whole;
-    intptr_t turn = 0, i;
-    meet(&all->team, share_runs_out, all);
-    while ((i = take(&all->queue, &all->team, t, &turn)) >= 0) {
-        const double began = seconds(), left = all->seconds - (began - all->began);
-        /* A clock that was set back shall not keep Python waiting. */
-        if (left <= 0 || left > all->seconds) return;
-        all->runs[i]->seconds = left;
-        NAME(nnbackend_run)(all->nets[i], all->runs[i]);
-        all->runs[i]->spent += seconds() - began;
-    }
-}
-
-/* Go on with runs of different networks in some threads for about so many seconds. A run that is
- * over must not be among them. Each does what it would do alone, with one thread. */
-EXPORT void NAME(nnbackend_run_many)(Network *const *nets, Run *const *runs, intptr_t n,
-                                     intptr_t n_threads, double time) {
-    Runs all = {.nets = nets, .runs = runs, .n = n, .seconds = time, .began = seconds()};
-    run_together(&all.team, work_on_runs, &all, least(n_threads, n));
+/* Go on with a run for about so many seconds; return whether it is over. A pool calls this. */
+EXPORT int NAME(nnbackend_go_on)(void *net, void *whole, double time) {
+    Run *run = whole;
+    const double began = seconds();
+    run->seconds = time;
+    NAME(nnbackend_run)(net, run);
+    run->spent += seconds() - began;
+    return run->is_over || run->has_failed;
 }
 
 #endif
