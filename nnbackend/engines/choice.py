@@ -20,6 +20,7 @@ __all__ = [
     "checked_precision",
     "default_engine",
     "get_engine",
+    "trainings_at_once",
 ]
 
 
@@ -93,6 +94,13 @@ def _frames_of_this_package() -> int:
         frame, count = frame.f_back, count + 1
     # This function's own frame is gone when the warning is given.
     return count - 1
+
+
+def trainings_at_once() -> int:
+    """Return how many trainings keep every processor busy, and no more memory than that takes."""
+    from nnbackend.engines.native.threads import threads_allowed
+
+    return max(16, 4 * threads_allowed())
 
 
 def checked_engine(name: str, engine: Any) -> str:

@@ -37,6 +37,8 @@ def watched(make_engine: EngineFactory) -> EngineFactory:
 
     def make(start: Start) -> Engine:
         recorded = _fingerprint(start)
+        if not recorded:
+            return make_engine(start)
         if recorded != _fingerprint(start):
             _LOGGER.warning(
                 "nnbackend: a formula of this network changes each time it is called: training "
@@ -44,7 +46,7 @@ def watched(make_engine: EngineFactory) -> EngineFactory:
             )
             return ReferenceEngine(start)
         engine = make_engine(start)
-        if not recorded or isinstance(engine, ReferenceEngine):
+        if isinstance(engine, ReferenceEngine):
             return engine
         return _Watched(engine, recorded, start)
 

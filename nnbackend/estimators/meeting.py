@@ -24,13 +24,12 @@ from joblib import parallel_config
 from joblib.parallel import ParallelBackendBase
 
 from nnbackend.engines import Training
+from nnbackend.engines.choice import trainings_at_once
 from nnbackend.engines.driving import Ended, alone, together
 from nnbackend.floating_point import callers_errors, own_errors
 
 __all__ = ["LARGEST", "Calls", "fit_alone_or_together", "n_bytes", "side_by_side"]
 
-# As many fits as keep every processor busy between two looks at them.
-_MOST = 64
 # Bytes of data that calls hold at the same time, unless two of them alone hold more.
 LARGEST = 2**30
 # Waiting for ever is not interrupted on every system.
@@ -136,7 +135,7 @@ class _Backend(ParallelBackendBase):  # type: ignore[misc]
 
     supports_sharedmem = True
     uses_threads = True
-    default_n_jobs = _MOST
+    default_n_jobs = trainings_at_once()
 
     def __init__(self, meeting: _Meeting) -> None:
         super().__init__()
@@ -146,7 +145,7 @@ class _Backend(ParallelBackendBase):  # type: ignore[misc]
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         del n_jobs
-        return _MOST
+        return trainings_at_once()
 
     def submit(self, func: Any, callback: Callable[[Any], Any] | None = None) -> _Call:
         return self.meeting.add(_Call(self, func, callback))
@@ -341,7 +340,7 @@ class _Meeting:
     def _drive(self) -> None:
         """Go on with the trainings until one ends, and with its call."""
         if self._driver is None:
-            self._driver, self._n_begun = together(_Trainings(self), _MOST), 0
+            self._driver, self._n_begun = together(_Trainings(self), trainings_at_once()), 0
         ended = self._next_ended()
         if ended is None:
             self._driver = None

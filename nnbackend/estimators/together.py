@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from nnbackend.engines import Training
+from nnbackend.engines.choice import trainings_at_once
 from nnbackend.engines.driving import Ended, together
 from nnbackend.estimators.fitting import Estimator, Passed
 from nnbackend.estimators.mlp import MLPClassifier, MLPRegressor
 
 __all__ = ["Fit", "can_share", "fit_together"]
-
-# As many fits as keep every processor busy between two looks at them.
-_MOST = 64
 
 
 class Fit(NamedTuple):
@@ -67,7 +65,9 @@ def fit_together(
     KeyboardInterrupt
         After an interrupt, which ended all fits that had begun.
     """
-    yield from together(map(_training, fits), _MOST, on_round, lambda why: why == "interrupted")
+    yield from together(
+        map(_training, fits), trainings_at_once(), on_round, lambda why: why == "interrupted"
+    )
 
 
 def _training(fit: Fit) -> Training[str]:

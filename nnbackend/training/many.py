@@ -20,6 +20,7 @@ from nnbackend.data.placement import Memory
 from nnbackend.data.source import Source
 from nnbackend.device import Device, get_device
 from nnbackend.engines import Training
+from nnbackend.engines.choice import trainings_at_once
 from nnbackend.engines.driving import together
 from nnbackend.errors import DeviceMemoryError, InputError
 from nnbackend.floating_point import callers_errors, own_errors
@@ -32,9 +33,6 @@ from nnbackend.training.plan import Plan, engine_name, objective_of, problem_of,
 from nnbackend.training.signals import Interruption
 
 __all__ = ["train_many"]
-
-# As many trainings at once as keep every processor busy between two looks at them.
-_MOST_ON_THREADS = 64
 
 _SECONDS_PER_PROGRESS = 0.1
 
@@ -389,7 +387,8 @@ class _Many:
             by_device.setdefault(get_device(plan.net.device), []).append(plan)
         most = min((_most_that_fit(*entry) for entry in by_device.items()), default=1)
         is_stack = any(plan.engine == "reference" for plan in self._plans)
-        return most if is_stack else min(most, _MOST_ON_THREADS)
+        useful = len(self._plans) if is_stack else min(len(self._plans), trainings_at_once())
+        return max(1, min(most, useful))
 
     def _warn_of_divergence(self) -> None:
         diverged = [k for k, history in enumerate(self._histories) if history.stopped == "diverged"]

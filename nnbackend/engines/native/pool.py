@@ -34,7 +34,7 @@ class Pool:
         own = library()
         if own is None:
             raise RuntimeError("the native library is missing")
-        self._functions, self._n_threads = pool_functions(own), threads_allowed()
+        self._functions, self._n_threads = pool_functions(own), min(threads_allowed(), most)
         self._process, self._most = os.getpid(), most
         self._pool: int | None = None
         self._over: Any = (ctypes.c_void_p * most)()
