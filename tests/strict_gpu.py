@@ -18,6 +18,10 @@ from nnbackend import device
 __all__ = ["Array", "install"]
 
 
+# What the attribute ``device`` of arrays is, as an argument too.
+_GPU = SimpleNamespace(id=0)
+
+
 class Array:
     """An array in the device's memory."""
 
@@ -25,7 +29,7 @@ class Array:
 
     def __init__(self, host):
         self._host = host
-        self.device = SimpleNamespace(id=0)
+        self.device = _GPU
 
     shape = property(lambda self: self._host.shape)
     dtype = property(lambda self: self._host.dtype)
@@ -65,6 +69,8 @@ def _inside(value):
         raise TypeError("Unsupported type <class 'numpy.ndarray'>")
     if type(value) in (list, tuple):
         return type(value)(map(_inside, value))
+    if value is _GPU:
+        return "cpu"
     return value._host if isinstance(value, Array) else value
 
 

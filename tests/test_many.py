@@ -4,6 +4,8 @@ import threading
 
 import numpy as np
 import pytest
+import strict_gpu
+from devices import CUDA_MARKS, to_host
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -278,6 +280,31 @@ def test_progress_comes_to_an_end():
         nets, X, CLASSES, epochs=[2, 3, 4], progress=lambda h: seen.append([e.n_epochs for e in h])
     )
     assert seen[-1] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("device", ["stand-in", pytest.param("cuda", marks=CUDA_MARKS)])
+def test_networks_on_a_gpu_end_as_alone(monkeypatch, device):
+    if device == "stand-in":
+        strict_gpu.install(monkeypatch)
+    nets, alone = (networks(6, device="cuda", dropout=0.2) for _ in range(2))
+    rows = [RNG.permutation(N)[:60] for _ in range(6)]
+    own = {"optimizer": [nb.Adam(1e-3 * (k + 1)) for k in range(6)], "seed": list(range(6))}
+    stopping = nb.EarlyStopping(patience=2)
+    histories = nb.train_many(
+        nets, X, CLASSES, **own, rows=rows, validation_rows=[np.arange(20)] * 6, epochs=8,
+        batch_size=16, early_stopping=stopping,
+    )  # fmt: skip
+    for k in range(6):
+        mine = {name: values[k] for name, values in own.items()}
+        history = nb.train(
+            alone[k], X[rows[k]], CLASSES[rows[k]], **mine, epochs=8, batch_size=16,
+            validation_data=(X[:20], CLASSES[:20]), early_stopping=stopping,
+        )  # fmt: skip
+        assert histories[k].best_epoch == history.best_epoch
+        np.testing.assert_allclose(histories[k].loss, history.loss, rtol=1e-10)
+        np.testing.assert_allclose(
+            to_host(nets[k].parameters), to_host(alone[k].parameters), rtol=1e-10, atol=1e-12
+        )
 
 
 def test_more_networks_than_run_at_once():

@@ -3,11 +3,10 @@
  * Python begins runs, and asks for those that are over, while the threads work. A pool without
  * threads does some work when it is asked.
  */
-#include <stdint.h>
 #include <stdlib.h>
 
 #include "export.h"
-#include "threads.h"
+#include "system.h"
 
 /* Goes on with a run for about so many seconds; returns whether it is over. */
 typedef int (*GoOn)(void *net, void *run, double seconds);

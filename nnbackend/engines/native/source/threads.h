@@ -2,12 +2,9 @@
 #ifndef NNBACKEND_THREADS_H
 #define NNBACKEND_THREADS_H
 
-#include <stdatomic.h>
-#include <stdint.h>
+#include "system.h"
 
 #ifdef _WIN32
-
-#define MOST_THREADS 1
 
 typedef struct {
     intptr_t n;
@@ -24,13 +21,6 @@ static void run_together(Team *team, void (*work)(void *, intptr_t), void *job, 
 }
 
 #else
-
-#include <pthread.h>
-
-#define MOST_THREADS 64
-
-/* Buffers of products lie on the stack; the default of some C libraries is 128 KiB. */
-#define STACK_BYTES ((size_t)1 << 20)
 
 /* Looks at the generation before a thread sleeps: about 10 microseconds, longer than a barrier
  * takes where all threads run, and short enough to leave the processor to others where they do
