@@ -19,6 +19,8 @@ from nnbackend.estimators.arrays import on_cpu
 
 __all__ = ["ValidationScore"]
 
+_Array = np.ndarray[Any, Any]
+
 
 @dataclass(frozen=True)
 class ValidationScore:
@@ -89,8 +91,8 @@ class ValidationScore:
                 predicted = on_cpu(self.decode(self.outputs()))
                 if predicted.dtype.kind == "f" and not np.isfinite(predicted).all():
                     return math.nan
-                measure = accuracy_score if is_classifier(model) else r2_score
-                return float(measure(self.y, predicted, sample_weight=self.sample_weight))
+                score = _accuracy if is_classifier(model) else _r2
+                return score(self.y, predicted, self.sample_weight)
             weight = {} if self.sample_weight is None else {"sample_weight": self.sample_weight}
             return float(get_scorer(model.scoring)(model, on_cpu(self.X), self.y, **weight))
 
@@ -126,3 +128,30 @@ class ValidationScore:
             f"expected a finite score to choose an epoch by, got {score} from {scorer}: {reason}; "
             f"{advice}"
         )
+
+
+def _accuracy(y: Any, predicted: _Array, weight: _Array | None) -> float:
+    """Return scikit-learn's ``accuracy_score``, whose checks take longer than an epoch may."""
+    is_alike = (
+        isinstance(y, np.ndarray) and y.shape == predicted.shape and y.dtype == predicted.dtype
+    )
+    if not is_alike or y.dtype.kind not in "biuUS":
+        return float(accuracy_score(y, predicted, sample_weight=weight))
+    is_right = y == predicted
+    return float(np.average(is_right if y.ndim == 1 else is_right.all(axis=1), weights=weight))
+
+
+def _r2(y: Any, predicted: _Array, weight: _Array | None) -> float:
+    """Return scikit-learn's ``r2_score``, in its order of operations."""
+    is_alike = isinstance(y, np.ndarray) and y.shape == predicted.shape and len(y) > 1
+    if not is_alike or y.dtype.kind != "f" or y.dtype != predicted.dtype:
+        return float(r2_score(y, predicted, sample_weight=weight))
+    rows, found = y.reshape(len(y), -1), predicted.reshape(len(y), -1)
+    own = 1.0 if weight is None else weight[:, None]
+    numerator = np.sum(own * (rows - found) ** 2, axis=0)
+    mean = np.average(rows, axis=0, weights=weight)
+    denominator = np.sum(own * (rows - mean) ** 2, axis=0)
+    if not (numerator.all() and denominator.all()):
+        # Where all targets are equal, or all predictions exact, the score is set by definition.
+        return float(r2_score(y, predicted, sample_weight=weight))
+    return float(np.average(1.0 - numerator / denominator))
