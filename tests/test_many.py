@@ -326,6 +326,34 @@ def test_a_network_goes_on_from_the_state_of_its_optimizer():
         require_same((nets[k], second[k]), (alone[k], last), 0.0)
 
 
+def test_frames_are_read_by_the_names_that_the_networks_learn():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(X, columns=list("abcde"))
+    turned = frame[list("edcba")]
+    nets, alone = (networks(2) for _ in range(2))
+    histories = nb.train_many(
+        nets, frame, CLASSES, epochs=2, validation_data=(turned[:30], CLASSES[:30])
+    )
+    for k in range(2):
+        own = nb.train(
+            alone[k], frame, CLASSES, epochs=2, validation_data=(turned[:30], CLASSES[:30])
+        )
+        require_same((nets[k], histories[k]), (alone[k], own), 0.0)
+        assert nets[k].feature_names == tuple("abcde")
+        np.testing.assert_array_equal(nets[k].predict(turned), nets[k].predict(frame))
+
+
+def test_arrays_hold_one_value_for_each():
+    nets, alone = (networks(3) for _ in range(2))
+    strengths = np.logspace(-4, -2, 3)
+    histories = nb.train_many(
+        nets, X, CLASSES, l2=strengths, epochs=np.array([1, 2, 3]), seed=np.arange(3)
+    )
+    for k in range(3):
+        own = nb.train(alone[k], X, CLASSES, l2=float(strengths[k]), epochs=k + 1, seed=k)
+        require_same((nets[k], histories[k]), (alone[k], own), 0.0)
+
+
 def test_no_networks_are_no_histories():
     assert nb.train_many([], X, CLASSES) == []
 
@@ -337,11 +365,11 @@ def test_no_networks_are_no_histories():
             {"epochs": [1, 2]},
             "epochs: expected one value, or one for each of the 3 networks, got 2",
         ),
-        ({"optimizer": ["adam", "lion", "sgd"]}, "optimizer: .*'lion'"),
+        ({"optimizer": ["adam", "lion", "sgd"]}, r"optimizer(\[1\])?: .*'lion'"),
         ({"rows": [None, [0, 90], None]}, r"rows: expected row numbers 0 to 89, .*, 0 to 90$"),
         ({"rows": [None, [], None]}, "rows: expected row numbers 0 to 89, at least one"),
         ({"rows": [None, [0.5], None]}, "rows: .* got float64"),
-        ({"rows": [None] * 2}, "rows: expected one value, or one for each of the 3"),
+        ({"rows": [None] * 2}, "rows: expected an array of row numbers, .* got 2 entries"),
         ({"shuffle": lambda: np.arange(N)}, "shuffle: expected True or False"),
         ({"early_stopping": nb.EarlyStopping()}, "early_stopping: expected validation_data"),
         (
@@ -350,7 +378,13 @@ def test_no_networks_are_no_histories():
         ),
         ({"callbacks": 3}, "callbacks: expected a callable"),
         ({"engine": "fast"}, "engine"),
-        ({"l2": [0.0, -1.0, 0.0]}, "l2"),
+        ({"l2": [0.0, -1.0, 0.0]}, r"l2\[1\]: expected .* got -1"),
+        ({"l2": -1.0}, "l2: expected"),
+        ({"rows": np.arange(2)}, "rows: expected an array of row numbers, .* of the 3 networks"),
+        (
+            {"validation_data": [(X, CLASSES)] * 3},
+            "validation_data: expected one tuple .* with validation_rows",
+        ),
     ],
 )
 def test_an_error_leaves_all_networks_as_they_were(changed, message):

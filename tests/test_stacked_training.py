@@ -21,7 +21,7 @@ from nnbackend.engines import stack, steps
 from nnbackend.engines.base import EngineState, Evaluation, Problem, Start, Steps
 from nnbackend.engines.driving import alone, together
 from nnbackend.engines.reference import ReferenceEngine
-from nnbackend.engines.stack import do_in_stacks
+from nnbackend.engines.stack import Stacks
 from nnbackend.training.errors import DivergenceError
 from nnbackend.training.loop import Loop
 from nnbackend.training.options import TrainingOptions
@@ -280,7 +280,7 @@ def test_validation_data_goes_in_blocks(monkeypatch):
     monkeypatch.setattr(steps, "DEVICE_ELEMENTS", 1)
     tasks = [Evaluation(Training(k, place, data).engine, large) for k in range(K)]
     place.products = 0
-    done = do_in_stacks(tasks)
+    done = Stacks().do(tasks)
     # Three blocks of 256 rows, three layers.
     assert place.products == 9
     np.testing.assert_allclose([entry.value for entry in done], whole, rtol=1e-12)
@@ -467,3 +467,27 @@ def test_any_networks_train_side_by_side(settings):
         assert exact == same
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize(("error", "sizes"), [(RuntimeError, [K]), (MemoryError, [K, 1, 2])])
+def test_a_stack_that_fails_by_itself_is_told_and_not_tried_again(
+    monkeypatch, caplog, error, sizes
+):
+    place = Place()
+    data = place.data(X, TARGETS["sigmoid"])
+    tried = []
+
+    def run(tasks):
+        tried.append(len(tasks))
+        if len(tasks) == K:
+            raise error("too large")
+        return [task.do() for task in tasks]
+
+    monkeypatch.setattr(stack, "_run", run)
+    trainings = [Training(k, place, data, nb.Adam()) for k in range(K)]
+    with caplog.at_level("WARNING", logger="nnbackend"):
+        list(together((training() for training in trainings), K))
+    assert sorted(set(tried)) == sorted(set(sizes) - {1})
+    assert tried.count(K) == 1
+    assert len(caplog.records) == 1
+    assert f"a stack of {K} networks failed ({error.__name__}: too large)" in caplog.text

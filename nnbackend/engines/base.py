@@ -217,7 +217,15 @@ Task: TypeAlias = Steps | Evaluation
 
 
 class Crew(Protocol):
-    """Does tasks of several trainings, side by side where that is faster."""
+    """Does tasks of several trainings, side by side where that is faster.
+
+    Attributes
+    ----------
+    has_threads : bool
+        Whether tasks go on while nobody asks for them.
+    """
+
+    has_threads: bool
 
     def take(self, task: Task) -> None:
         """Take a task over, and perhaps begin it; ``task.engine`` is its ``current`` engine."""

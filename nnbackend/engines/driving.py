@@ -64,6 +64,8 @@ def one_by_one(tasks: Sequence[Task]) -> list[Done]:
 class Alone:
     """A crew that does a task when it is asked for, one after another."""
 
+    has_threads = False
+
     def __init__(self) -> None:
         self._tasks: deque[Task] = deque()
 
@@ -258,8 +260,9 @@ class _Group(Generic[_R]):
         """Return some tasks that are done; wait for one if there is nothing else to do."""
         done = [pair for crew in self._crews.values() for pair in crew.done(0.0)]
         if not done and waits:
-            for crew in self._crews.values():
-                done += crew.done(_SECONDS_PER_LOOK)
+            # Those that work in this thread first: the others' work goes on meanwhile.
+            for crew in sorted(self._crews.values(), key=lambda crew: crew.has_threads):
+                done += crew.done(0.0 if done else _SECONDS_PER_LOOK)
         return done
 
     def stop(self) -> None:

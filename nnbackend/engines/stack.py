@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import fields, replace
@@ -34,9 +35,11 @@ if TYPE_CHECKING:
     from nnbackend.device import Device
     from nnbackend.engines.base import Evaluation, Problem, Task
 
-__all__ = ["Stacks", "do_in_stacks", "kind_of_network"]
+__all__ = ["Stacks", "kind_of_network"]
 
 _T = TypeVar("_T")
+
+_LOGGER = logging.getLogger("nnbackend")
 
 # The elements of a stack's largest array, of activations or parameters. On a GPU only memory limits
 # them: a trace and the states are some ten such arrays, each a sixteenth of a gigabyte at most.
@@ -74,8 +77,12 @@ def kind_of_network(problem: Problem, device: Device, dtype: Any) -> Hashable:
 class Stacks:
     """A crew that does all its tasks when it is asked for some, those of like networks at once."""
 
+    has_threads = False
+
     def __init__(self) -> None:
         self._tasks: list[Task] = []
+        # For kinds of tasks whose stack has failed, how many one may have.
+        self._most: dict[Hashable, int] = {}
 
     def take(self, task: Task) -> None:
         """Take a task over."""
@@ -86,23 +93,51 @@ class Stacks:
         if seconds <= 0:
             return []
         tasks, self._tasks = self._tasks, []
-        return list(zip(tasks, do_in_stacks(tasks), strict=True))
+        return list(zip(tasks, self.do(tasks), strict=True))
 
     def close(self) -> None:
         """Forget the tasks."""
         self._tasks.clear()
 
+    def do(self, tasks: Sequence[Task]) -> list[Done]:
+        """Do tasks of reference engines, those that can as stacks, the others one by one."""
+        groups: dict[Hashable, list[int]] = {}
+        for place, task in enumerate(tasks):
+            groups.setdefault(_kind_of_task(task) or place, []).append(place)
+        outcomes: dict[int, Done] = {}
+        for kind, places in groups.items():
+            most = min(_most(tasks[places[0]]), self._most.get(kind, len(places)))
+            for some in _split(places, most):
+                done = self._do([tasks[place] for place in some], kind)
+                outcomes.update(zip(some, done, strict=True))
+        return [outcomes[place] for place in range(len(tasks))]
 
-def do_in_stacks(tasks: Sequence[Task]) -> list[Done]:
-    """Do tasks of reference engines, those that can as stacks, the others one by one."""
-    groups: dict[Hashable, list[int]] = {}
-    for place, task in enumerate(tasks):
-        groups.setdefault(_kind_of_task(task) or place, []).append(place)
-    outcomes: dict[int, Done] = {}
-    for places in groups.values():
-        for some in _split(places, _most(tasks[places[0]])):
-            outcomes.update(zip(some, _do([tasks[place] for place in some]), strict=True))
-    return [outcomes[place] for place in range(len(tasks))]
+    def _do(self, tasks: Sequence[Any], kind: Hashable) -> Sequence[Done]:
+        """Do tasks of a kind as one stack."""
+        if len(tasks) == 1:
+            return one_by_one(tasks)
+        start, device = perf_counter(), tasks[0].engine.device
+        try:
+            with (
+                device.activate(),
+                np.errstate(over="ignore", invalid="ignore", divide="ignore"),
+            ):
+                values = _run(tasks) if isinstance(tasks[0], Steps) else _losses(tasks)
+        except Exception as error:  # noqa: BLE001 - a task at fault raises it alone, too
+            done = one_by_one(tasks)
+            if all(entry.error is None for entry in done):
+                self._limit(kind, len(tasks), error)
+            return done
+        seconds = (perf_counter() - start) / len(tasks)
+        return [Done(value, None, seconds) for value in values]
+
+    def _limit(self, kind: Hashable, n: int, error: Exception) -> None:
+        """Make smaller stacks, or none, where one has failed that no member is to blame for."""
+        self._most[kind] = most = max(1, n // 2) if isinstance(error, MemoryError) else 1
+        _LOGGER.warning(
+            "nnbackend: a stack of %d networks failed (%s: %s): they are trained %s, and slower",
+            n, type(error).__name__, error, "one by one" if most == 1 else f"{most} at a time",
+        )  # fmt: skip
 
 
 def _kind_of_task(task: Task) -> Hashable:
@@ -156,23 +191,6 @@ def _split(sequence: Sequence[_T], most: int) -> Iterator[Sequence[_T]]:
     ends = [len(sequence) * part // n_parts for part in range(n_parts + 1)]
     for start, stop in pairwise(ends):
         yield sequence[start:stop]
-
-
-def _do(tasks: Sequence[Any]) -> Sequence[Done]:
-    """Do tasks of a kind as one stack."""
-    if len(tasks) == 1:
-        return one_by_one(tasks)
-    start = perf_counter()
-    try:
-        with (
-            tasks[0].engine.device.activate(),
-            np.errstate(over="ignore", invalid="ignore", divide="ignore"),
-        ):
-            values = _run(tasks) if isinstance(tasks[0], Steps) else _losses(tasks)
-    except Exception:  # noqa: BLE001 - it belongs to one of them, which alone raises it again
-        return one_by_one(tasks)
-    seconds = (perf_counter() - start) / len(tasks)
-    return [Done(value, None, seconds) for value in values]
 
 
 def _losses(tasks: Sequence[Evaluation]) -> list[Any]:

@@ -157,6 +157,10 @@ class Loop:
             for entries in (history.loss, history.validation_loss, history.learning_rate):
                 del entries[len(history.epoch_seconds) :]
             self._restore_good_if_bad()
+        except GeneratorExit:
+            # Nobody goes on with this training.
+            history.stopped = "interrupted"
+            raise
         except CheckpointError as error:
             error.history = history
             raise

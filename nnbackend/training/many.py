@@ -15,6 +15,7 @@ import numpy as np
 from nnbackend.core.losses import Loss
 from nnbackend.core.optimizers import OptimizerState
 from nnbackend.core.standardization import Standardization
+from nnbackend.data.door import look
 from nnbackend.data.examples import Data
 from nnbackend.data.placement import Memory
 from nnbackend.data.source import Source
@@ -71,11 +72,12 @@ def train_many(
     Each network ends as ``train`` would leave it with its options and its rows of the data: with
     the same bits on the CPU, up to rounding on a GPU and on the reference engine. On the CPU, the
     networks are spread over the processors, one thread each, in this process; the data is shared
-    and not copied. On a GPU and on the reference engine, networks of one structure form a stack,
-    with one matrix product for all. Networks may differ in everything; only those that agree in
-    structure, batch size and kind of optimizer can form a stack.
+    and not copied. On a GPU and on the reference engine, networks form stacks, with one matrix
+    product for all.
 
-    An option is one value for all networks, or a list or tuple with a value for each.
+    Networks may differ in structure, dtype, device, rows, and in the options of which each may have
+    its own: such an option is one value for all networks, or a list, tuple or array with a value
+    for each. Only those that agree in structure, batch size and kind of optimizer form a stack.
 
     Parameters
     ----------
@@ -96,11 +98,11 @@ def train_many(
     optimizer : str or Optimizer, or a sequence of them, optional
         As for ``train``.
     loss : str or Loss, optional
-        As for ``train``.
+        As for ``train``, the same for all.
     epochs, batch_size, seed, early_stopping, l1, l2, clip_value, clip_norm, optimizer_state
         As for ``train``, one for all or one for each.
     shuffle, penalty_per_sample, loss_by_rows, engine, precision
-        As for ``train``.
+        As for ``train``, the same for all; ``shuffle`` is True or False.
     callbacks : callable or iterable of callables
         Functions to call as ``callback(state)`` after every epoch of every network, in this thread;
         ``state.number`` is the network's place in ``nets``, and ``state.stop()`` ends its training.
@@ -154,13 +156,14 @@ def train_many(
             stack.enter_context(net.being_trained())
         examples = _Examples(X, y, sample_weight, validation_data)
         chosen = (
-            _each("rows", rows, len(nets)),
-            _each("validation_rows", validation_rows, len(nets)),
+            _each_rows("rows", rows, len(nets)),
+            _each_rows("validation_rows", validation_rows, len(nets)),
         )
         plans = [
             _plan(net, given, examples, *indices)
             for net, given, *indices in zip(nets, options, *chosen, strict=True)
         ]
+        examples.name_features(nets)
         return _Many(plans, progress).run()
 
 
@@ -182,14 +185,18 @@ def _options(n: int, own: dict[str, Any], shared: dict[str, Any]) -> list[Traini
         )
     columns = {name: _each(name, value, n) for name, value in own.items()}
     callbacks = TrainingOptions(callbacks=shared.pop("callbacks")).callbacks
-    return [
-        TrainingOptions(
-            **{name: column[k] for name, column in columns.items()},
-            callbacks=tuple(partial(_call, callback, k) for callback in callbacks),
-            **shared,
-        )
-        for k in range(n)
-    ]
+    options = []
+    for k in range(n):
+        mine = {name: column[k] for name, column in columns.items()}
+        numbered = tuple(partial(_call, callback, k) for callback in callbacks)
+        try:
+            options.append(TrainingOptions(**mine, callbacks=numbered, **shared))
+        except InputError as error:
+            # Say whose value it is, if each network has its own.
+            if _is_for_each(own.get(str(error.argument))):
+                raise InputError(error.message, argument=f"{error.argument}[{k}]") from error
+            raise
+    return options
 
 
 def _call(callback: Callback, number: int, state: TrainingState) -> None:
@@ -198,19 +205,38 @@ def _call(callback: Callback, number: int, state: TrainingState) -> None:
     callback(state)
 
 
+def _is_for_each(value: Any) -> bool:
+    """Whether a value of an option has an entry for each network."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1
+    return isinstance(value, list | tuple) and not isinstance(value, OptimizerState)
+
+
 def _each(name: str, value: Any, n: int) -> list[Any]:
     """Return an option's value for each network."""
-    if not isinstance(value, list | tuple) or isinstance(value, OptimizerState):
-        if name.endswith("rows") and value is not None:
-            value = list(value)
-        else:
-            return [value] * n
-    if len(value) != n:
+    if not _is_for_each(value):
+        return [value] * n
+    values = value.tolist() if isinstance(value, np.ndarray) else list(value)
+    if len(values) != n:
         raise InputError(
-            f"expected one value, or one for each of the {n} networks, got {len(value)}",
+            f"expected one value, or one for each of the {n} networks, got {len(values)}",
             argument=name,
         )
-    return list(value)
+    return values
+
+
+def _each_rows(name: str, value: Any, n: int) -> list[Any]:
+    """Return the rows of each network; None for all rows."""
+    if value is None:
+        return [None] * n
+    values = list(value) if isinstance(value, Iterable) else [value]
+    if len(values) != n or isinstance(value, str):
+        raise InputError(
+            f"expected an array of row numbers, a mask or None for each of the {n} networks, got "
+            f"{len(values)} entries",
+            argument=name,
+        )
+    return values
 
 
 class _Examples:
@@ -223,7 +249,16 @@ class _Examples:
                 "nb.sources or an iterable of batches",
                 argument="X",
             )
-        self._given, self._validation = (X, y, sample_weight), validation_data
+        if isinstance(validation_data, list) and all(
+            isinstance(entry, tuple | list) for entry in validation_data
+        ):
+            raise InputError(
+                "expected one tuple (X, y) or (X, y, sample_weight) for all networks, got a list; "
+                "choose rows for each with validation_rows",
+                argument="validation_data",
+            )
+        self._features = look("X", X)
+        self._given, self._validation = (self._features, y, sample_weight), validation_data
         self._known: dict[Any, tuple[Data, Data | None, Any]] = {}
         self._selected: dict[tuple[int, int], tuple[Data, Any]] = {}
 
@@ -234,10 +269,17 @@ class _Examples:
         if known is None:
             X, y, weight = self._given
             data = memory.prepare(X, y, loss, weight)
+            # As of a network that is trained alone, whose names are those of X.
+            memory.learn_feature_names(self._features.feature_names)
             validation = validation_of(memory, loss, self._validation)
             # The loss is kept, since its identity is a part of the key.
             known = self._known[key] = data, validation, loss
         return known[0], known[1]
+
+    def name_features(self, nets: Iterable[Network]) -> None:
+        """Let networks learn the names of the features."""
+        for net in nets:
+            net.learn_feature_names(self._features.feature_names)
 
     def selected(self, data: Data, rows: Any, indices: Any) -> Data:
         """Return a copy of some rows of the data, the same for the same array."""
@@ -338,7 +380,9 @@ class _Many:
         self, plans: list[Plan], progress: Callable[[list[History]], object] | None
     ) -> None:
         self._plans, self._progress = plans, progress
-        self._histories = [History(stopped="interrupted") for _ in plans]
+        self._histories = [
+            History(stopped="interrupted", n_samples=plan.examples.n_samples) for plan in plans
+        ]
         self._last_progress = perf_counter()
 
     def run(self) -> list[History]:
@@ -354,7 +398,7 @@ class _Many:
                     self._histories[ended.number] = ended.error.history
                 elif ended.error is not None:
                     raise ended.error
-        self._tell(at_once=True)
+            self._tell(at_once=True)
         self._warn_of_divergence()
         return self._histories
 

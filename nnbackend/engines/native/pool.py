@@ -30,6 +30,8 @@ class Pool:
         How many tasks it has at the same time.
     """
 
+    has_threads = True
+
     def __init__(self, most: int) -> None:
         own = library()
         if own is None:
@@ -73,32 +75,18 @@ class Pool:
     def done(self, seconds: float) -> list[tuple[Task, Done]]:
         """Return tasks that are done."""
         refused, self._refused = self._refused, []
-        if refused:
-            return refused
-        if seconds > 0 and (self._large or self._alone):
-            found = self._do_large() or self._do_alone()
-            if found:
-                return found
-        return self._found(seconds)
-
-    def _do_large(self) -> list[tuple[Task, Done]]:
-        """Begin the tasks of large networks if there are enough, or do one in all threads."""
-        large = self._large
-        if len(large) + len(self._begun) >= self._n_threads:
-            self._large = []
+        if self._large and (self._begun or len(self._large) >= self._n_threads):
+            large, self._large = self._large, []
             for task in large:
                 self._begin(task)
-        elif large and not self._begun:
-            task = large.pop(0)
+        found = refused + self._found(0.0 if refused or self._large or self._alone else seconds)
+        # In this thread: a network that all threads work on, as no other does, or one that needs
+        # Python, in which only one thread at a time can be.
+        here = self._large or self._alone
+        if seconds > 0 and not found and here:
+            task = here.pop(0)
             return [(task, one_by_one([task])[0])]
-        return []
-
-    def _do_alone(self) -> list[tuple[Task, Done]]:
-        """Do a task that needs Python, in which only one thread at a time can be."""
-        if not self._alone:
-            return []
-        task = self._alone.pop(0)
-        return [(task, one_by_one([task])[0])]
+        return found
 
     def _found(self, seconds: float) -> list[tuple[Task, Done]]:
         if self._pool is None:
