@@ -24,8 +24,8 @@ among the candidates, those of L-BFGS alone, and all where the program has chose
 ``joblib.parallel_config``.
 
 Other processes that joblib starts (``n_jobs=2`` with its default backend) compute with
-scikit-learn's own methods: what is sent to them is a plain estimator of scikit-learn. They use nnbackend, and count
-their calls by themselves, if they start with
+scikit-learn's own methods: what is sent to them is a plain estimator of scikit-learn. They use
+nnbackend, and count their calls by themselves, if they start with
 ``joblib.parallel_config("loky", initializer=nnbackend.accel.install)`` (joblib 1.6). Threads
 (``joblib.parallel_config("threading")``) and forked processes use it as they are.
 
