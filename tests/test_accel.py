@@ -6,16 +6,24 @@ import pickle
 import subprocess
 import sys
 import warnings
+from contextlib import contextmanager
 
 import joblib
 import numpy as np
 import pytest
 import scipy.sparse
 import sklearn
+from sklearn import model_selection
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import (
+    GridSearchCV,
+    RandomizedSearchCV,
+    cross_val_predict,
+    cross_val_score,
+)
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -23,6 +31,7 @@ from sklearn.utils.discovery import all_estimators
 
 import nnbackend as nb
 from nnbackend import accel
+from nnbackend.accel import searches
 from nnbackend.accel.patching import Declined, Patches, Takeover
 from nnbackend.accel.records import LEFT, Records
 
@@ -367,6 +376,160 @@ def test_threads_are_taken_over():
     assert taken("MLPClassifier.fit") == 4
     accel.uninstall()
     np.testing.assert_array_equal(scores, cross_val_score(model("two"), X, Y["two"], cv=4))
+
+
+def searching(**options):
+    net = make_pipeline(StandardScaler(), model("classes", **options))
+    grid = {
+        "mlpclassifier": [net[-1], model("classes", activation="tanh")],
+        "mlpclassifier__alpha": [1e-4, 1.0],
+    }
+    return net, grid
+
+
+SEARCHES = {
+    "grid": lambda n_jobs: GridSearchCV(*searching(), cv=3, n_jobs=n_jobs),
+    "random": lambda n_jobs: RandomizedSearchCV(
+        *searching(), n_iter=4, cv=3, n_jobs=n_jobs, random_state=0,
+        scoring=["accuracy", "f1_micro"], refit="accuracy", return_train_score=True,
+    ),
+    "direct": lambda n_jobs: GridSearchCV(
+        model("classes"), {"alpha": [1e-4, 1.0], "solver": ["lbfgs", "adam"]}, cv=3, n_jobs=n_jobs
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def meetings(monkeypatch):
+    """Return a list to which each search and validation that is taken over adds its counts."""
+    found = []
+
+    @contextmanager
+    def counted(**options):
+        with nb.side_by_side(**options) as calls:
+            yield calls
+        found.append((calls.n_together, calls.n_calls))
+
+    monkeypatch.setattr(searches, "side_by_side", counted)
+    return found
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_the_networks_of_a_search_train_side_by_side_to_equal_results(kind, n_jobs, meetings):
+    expected = SEARCHES[kind](None).fit(X, Y["classes"])
+    accel.install()
+    search = SEARCHES[kind](n_jobs)
+    assert search.fit(X, Y["classes"]) is search
+    assert meetings == [(6 if kind == "direct" else 12, 12)]
+    assert taken(f"{type(search).__name__}.fit") == 1
+    assert taken("MLPClassifier.fit") == 13
+    assert search.cv_results_.keys() == expected.cv_results_.keys()
+    assert search.best_index_ == expected.best_index_
+    for name, values in expected.cv_results_.items():
+        if "score" in name and "time" not in name:
+            np.testing.assert_allclose(search.cv_results_[name], values, rtol=1e-9, err_msg=name)
+    best, expected_best = search.best_estimator_, expected.best_estimator_
+    if kind != "direct":
+        best, expected_best = best[-1], expected_best[-1]
+    assert_equal_attributes(best, expected_best)
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_fitted_search_is_read_where_there_is_no_nnbackend(tmp_path):
+    search = SEARCHES["grid"](2).fit(X, Y["classes"])
+    (tmp_path / "search").write_bytes(pickle.dumps((search, X)))
+    code = (
+        "import pickle, sys; sys.modules['nnbackend'] = None\n"
+        "search, X = pickle.load(open('search', 'rb'))\n"
+        "pickle.dump(search.predict(X), open('back', 'wb'))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+    back = pickle.loads((tmp_path / "back").read_bytes())  # noqa: S301
+    np.testing.assert_array_equal(back, search.predict(X))
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_the_networks_of_validations_train_side_by_side(n_jobs, meetings):
+    net = make_pipeline(StandardScaler(), model("numbers"))
+
+    def results(n_jobs):
+        arguments = {"estimator": net, "X": X, "y": Y["numbers"], "cv": 3, "n_jobs": n_jobs}
+        return [
+            cross_val_predict(**arguments),
+            cross_val_score(**arguments),
+            model_selection.cross_validate(**arguments)["test_score"],
+        ]
+
+    expected = results(None)
+    accel.install()
+    found = results(n_jobs)
+    assert meetings == [(3, 3)] * 3
+    assert (taken("cross_validate"), taken("cross_val_predict")) == (2, 1)
+    for left, right in zip(found, expected, strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "grid", "reason"),
+    [
+        (LogisticRegression(), {"C": [1.0]}, "LogisticRegression is not one of"),
+        (model("two"), {"alpha": [1.0], "random_state": [0]}, ""),
+        (model("two", solver="lbfgs"), {"alpha": [1.0]}, "trains one network after another"),
+        (
+            make_pipeline(StandardScaler(), model("two")),
+            [{}, {"mlpclassifier": [model("two"), LogisticRegression()]}],
+            "LogisticRegression is not one of",
+        ),
+    ],
+)
+def test_searches_for_other_estimators_are_left_to_scikit_learn(estimator, grid, reason, meetings):
+    accel.install()
+    GridSearchCV(estimator, grid, cv=3).fit(X, Y["two"])
+    assert len(meetings) == (not reason)
+    assert reason in accel.report()
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_backend_that_the_program_has_chosen_runs_a_search(meetings):
+    for backend in ("threading", "sequential"):
+        with joblib.parallel_config(backend):
+            SEARCHES["grid"](2).fit(X, Y["classes"])
+    assert not meetings
+    assert "the program has chosen joblib's ThreadingBackend" in accel.report()
+    with joblib.parallel_config(n_jobs=2):
+        SEARCHES["grid"](None).fit(X, Y["classes"])
+    assert meetings == [(12, 12)]
+    with nb.side_by_side() as calls:
+        SEARCHES["grid"](None).fit(X, Y["classes"])
+    assert calls.n_together == 12
+
+
+def test_errors_of_a_search_are_scikit_learns_own_and_happen_once():
+    raised, counts = [], []
+    for is_on in (False, True):
+        switch(is_on)
+        scored = []
+
+        def scorer(*arguments, scored=scored):
+            scored.append(arguments)
+            raise ValueError("no score")
+
+        for options, arguments in (
+            ({"scoring": scorer, "error_score": "raise"}, (X, Y["two"])),
+            ({}, (X, Y["two"][:-1])),
+            ({"cv": "three"}, (X, Y["two"])),
+            ({"error_score": "raise"}, (X, Y["number"])),
+            ({"estimator__alpha": -1.0}, (X, Y["two"])),
+        ):
+            search = GridSearchCV(model("two"), {"tol": [0.0]}, cv=3).set_params(**options)
+            with pytest.raises(Exception, match=r".") as caught:
+                search.fit(*arguments)
+            raised.append((caught.type, str(caught.value).partition("Traceback")[0]))
+        counts.append(len(scored))
+    assert raised[:5] == raised[5:]
+    assert counts[1] <= 3
+    assert "GridSearchCV.fit" in accel.report().partition("ended with an error")[2]
 
 
 @pytest.mark.usefixtures("installed")

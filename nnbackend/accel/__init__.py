@@ -15,9 +15,17 @@ sparse ``y``, a large sparse ``X``, arrays of other libraries with ``array_api_d
 ``partial_fit`` with few rows, which take no longer there. So is all input that nnbackend refuses:
 scikit-learn raises its own error, or computes what it can.
 
-Processes that joblib starts (``n_jobs=2`` with its default backend) compute with scikit-learn's own
-methods: what is sent to them is a plain estimator of scikit-learn. They use nnbackend, and count
-their calls by themselves, if they start with
+``GridSearchCV``, ``RandomizedSearchCV``, ``cross_validate``, ``cross_val_score`` (counted as
+``cross_validate``, which it calls) and ``cross_val_predict`` train these networks side by side, in
+threads of this process, whatever ``n_jobs`` says; a pipeline may end with them. Their seconds
+contain those of the fits. Networks without a ``random_state`` draw from NumPy's one generator in
+changing order, as in threads of joblib. Left to scikit-learn are searches with other estimators
+among the candidates, those of L-BFGS alone, and all where the program has chosen a backend with
+``joblib.parallel_config``.
+
+Other processes that joblib starts (``n_jobs=2`` with its default backend) compute with
+scikit-learn's own methods: what is sent to them is a plain estimator of scikit-learn. They use
+nnbackend, and count their calls by themselves, if they start with
 ``joblib.parallel_config("loky", initializer=nnbackend.accel.install)`` (joblib 1.6). Threads
 (``joblib.parallel_config("threading")``) and forked processes use it as they are.
 

@@ -27,7 +27,7 @@ from nnbackend.device import device_of, get_device
 from nnbackend.estimators import mlp
 from nnbackend.estimators.fitting import Estimator, Standing
 
-__all__ = ["fit", "partial_fit", "predict", "predict_proba"]
+__all__ = ["fit", "partial_fit", "partial_fit_classes", "predict", "predict_proba", "require"]
 
 
 # The fitted attributes that both have by the same name and with the same meaning.
@@ -245,6 +245,13 @@ def predict(model: Any, X: Any) -> Any:
 def predict_proba(model: Any, X: Any) -> Any:
     """Return the probabilities of the classes."""
     return _evaluating(model, X).predict_proba(X)
+
+
+def require(model: Any, X: Any) -> None:
+    """Raise Declined where fits of an estimator are not taken over, or X is none for them."""
+    if not isinstance(model, tuple(_DEPUTIES)):
+        raise Declined(f"{type(model).__name__} is not one of scikit-learn's networks")
+    _deputy(model, X)
 
 
 def _fitted(

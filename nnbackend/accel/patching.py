@@ -6,13 +6,13 @@ import functools
 import inspect
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from nnbackend.accel.records import FAILED, LEFT, TAKEN, Records
+from nnbackend.estimators.meeting import clock
 
 __all__ = ["Declined", "Patches", "Takeover"]
 
@@ -35,11 +35,15 @@ class Takeover:
         Called with the arguments of a call; returns what the call does. It leaves the call to
         scikit-learn by raising ``Declined``, or a ValueError or TypeError, and has changed nothing
         by then.
+    is_around : bool, default False
+        Whether ``run`` calls scikit-learn's own, which it is given as the first argument. Its
+        errors are then the call's own, and only ``Declined`` leaves the call to scikit-learn.
     """
 
     module: str
     name: str
     run: Callable[..., Any]
+    is_around: bool = False
 
 
 class Patches:
@@ -132,24 +136,28 @@ class Patches:
     def _call(
         self, original: Callable[..., Any], takeover: Takeover, args: Any, kwargs: Any
     ) -> Any:
-        add, name, start = self.records.add, takeover.name, time.perf_counter()
+        add, name, start = self.records.add, takeover.name, clock()
+        refusals = (Declined,) if takeover.is_around else (Declined, ValueError, TypeError)
         try:
-            result = takeover.run(*args, **kwargs)
-        except (Declined, ValueError, TypeError) as refusal:
+            result = takeover.run(*((original,) if takeover.is_around else ()), *args, **kwargs)
+        except refusals as refusal:
             reason = str(refusal)
         except BaseException as error:
-            add(FAILED, name, time.perf_counter() - start, type(error).__name__)
+            text = (
+                f"{type(error).__name__}: {error}" if takeover.is_around else type(error).__name__
+            )
+            add(FAILED, name, clock() - start, text)
             raise
         else:
-            add(TAKEN, name, time.perf_counter() - start)
+            add(TAKEN, name, clock() - start)
             return result
         try:
             result = original(*args, **kwargs)
         except BaseException as error:
             text = f"{type(error).__name__}: {error}"
-            add(FAILED, name, time.perf_counter() - start, text)
+            add(FAILED, name, clock() - start, text)
             raise
-        add(LEFT, name, time.perf_counter() - start, reason)
+        add(LEFT, name, clock() - start, reason)
         return result
 
 

@@ -28,7 +28,7 @@ from nnbackend.engines.choice import trainings_at_once
 from nnbackend.engines.driving import Ended, alone, together
 from nnbackend.floating_point import callers_errors, own_errors
 
-__all__ = ["LARGEST", "Calls", "fit_alone_or_together", "n_bytes", "side_by_side"]
+__all__ = ["LARGEST", "Calls", "clock", "fit_alone_or_together", "n_bytes", "side_by_side"]
 
 # Bytes of data that calls hold at the same time, unless two of them alone hold more.
 LARGEST = 2**30
@@ -120,6 +120,12 @@ def n_bytes(data: Any) -> int:
     return 8 * math.prod(getattr(data, "shape", ()))
 
 
+def clock() -> float:
+    """Return seconds, without those for which a call has rested while others ran."""
+    call = _current_call()
+    return perf_counter() - (0.0 if call is None else call.idle)
+
+
 def _current_call() -> _Call | None:
     call = _CALL.get()
     # A thread that the caller's code has started may have inherited the context.
@@ -176,6 +182,8 @@ class _Call:
         What its training reads.
     ended : Ended
         Its training, when that has ended.
+    idle : float
+        Seconds for which it has rested while others trained.
     """
 
     def __init__(
@@ -189,7 +197,7 @@ class _Call:
         self.error: BaseException | None = None
         self.is_done = self.is_cancelled = self.is_left = self.has_shared = False
         self._function = function
-        self._idle = 0.0
+        self.idle = 0.0
         self._go: SimpleQueue[None] = SimpleQueue()
         self._back: SimpleQueue[None] = SimpleQueue()
         self._filters: Any = None
@@ -248,7 +256,7 @@ class _Call:
         self.rest(training)
         self.data, ended, self.ended = None, self.ended, None
         assert ended is not None  # noqa: S101 - the meeting lets it go on only then
-        self._idle += perf_counter() - start - ended.seconds
+        self.idle += perf_counter() - start - ended.seconds
         if ended.error is not None:
             raise ended.error
 
@@ -279,7 +287,7 @@ class _Call:
         for result in results:
             # scikit-learn takes the time from the start of a fit to its end.
             if isinstance(result, dict) and isinstance(result.get("fit_time"), float):
-                result["fit_time"] = max(0.0, result["fit_time"] - self._idle)
+                result["fit_time"] = max(0.0, result["fit_time"] - self.idle)
         return results
 
 
