@@ -1,6 +1,11 @@
 """``train_many``: each network ends as it would alone."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -271,6 +276,108 @@ def test_an_interrupt_keeps_what_every_network_has_learnt(engine, where):
     for net, untrained in zip(nets, fresh, strict=True):
         assert not np.array_equal(net.parameters, untrained.parameters)
         nb.train(net, X, CLASSES, epochs=1)
+
+
+def test_an_interrupt_at_any_line_is_no_completion():
+    class Tracer:
+        """Raise at one of the lines that run in the module of ``train_many``."""
+
+        def __init__(self, wanted):
+            self.wanted, self.n_lines = wanted, 0
+
+        def __call__(self, frame, event, _argument):
+            if frame.f_code.co_name not in ("run", "_training"):
+                return None
+            if frame.f_globals["__name__"] != nb.train_many.__module__:
+                return None
+            if event == "line":
+                self.n_lines += 1
+                if self.n_lines == self.wanted:
+                    raise KeyboardInterrupt
+            return self
+
+    own, wanted, came = sys.gettrace(), 0, True
+    while came:
+        wanted += 1
+        nets, tracer = networks(3), Tracer(wanted)
+        sys.settrace(tracer)
+        try:
+            histories = nb.train_many(nets, X, CLASSES, epochs=[1, 2, 3], batch_size=30)
+        except KeyboardInterrupt:
+            continue
+        finally:
+            sys.settrace(own)
+        came = tracer.n_lines >= wanted
+        for history, epochs in zip(histories, [1, 2, 3], strict=True):
+            assert history.stopped == "interrupted" or history.n_epochs == epochs
+    assert wanted > 20
+
+
+AN_INTERRUPT_OF_THE_END = """
+import os, sys, time
+import nnbackend as nb
+
+def interrupt(frame, event, argument):
+    if event == "call":
+        return interrupt if frame.f_code.co_filename.endswith("pool.py") and (
+            frame.f_code.co_name == "close") else None
+    if event == "line":
+        lines.append(frame.f_lineno)
+        if len(lines) == wanted:
+            raise KeyboardInterrupt
+    return interrupt
+
+def progress(histories):
+    if not lines and not came:
+        came.append(None)
+        sys.settrace(interrupt)
+        raise KeyboardInterrupt
+
+for wanted in range(1, 8):
+    lines, came = [], []
+    nets = [nb.Network([2, 64, 1], seed=seed) for seed in range(4)]
+    histories = nb.train_many(
+        nets, [[0.0, 1.0]] * 64, [[1.0]] * 64, epochs=10**6, batch_size=2, progress=progress)
+    sys.settrace(None)
+    assert {history.stopped for history in histories} == {"interrupted"}
+    busy = time.process_time()
+    time.sleep(0.1)
+    assert time.process_time() - busy < 0.05, f"threads go on after line {lines[-1]}"
+"""
+
+
+def test_threads_rest_after_a_second_interrupt():
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", AN_INTERRUPT_OF_THE_END],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+class Dropping:
+    """A callback within which Python drops what a signal's handler raises."""
+
+    def __init__(self):
+        self.n = 0
+
+    def __call__(self, _state):
+        self.n += 1
+        if self.n == 3:
+            thing = threading.Event()
+            weakref.finalize(thing, os.kill, os.getpid(), signal.SIGINT)
+            del thing
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_an_interrupt_that_python_drops_is_not_lost(engine):
+    before = signal.getsignal(signal.SIGINT)
+    histories = nb.train_many(
+        networks(3), X, CLASSES, epochs=10**6, callbacks=Dropping(), engine=engine
+    )
+    assert {history.stopped for history in histories} == {"interrupted"}
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_progress_comes_to_an_end():

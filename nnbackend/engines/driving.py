@@ -7,12 +7,15 @@ done. So a training alone and one among many are the same program.
 from __future__ import annotations
 
 import inspect
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Generic, TypeVar
+from types import FrameType
+from typing import Any, Generic, Self, TypeVar
 
 from nnbackend.engines.base import Crew, Done, Task, Training
 
@@ -192,17 +195,19 @@ def together(
         After an interrupt, once every training that had begun was told, and was yielded if that
         ended it.
     """
-    group: _Group[_R] = _Group(most, on_round)
-    try:
-        for ended in group.run(enumerate(trainings)):
-            yield ended
-            _end_all_if(ended.error is None and is_interrupted(ended.value))  # type: ignore[arg-type]
-    except KeyboardInterrupt as interrupt:
-        group.stop()
-        yield from group.interrupted()
-        raise interrupt from None
-    finally:
-        group.close()
+    with _Interrupts() as interrupts:
+        group: _Group[_R] = _Group(most, on_round, interrupts)
+        try:
+            for ended in group.run(enumerate(trainings)):
+                yield ended
+                if ended.error is None:
+                    _end_all_if(is_interrupted(ended.value))  # type: ignore[arg-type]
+        except KeyboardInterrupt as interrupt:
+            group.stop()
+            yield from group.interrupted()
+            raise interrupt from None
+        finally:
+            group.close()
 
 
 def _end_all_if(is_interrupted: bool) -> None:
@@ -210,11 +215,51 @@ def _end_all_if(is_interrupted: bool) -> None:
         raise KeyboardInterrupt
 
 
+class _Interrupts:
+    """Notes SIGINT within its context, and passes it on.
+
+    Python drops the ``KeyboardInterrupt`` that a handler raises within a callback of its own, such
+    as that of a weak reference. Only the main thread can have handlers.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+        self._previous: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            previous = signal.getsignal(signal.SIGINT)
+            if callable(previous):
+                self._previous = previous
+                signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        # An abandoned training may be closed in any thread, or within another's context.
+        if (
+            self._previous is not None
+            and threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) == self._note
+        ):
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._came = True
+        self._previous(number, frame)
+
+    def raise_if_any(self) -> None:
+        """Raise a KeyboardInterrupt if one has come."""
+        if self._came:
+            raise KeyboardInterrupt
+
+
 class _Group(Generic[_R]):
     """Trainings that run side by side, and the crews that do their tasks."""
 
-    def __init__(self, most: int, on_round: Callable[[], None] | None) -> None:
-        self._most, self._on_round = most, on_round
+    def __init__(
+        self, most: int, on_round: Callable[[], None] | None, interrupts: _Interrupts
+    ) -> None:
+        self._most, self._on_round, self._interrupts = most, on_round, interrupts
         self._crews: dict[type, Crew] = {}
         # By the identity of the task; a training that is going on has none.
         self._waiting: dict[int, _Live[_R]] = {}
@@ -223,6 +268,7 @@ class _Group(Generic[_R]):
     def run(self, trainings: Iterator[tuple[int, Training[_R]]]) -> Iterator[Ended[_R]]:
         """Run trainings to their ends."""
         while True:
+            self._interrupts.raise_if_any()
             n_begun = 0
             while len(self._waiting) < self._most and n_begun < _BEGUN_AT_ONCE:
                 begun = next(trainings, None)

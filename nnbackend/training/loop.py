@@ -160,6 +160,7 @@ class Loop:
         except GeneratorExit:
             # Nobody goes on with this training.
             history.stopped = "interrupted"
+            self._restore_good_if_bad()
             raise
         except CheckpointError as error:
             error.history = history

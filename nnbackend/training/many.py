@@ -389,6 +389,7 @@ class _Many:
         """Run the trainings; return their histories."""
         trainings = (self._training(number) for number in range(len(self._plans)))
         is_interrupted = self._is_interrupted
+        going_on = set(range(len(self._plans)))
         with (
             suppress(KeyboardInterrupt),
             closing(together(trainings, self._most(), self._tell, is_interrupted)) as all_of_them,
@@ -398,7 +399,11 @@ class _Many:
                     self._histories[ended.number] = ended.error.history
                 elif ended.error is not None:
                     raise ended.error
+                going_on.discard(ended.number)
             self._tell(at_once=True)
+        # An interrupt may have come where no training could learn of it.
+        for number in going_on:
+            self._histories[number].stopped = "interrupted"
         self._warn_of_divergence()
         return self._histories
 

@@ -217,6 +217,7 @@ class PoolFunctions:
         self.new = function("new", _POINTER, _SIZE, _SIZE, _REAL)
         self.begin = function("begin", None, _POINTER, _POINTER, _POINTER, _POINTER)
         self.over = function("over", _SIZE, _POINTER, _REAL, _POINTER)
+        self.stop = function("stop", None, _POINTER)
         self.free = function("free", None, _POINTER)
 
 

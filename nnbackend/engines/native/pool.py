@@ -102,13 +102,18 @@ class Pool:
 
     def close(self) -> None:
         """Stop the threads."""
-        pool, self._pool = self._pool, None
         # A forked process has the pool's memory, but not its threads.
-        if pool is not None and os.getpid() == self._process:
-            self._functions.free(pool)
+        has_threads = self._pool is not None and os.getpid() == self._process
+        # Another interrupt may end this anywhere, and then it is called again. The threads must
+        # leave the memory of the engines before anything forgets these.
+        if has_threads:
+            self._functions.stop(self._pool)
         for task, call in self._begun.values():
             engine: Any = task.engine
             engine.count_steps(call)
         self._begun.clear()
         self._large.clear()
         self._alone.clear()
+        pool, self._pool = self._pool, None
+        if has_threads:
+            self._functions.free(pool)

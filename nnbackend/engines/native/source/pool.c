@@ -147,7 +147,7 @@ EXPORT intptr_t nnbackend_pool_over(Pool *pool, double seconds, void **runs) {
 
 /* Stop all runs after the step that they are in. Those that were begun and are not over are
  * forgotten. */
-static void stop(Pool *pool) {
+EXPORT void nnbackend_pool_stop(Pool *pool) {
     atomic_store(&pool->stops, 1);
     lock(pool);
 #ifndef _WIN32
@@ -158,7 +158,7 @@ static void stop(Pool *pool) {
 }
 
 EXPORT void nnbackend_pool_free(Pool *pool) {
-    stop(pool);
+    nnbackend_pool_stop(pool);
 #ifndef _WIN32
     lock(pool);
     pool->ends = 1;
