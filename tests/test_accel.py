@@ -696,3 +696,28 @@ def test_the_command_refuses_what_it_cannot_run(arguments, message, monkeypatch,
         runpy.run_module("nnbackend.accel", run_name="__main__")
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_unknown_scikit_learn_is_left_as_it_is():
+    program = """
+import warnings
+from sklearn.neural_network import MLPRegressor
+inner = MLPRegressor.partial_fit
+def partial_fit(self, X, y):
+    fitted = inner(self, X, y)
+    del fitted._optimizer
+    return fitted
+MLPRegressor.partial_fit = partial_fit
+import nnbackend.accel
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    nnbackend.accel.install()
+print(*(warning.message for warning in caught))
+print(MLPRegressor(max_iter=5).fit([[0.0], [1.0]], [0.0, 1.0]).n_iter_)
+print(nnbackend.accel.report())
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "nothing is taken over" in done.stdout
+    assert "\n5\n" in done.stdout
+    assert "took over 0 of 0 calls" in done.stdout

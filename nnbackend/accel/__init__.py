@@ -35,6 +35,7 @@ Read ``table.py`` first: what is taken over; then ``patching.py``: how.
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,9 +55,21 @@ __all__ = [
 @functools.cache
 def _patches() -> Patches:
     # Imported when it is used: importing nnbackend.accel loads no scikit-learn.
-    from nnbackend.accel.patching import Patches
-    from nnbackend.accel.table import TAKEOVERS
+    import sklearn
 
+    from nnbackend.accel.patching import Patches
+
+    try:
+        from nnbackend.accel.table import TAKEOVERS
+    except (AttributeError, KeyError, TypeError) as error:
+        # The program has to run all the same.
+        warnings.warn(
+            f"nnbackend.accel does not know the networks of scikit-learn {sklearn.__version__} "
+            f"({type(error).__name__}: {error}): nothing is taken over; update nnbackend",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return Patches(())
     return Patches(TAKEOVERS)
 
 

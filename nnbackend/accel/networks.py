@@ -1,4 +1,9 @@
-"""scikit-learn's MLPClassifier and MLPRegressor, fitted and evaluated by nnbackend's."""
+"""scikit-learn's MLPClassifier and MLPRegressor, fitted and evaluated by nnbackend's.
+
+This module alone reads and writes attributes that are private to scikit-learn: those that a fit
+leaves in an estimator for ``partial_fit``, warm starts and ``predict``, so that the estimator goes
+on without nnbackend. Where a version does not have them, nothing is taken over: see ``install``.
+"""
 
 from __future__ import annotations
 
