@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 import warnings
+import weakref
 
 import joblib
 import numpy as np
@@ -298,6 +299,34 @@ def test_candidates_share_the_rows_of_a_fold():
     nb.GridSearchCV(model, {"alpha": [0.1, 0.2, 0.3, 0.4]}, cv=3, refit=False).fit(X, c)
     assert len(seen) == 12
     assert len({id(rows) for rows in seen}) == 3
+
+
+class Keeping(nb.MLPClassifier):
+    """A network that keeps its data."""
+
+    def fit(self, X, c):
+        self.X_ = X
+        return super().fit(X, c)
+
+
+@pytest.mark.parametrize("steps", [(), (MinMaxScaler(),)], ids=["model", "pipeline"])
+def test_the_rows_of_folds_are_dropped_before_the_refit(steps):
+    taken = []
+
+    class Seeing(Keeping):
+        def fit(self, X, c):
+            gc.collect()
+            alive = sum(rows() is not None for rows in taken)
+            if len(X) == 90:
+                assert alive == 0
+            taken.append(weakref.ref(X))
+            return super().fit(X, c)
+
+    model = make_pipeline(*steps, Seeing(5, max_iter=2, random_state=0))
+    search = nb.GridSearchCV(model, {"seeing__alpha": [0.1, 1.0]}, cv=3).fit(X, c)
+    assert len(taken) == 7
+    kept = search.best_estimator_[-1].X_
+    np.testing.assert_array_equal(kept, X if not steps else MinMaxScaler().fit_transform(X))
 
 
 def test_fit_times_are_those_of_the_fits():

@@ -63,7 +63,12 @@ class _SideBySide:
         """
         kept = _Kept()
         with side_by_side(once=True) as calls, self._with_memory(kept):
-            super().fit(_rows(X, kept), y, **params)  # type: ignore[misc]
+            # The model that is refitted then may keep X.
+            calls.on_end = kept.close
+            try:
+                super().fit(_rows(X, kept), y, **params)  # type: ignore[misc]
+            finally:
+                kept.close()
         self.n_fits_together_ = calls.n_together
         _report(calls, self.verbose)
         return self
@@ -156,12 +161,25 @@ def _report(calls: Calls, verbose: int) -> None:
 
 
 class _Kept:
-    """What the calls of a search have computed and others will need, up to some bytes."""
+    """What the calls of a search have computed and others will need, up to some bytes.
+
+    Attributes
+    ----------
+    is_open : bool
+        Whether there are calls to come.
+    """
 
     def __init__(self) -> None:
+        self.is_open = True
         self._values: dict[Hashable, Any] = {}
         self._arrays: dict[int, Any] = {}
         self._bytes = 0
+
+    def close(self) -> None:
+        """Forget all, and keep nothing from now on."""
+        self.is_open = False
+        self._values.clear()
+        self._arrays.clear()
 
     def get(self, key: Hashable) -> Any:
         """Return what is kept under a key, or None."""
@@ -169,6 +187,8 @@ class _Kept:
 
     def add(self, key: Hashable, value: Any, data: Any) -> None:
         """Keep a value, in which data takes the memory, if there is room."""
+        if not self.is_open:
+            return
         if id(data) in self._arrays:
             self._values[key] = value
         elif self._bytes + n_bytes(data) <= LARGEST:
@@ -200,7 +220,9 @@ class _Rows(np.ndarray[Any, Any]):
     def __getitem__(self, key: Any) -> Any:
         match key:
             # As scikit-learn takes rows. It keeps the indices of a fold while it searches.
-            case (np.ndarray() as rows, e) if e is Ellipsis and self.kept is not None:
+            case (np.ndarray() as rows, e) if (
+                e is Ellipsis and self.kept is not None and self.kept.is_open
+            ):
                 name = rows.dtype.str, rows.tobytes()
                 taken = self.kept.get(name)
                 if taken is None:
@@ -238,6 +260,8 @@ class _Memory:
         """Return a function that fits and transforms, but not twice the same."""
 
         def remembered(transformer: Any, X: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self._kept.is_open:
+                return function(transformer, X, *args, **kwargs)
             essence = {name: value for name, value in kwargs.items() if name not in ignore}
             try:
                 what = joblib.hash((transformer, args, essence))
