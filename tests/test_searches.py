@@ -183,6 +183,26 @@ def test_what_is_not_ours_is_fitted_one_by_one(caplog, capsys):
     assert text in capsys.readouterr().out
 
 
+def test_without_a_model_of_ours_n_jobs_is_scikit_learns():
+    pools = []
+
+    class Seeing(LogisticRegression):
+        def fit(self, X, c):
+            pools.append(threading.current_thread().name)
+            return super().fit(X, c)
+
+    with joblib.parallel_config("threading", n_jobs=2):
+        nb.cross_val_score(make_pipeline(StandardScaler(), Seeing()), X, c, cv=3)
+        search = nb.GridSearchCV(Seeing(), {"C": [0.1, 1.0]}, cv=3, refit=False).fit(X, c)
+    assert search.n_fits_together_ == 0
+    assert len(pools) == 9
+    assert not {"nnbackend call", threading.current_thread().name} & set(pools)
+    # A setting may be ours.
+    grid = {"m": [Seeing(), classifier()]}
+    search = nb.GridSearchCV(Pipeline([("m", Seeing())]), grid, cv=3, refit=False).fit(X, c)
+    assert search.n_fits_together_ == 3
+
+
 @pytest.mark.parametrize(("solver", "tolerance"), [("adam", 1e-6), ("sgd", 1e-6)])
 def test_scores_are_those_of_scikit_learns_own_networks(solver, tolerance):
     model = TheirClassifier(5, max_iter=6, random_state=0, solver=solver)

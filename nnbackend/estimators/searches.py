@@ -13,9 +13,12 @@ import numpy as np
 import sklearn
 from sklearn import model_selection
 from sklearn.base import clone
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline
 
+from nnbackend.estimators.fitting import Estimator
 from nnbackend.estimators.meeting import LARGEST, Calls, n_bytes, side_by_side
+from nnbackend.io.sklearn import StackedEstimator
 
 __all__ = [
     "GridSearchCV",
@@ -61,6 +64,11 @@ class _SideBySide:
         object
             This search.
         """
+        settings = getattr(self, "param_grid", None), getattr(self, "param_distributions", None)
+        if not _has_ours(self.estimator) and not _has_ours(settings):
+            super().fit(X, y, **params)  # type: ignore[misc]
+            self.n_fits_together_ = 0
+            return self
         kept = _Kept()
         with side_by_side(once=True) as calls, self._with_memory(kept):
             # The model that is refitted then may keep X.
@@ -95,10 +103,11 @@ class GridSearchCV(_SideBySide, model_selection.GridSearchCV):  # type: ignore[m
     """scikit-learn's ``GridSearchCV``, which fits models of nnbackend side by side.
 
     It has the parameters, attributes and results of scikit-learn's. ``n_jobs`` has no effect: the
-    trainings use all processors. In a pipeline without ``memory``, the steps before the last are
-    fitted once for each fold and each setting of their own. ``mean_fit_time`` counts the time of a
-    model's own work. ``n_fits_together_`` says how many fits ran side by side. See
-    ``nnbackend.side_by_side``.
+    trainings use all processors. Only where no model is nnbackend's, all is as scikit-learn does
+    it. In a pipeline without ``memory``, the steps before the last are fitted once for each fold
+    and each setting of their own. ``mean_fit_time`` counts the time of a model's own work.
+    ``n_fits_together_`` says how many fits ran side by side. Ensembles are fitted one after
+    another, the members of each side by side. See ``nnbackend.side_by_side``.
 
     Examples
     --------
@@ -125,6 +134,8 @@ def _sharing(function: _F) -> Callable[[_F], _F]:
     def decorate(described: _F) -> _F:
         @wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
+            if not _has_ours(args[0] if args else kwargs.get("estimator")):
+                return function(*args, **kwargs)
             with side_by_side(once=True) as calls:
                 result = function(*args, **kwargs)
             _report(calls, kwargs.get("verbose", 0))
@@ -149,6 +160,20 @@ def cross_val_score(*args: Any, **kwargs: Any) -> Any:
 @_sharing(model_selection.cross_val_predict)
 def cross_val_predict(*args: Any, **kwargs: Any) -> Any:
     """Do what scikit-learn's ``cross_val_predict`` does; fit models of nnbackend side by side."""
+
+
+def _has_ours(given: Any) -> bool:
+    """Whether there are models of ours in an estimator, or in settings of a search."""
+    # nnbackend.accel may have taken scikit-learn's networks over.
+    if isinstance(given, Estimator | StackedEstimator | MLPClassifier | MLPRegressor):
+        return True
+    if isinstance(given, dict):
+        return any(map(_has_ours, given.values()))
+    if isinstance(given, list | tuple):
+        return any(map(_has_ours, given))
+    if isinstance(given, type) or not hasattr(given, "get_params"):
+        return False
+    return any(map(_has_ours, given.get_params(deep=False).values()))
 
 
 def _report(calls: Calls, verbose: int) -> None:
