@@ -648,6 +648,13 @@ def test_the_command_knows_ensembles(folder, run):
     np.testing.assert_allclose(
         found["probability_yes"], folder["two"][-1].predict_proba(rows)[:, 1], rtol=1e-9
     )
+    _, out, _ = run("predict", "number.safetensors", "number.csv", "--json")
+    found, rows = json.loads(out), folder["number"][0].transform(X)
+    mean, std = folder["number"][-1].predict(rows, return_std=True)
+    np.testing.assert_allclose(found["prediction"], mean, rtol=1e-9)
+    np.testing.assert_allclose(found["std"], std, rtol=1e-9)
+    _, out, _ = run("info", "number.safetensors", "--json")
+    assert json.loads(out)["noise"] == pytest.approx([folder["number"][-1].noise_])
     code, _, err = run("predict", "number.safetensors", "number.csv", "--probabilities")
     assert code != 0
     assert "--probabilities: expected a classifier" in err
