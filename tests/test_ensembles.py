@@ -19,6 +19,7 @@ from devices import on_each_device
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.neural_network import MLPClassifier as TheirClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -233,7 +234,8 @@ def test_the_noise_is_found_on_rows_that_were_left_out():
 
 def test_without_a_row_left_out_the_noise_is_not_known():
     model = nb.EnsembleRegressor(nb.MLPRegressor(max_iter=2), 2, random_state=0)
-    assert np.isnan(model.fit(X[:1], [3.0]).noise_)
+    with pytest.warns(UserWarning, match="noise_ is unknown, and std will be NaN"):
+        assert np.isnan(model.fit(X[:1], [3.0]).noise_)
     mean, std = model.predict(X, return_std=True)
     assert np.isfinite(mean).all()
     assert np.isnan(std).all()
@@ -268,6 +270,10 @@ def test_members_that_diverge_are_left_out():
             {"estimator": make_pipeline(StandardScaler(), nb.MLPClassifier())},
             "estimator: .* got Pipeline; put the ensemble at the end of the Pipeline instead",
         ),
+        (
+            {"estimator": TheirClassifier()},
+            r"got scikit-learn's MLPClassifier; pass nb.MLPClassifier\(\*\*estimator.get_params",
+        ),
         ({"n_estimators": 0}, "'n_estimators' parameter of EnsembleClassifier must be an int in"),
         ({"bootstrap": "yes"}, "'bootstrap' parameter of EnsembleClassifier must be"),
         ({"random_state": -1}, "'random_state' parameter of EnsembleClassifier must be"),
@@ -277,6 +283,15 @@ def test_members_that_diverge_are_left_out():
 def test_what_is_no_parameter_is_refused(options, message):
     with pytest.raises(nb.InputError, match=message):
         nb.EnsembleClassifier(**options).fit(X, Y["two"])
+
+
+def test_scikit_learns_networks_become_ours_as_the_error_says():
+    theirs = TheirClassifier((5,), max_iter=3, alpha=0.1, random_state=0)
+    member = nb.MLPClassifier(**theirs.get_params())
+    assert (member.alpha, member.max_iter) == (0.1, 3)
+    with pytest.warns(ConvergenceWarning):
+        model = nb.EnsembleClassifier(member, 2).fit(X, Y["two"])
+    assert model.predict(X).shape == (90,)
 
 
 def test_noise_folds_are_at_least_two():
@@ -296,8 +311,10 @@ def test_an_interrupt_keeps_what_the_members_have_learnt():
             signal.raise_signal(signal.SIGINT)
 
     member = {"max_iter": 400, "tol": 0.0, "n_iter_no_change": 1000, "callbacks": interrupt}
-    with pytest.warns(UserWarning, match="Training interrupted by user"):
+    with pytest.warns(UserWarning, match="Training interrupted by user") as caught:
         model = fitted("two", member=member)
+    interrupted = [str(entry.message) for entry in caught if "interrupted" in str(entry.message)]
+    assert interrupted == ["Training interrupted by user: 4 of 4 members are kept."]
     assert len(model.estimators_) == 4
     assert all(entry.n_iter_ < 400 for entry in model.estimators_)
     assert model.predict(X).shape == (90,)
@@ -474,7 +491,8 @@ def test_labels_keep_their_kind(labels, tmp_path):
 
 def test_an_unknown_noise_is_kept(tmp_path):
     model = nb.EnsembleRegressor(nb.MLPRegressor(max_iter=2), 2, random_state=0)
-    nb.save(model.fit(X[:1], [3.0]), tmp_path / "model")
+    with pytest.warns(UserWarning, match="noise_ is unknown"):
+        nb.save(model.fit(X[:1], [3.0]), tmp_path / "model")
     assert np.isnan(nb.load(tmp_path / "model").noise_)
 
 
@@ -630,6 +648,13 @@ def test_the_command_knows_ensembles(folder, run):
     np.testing.assert_allclose(
         found["probability_yes"], folder["two"][-1].predict_proba(rows)[:, 1], rtol=1e-9
     )
+    _, out, _ = run("predict", "number.safetensors", "number.csv", "--json")
+    found, rows = json.loads(out), folder["number"][0].transform(X)
+    mean, std = folder["number"][-1].predict(rows, return_std=True)
+    np.testing.assert_allclose(found["prediction"], mean, rtol=1e-9)
+    np.testing.assert_allclose(found["std"], std, rtol=1e-9)
+    _, out, _ = run("info", "number.safetensors", "--json")
+    assert json.loads(out)["noise"] == pytest.approx([folder["number"][-1].noise_])
     code, _, err = run("predict", "number.safetensors", "number.csv", "--probabilities")
     assert code != 0
     assert "--probabilities: expected a classifier" in err

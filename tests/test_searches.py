@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 import warnings
+import weakref
 
 import joblib
 import numpy as np
@@ -182,6 +183,26 @@ def test_what_is_not_ours_is_fitted_one_by_one(caplog, capsys):
     assert text in capsys.readouterr().out
 
 
+def test_without_a_model_of_ours_n_jobs_is_scikit_learns():
+    pools = []
+
+    class Seeing(LogisticRegression):
+        def fit(self, X, c):
+            pools.append(threading.current_thread().name)
+            return super().fit(X, c)
+
+    with joblib.parallel_config("threading", n_jobs=2):
+        nb.cross_val_score(make_pipeline(StandardScaler(), Seeing()), X, c, cv=3)
+        search = nb.GridSearchCV(Seeing(), {"C": [0.1, 1.0]}, cv=3, refit=False).fit(X, c)
+    assert search.n_fits_together_ == 0
+    assert len(pools) == 9
+    assert not {"nnbackend call", threading.current_thread().name} & set(pools)
+    # A setting may be ours.
+    grid = {"m": [Seeing(), classifier()]}
+    search = nb.GridSearchCV(Pipeline([("m", Seeing())]), grid, cv=3, refit=False).fit(X, c)
+    assert search.n_fits_together_ == 3
+
+
 @pytest.mark.parametrize(("solver", "tolerance"), [("adam", 1e-6), ("sgd", 1e-6)])
 def test_scores_are_those_of_scikit_learns_own_networks(solver, tolerance):
     model = TheirClassifier(5, max_iter=6, random_state=0, solver=solver)
@@ -300,6 +321,34 @@ def test_candidates_share_the_rows_of_a_fold():
     assert len({id(rows) for rows in seen}) == 3
 
 
+class Keeping(nb.MLPClassifier):
+    """A network that keeps its data."""
+
+    def fit(self, X, c):
+        self.X_ = X
+        return super().fit(X, c)
+
+
+@pytest.mark.parametrize("steps", [(), (MinMaxScaler(),)], ids=["model", "pipeline"])
+def test_the_rows_of_folds_are_dropped_before_the_refit(steps):
+    taken = []
+
+    class Seeing(Keeping):
+        def fit(self, X, c):
+            gc.collect()
+            alive = sum(rows() is not None for rows in taken)
+            if len(X) == 90:
+                assert alive == 0
+            taken.append(weakref.ref(X))
+            return super().fit(X, c)
+
+    model = make_pipeline(*steps, Seeing(5, max_iter=2, random_state=0))
+    search = nb.GridSearchCV(model, {"seeing__alpha": [0.1, 1.0]}, cv=3).fit(X, c)
+    assert len(taken) == 7
+    kept = search.best_estimator_[-1].X_
+    np.testing.assert_array_equal(kept, X if not steps else MinMaxScaler().fit_transform(X))
+
+
 def test_fit_times_are_those_of_the_fits():
     grid = {"alpha": list(np.logspace(-4, 0, 20))}
     start = time.perf_counter()
@@ -410,9 +459,16 @@ def test_callers_code_has_the_callers_error_state_and_one_thread_at_a_time():
     assert states == [("raise", "text")] * 12
 
 
-def interrupt_soon(seconds):
-    # Python ignores an interrupt that comes while it collects what earlier tests have left.
+@pytest.fixture
+def no_collection():
+    # Python ignores an interrupt that comes while it collects, in a callback of JAX's.
     gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def interrupt_soon(seconds):
     main = threading.main_thread().ident
     threading.Timer(seconds, signal.pthread_kill, (main, signal.SIGINT)).start()
 
@@ -424,6 +480,7 @@ def wait_for_calls():
             assert not thread.is_alive()
 
 
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.filterwarnings("ignore:Training interrupted")
 def test_an_interrupt_ends_a_search_in_training():
     model = classifier(max_iter=10**6, tol=0, n_iter_no_change=10**6)
@@ -434,6 +491,7 @@ def test_an_interrupt_ends_a_search_in_training():
     both(classifier(), GRID)
 
 
+@pytest.mark.usefixtures("no_collection")
 def test_an_interrupt_ends_a_search_in_the_callers_code():
     leave, seconds = threading.Event(), []
 

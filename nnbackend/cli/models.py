@@ -88,8 +88,11 @@ def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    import numpy as np
+
     from nnbackend.cli.evaluation import finite_predictions
     from nnbackend.cli.run_folder import model_file
+    from nnbackend.model.stack import Stack
 
     net, _, X = _model_features(options)
     if options.probabilities and net.output not in ("sigmoid", "softmax"):
@@ -98,6 +101,7 @@ def _predict(options: argparse.Namespace) -> None:
         )
     predicted = finite_predictions(net, X)
     columns: list[tuple[str, list[Any]]]
+    is_ensemble = isinstance(net, Stack) and net.noise is not None
     if predicted.ndim == 1:
         values = predicted.tolist()
         if net.output in ("sigmoid", "softmax") and net.class_names is not None:
@@ -105,6 +109,12 @@ def _predict(options: argparse.Namespace) -> None:
         columns = [("prediction", values)]
     else:
         columns = [(f"prediction_{k}", values.tolist()) for k, values in enumerate(predicted.T)]
+    if is_ensemble:
+        std = net.predict_std(X)
+        columns += [
+            (name.replace("prediction", "std"), values.tolist())
+            for (name, _), values in zip(columns, np.atleast_2d(std.T), strict=True)
+        ]
     if options.probabilities:
         probability = net.predict_proba(X)
         names = net.class_names or tuple(str(k) for k in range(probability.shape[1]))
@@ -202,9 +212,11 @@ def _info(options: argparse.Namespace) -> None:
 
         model = read(model_file(options.model))
         networks = model.networks if isinstance(model, Stack) else (model,)
+        noise = model.noise if isinstance(model, Stack) else None
         net = networks[0]
         facts = {
             **({"members": len(networks)} if isinstance(model, Stack) else {}),
+            **({} if noise is None else {"noise": noise.tolist()}),
             "layer sizes": net.layer_sizes,
             "hidden": list(net.hidden),
             "output": net.output,

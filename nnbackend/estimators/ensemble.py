@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from sklearn import neural_network
 from sklearn.base import ClassifierMixin, RegressorMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state, column_or_1d
@@ -64,6 +65,7 @@ class _Ensemble(StackedEstimator, TakesArrays):
 
     estimators_: list[Any]
     _kind: ClassVar[type[Estimator]]
+    _theirs: ClassVar[type]
     _target_options: ClassVar[Mapping[str, Any]] = {}
 
     if TYPE_CHECKING:
@@ -86,12 +88,14 @@ class _Ensemble(StackedEstimator, TakesArrays):
         if self.estimator is None:
             return self._kind()
         if not isinstance(self.estimator, self._kind):
-            advice = ""
+            got, advice = type(self.estimator).__name__, ""
             if hasattr(self.estimator, "steps"):
                 advice = "; put the ensemble at the end of the Pipeline instead"
+            elif isinstance(self.estimator, self._theirs):
+                got = f"scikit-learn's {got}"
+                advice = f"; pass nb.{self._kind.__name__}(**estimator.get_params()) instead"
             raise InputError(
-                f"expected an nb.{self._kind.__name__} or None, got "
-                f"{type(self.estimator).__name__}{advice}",
+                f"expected an nb.{self._kind.__name__} or None, got {got}{advice}",
                 argument="estimator",
             )
         member: Estimator = clone(self.estimator)
@@ -178,18 +182,25 @@ class _Ensemble(StackedEstimator, TakesArrays):
         ended: list[_Member] = []
         errors: dict[int, Exception] = {}
         try:
-            for end in fit_together(fits()):
-                if end.error is None:
-                    ended.append(begun[end.number])
-                elif isinstance(end.error, FitDivergedError):
-                    errors[end.number] = end.error
-                else:
-                    raise end.error
+            with warnings.catch_warnings():
+                # Every member would say it.
+                warnings.filterwarnings("ignore", "Training interrupted by user", UserWarning)
+                for end in fit_together(fits()):
+                    if end.error is None:
+                        ended.append(begun[end.number])
+                    elif isinstance(end.error, FitDivergedError):
+                        errors[end.number] = end.error
+                    else:
+                        raise end.error
         except KeyboardInterrupt:
             # As after an interrupt of a single fit, there is a model of what was learnt.
-            if not any(entry in ended for entry in begun[: self.n_estimators]):
+            n_kept = sum(entry in ended for entry in begun[: self.n_estimators])
+            if n_kept == 0:
                 raise
-            warnings.warn("Training interrupted by user.", stacklevel=2)
+            warnings.warn(
+                f"Training interrupted by user: {n_kept} of {self.n_estimators} members are kept.",
+                stacklevel=2,
+            )
         lost = [number for number in errors if number < self.n_estimators]
         if not any(entry in ended for entry in begun[: self.n_estimators]):
             raise errors[min(lost)]
@@ -266,6 +277,7 @@ class EnsembleClassifier(ClassifierMixin, _Ensemble):  # type: ignore[misc]
     """
 
     _kind = MLPClassifier
+    _theirs = neural_network.MLPClassifier
 
     def __init__(
         self,
@@ -427,6 +439,7 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):  # type: ignore[misc]
     """
 
     _kind = MLPRegressor
+    _theirs = neural_network.MLPRegressor
     _target_options: ClassVar[dict[str, Any]] = {"y_numeric": True}
 
     def __init__(
@@ -455,6 +468,12 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):  # type: ignore[misc]
         """
         noise = self._noise(*self._fit(Passed(X, y, sample_weight, X_val, y_val)))
         self.noise_: Any = float(noise[0]) if self.n_outputs_ == 1 else noise
+        if np.isnan(noise).any():
+            warnings.warn(
+                "noise_ is unknown, and std will be NaN: no row was left out of a fit that ended; "
+                "fit again, with more rows or members, or set noise_folds=None",
+                stacklevel=2,
+            )
         return self
 
     def _folds(self) -> int | None:

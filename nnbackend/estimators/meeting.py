@@ -47,10 +47,13 @@ class Calls:
         How many have ended.
     n_together : int
         How many of these fitted models of ours beside others.
+    on_end : callable or None
+        Called when what has handed calls to joblib has all their results.
     """
 
     def __init__(self) -> None:
         self.n_calls = self.n_together = 0
+        self.on_end: Callable[[], None] | None = None
 
 
 @contextmanager
@@ -68,8 +71,8 @@ def side_by_side(*, once: bool = False) -> Iterator[Calls]:
     Parameters
     ----------
     once : bool, default False
-        Whether only the first program takes part that hands its fits to joblib. What a search
-        refits afterwards is then left to itself, and to its own ``n_jobs``.
+        Apply only to the first joblib call; what a search refits afterwards keeps its own
+        ``n_jobs``.
 
     Yields
     ------
@@ -93,7 +96,7 @@ def side_by_side(*, once: bool = False) -> Iterator[Calls]:
     backend = _Backend(_Meeting() if call is None else call.backend.meeting)
     config = parallel_config(backend=backend)
     if once:
-        backend.at_end = config.unregister
+        backend.unregister = config.unregister
     with config:
         yield backend.calls
 
@@ -141,13 +144,14 @@ class _Backend(ParallelBackendBase):  # type: ignore[misc]
 
     supports_sharedmem = True
     uses_threads = True
-    default_n_jobs = trainings_at_once()
+    # joblib's sign for all processors; how many calls run at once is asked for when they do.
+    default_n_jobs = -1
 
     def __init__(self, meeting: _Meeting) -> None:
         super().__init__()
         self.meeting, self.calls = meeting, Calls()
         self.open: set[_Call] = set()
-        self.at_end: Callable[[], None] | None = None
+        self.unregister: Callable[[], None] | None = None
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         del n_jobs
@@ -160,8 +164,11 @@ class _Backend(ParallelBackendBase):  # type: ignore[misc]
     apply_async = submit
 
     def terminate(self) -> None:
-        if self.at_end is not None:
-            self.at_end()
+        if self.unregister is not None:
+            self.unregister()
+        self.meeting.end_if_idle()
+        if self.calls.on_end is not None:
+            self.calls.on_end()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         del ensure_ready
@@ -341,7 +348,11 @@ class _Meeting:
             asking.rest(backend)
             return
         self._end(backend)
-        if self._driver is not None and not self._training:
+        self.end_if_idle()
+
+    def end_if_idle(self) -> None:
+        """Let go of the threads, and of the last training, if there is none to go on with."""
+        if self._driver is not None and not self._training and _current_call() is None:
             self._driver.close()
             self._driver = None
 

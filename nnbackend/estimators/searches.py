@@ -13,9 +13,12 @@ import numpy as np
 import sklearn
 from sklearn import model_selection
 from sklearn.base import clone
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline
 
+from nnbackend.estimators.fitting import Estimator
 from nnbackend.estimators.meeting import LARGEST, Calls, n_bytes, side_by_side
+from nnbackend.io.sklearn import StackedEstimator
 
 __all__ = [
     "GridSearchCV",
@@ -61,9 +64,19 @@ class _SideBySide:
         object
             This search.
         """
+        settings = getattr(self, "param_grid", None), getattr(self, "param_distributions", None)
+        if not _has_ours(self.estimator) and not _has_ours(settings):
+            super().fit(X, y, **params)  # type: ignore[misc]
+            self.n_fits_together_ = 0
+            return self
         kept = _Kept()
         with side_by_side(once=True) as calls, self._with_memory(kept):
-            super().fit(_rows(X, kept), y, **params)  # type: ignore[misc]
+            # The model that is refitted then may keep X.
+            calls.on_end = kept.close
+            try:
+                super().fit(_rows(X, kept), y, **params)  # type: ignore[misc]
+            finally:
+                kept.close()
         self.n_fits_together_ = calls.n_together
         _report(calls, self.verbose)
         return self
@@ -90,10 +103,11 @@ class GridSearchCV(_SideBySide, model_selection.GridSearchCV):  # type: ignore[m
     """scikit-learn's ``GridSearchCV``, which fits models of nnbackend side by side.
 
     It has the parameters, attributes and results of scikit-learn's. ``n_jobs`` has no effect: the
-    trainings use all processors. In a pipeline without ``memory``, the steps before the last are
-    fitted once for each fold and each setting of their own. ``mean_fit_time`` counts the time of a
-    model's own work. ``n_fits_together_`` says how many fits ran side by side. See
-    ``nnbackend.side_by_side``.
+    trainings use all processors. Only where no model is nnbackend's, all is as scikit-learn does
+    it. In a pipeline without ``memory``, the steps before the last are fitted once for each fold
+    and each setting of their own. ``mean_fit_time`` counts the time of a model's own work.
+    ``n_fits_together_`` says how many fits ran side by side. Ensembles are fitted one after
+    another, the members of each side by side. See ``nnbackend.side_by_side``.
 
     Examples
     --------
@@ -120,6 +134,8 @@ def _sharing(function: _F) -> Callable[[_F], _F]:
     def decorate(described: _F) -> _F:
         @wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
+            if not _has_ours(args[0] if args else kwargs.get("estimator")):
+                return function(*args, **kwargs)
             with side_by_side(once=True) as calls:
                 result = function(*args, **kwargs)
             _report(calls, kwargs.get("verbose", 0))
@@ -146,6 +162,20 @@ def cross_val_predict(*args: Any, **kwargs: Any) -> Any:
     """Do what scikit-learn's ``cross_val_predict`` does; fit models of nnbackend side by side."""
 
 
+def _has_ours(given: Any) -> bool:
+    """Whether there are models of ours in an estimator, or in settings of a search."""
+    # nnbackend.accel may have taken scikit-learn's networks over.
+    if isinstance(given, Estimator | StackedEstimator | MLPClassifier | MLPRegressor):
+        return True
+    if isinstance(given, dict):
+        return any(map(_has_ours, given.values()))
+    if isinstance(given, list | tuple):
+        return any(map(_has_ours, given))
+    if isinstance(given, type) or not hasattr(given, "get_params"):
+        return False
+    return any(map(_has_ours, given.get_params(deep=False).values()))
+
+
 def _report(calls: Calls, verbose: int) -> None:
     """Say how many fits ran side by side."""
     one_by_one = calls.n_calls - calls.n_together
@@ -156,12 +186,25 @@ def _report(calls: Calls, verbose: int) -> None:
 
 
 class _Kept:
-    """What the calls of a search have computed and others will need, up to some bytes."""
+    """What the calls of a search have computed and others will need, up to some bytes.
+
+    Attributes
+    ----------
+    is_open : bool
+        Whether there are calls to come.
+    """
 
     def __init__(self) -> None:
+        self.is_open = True
         self._values: dict[Hashable, Any] = {}
         self._arrays: dict[int, Any] = {}
         self._bytes = 0
+
+    def close(self) -> None:
+        """Forget all, and keep nothing from now on."""
+        self.is_open = False
+        self._values.clear()
+        self._arrays.clear()
 
     def get(self, key: Hashable) -> Any:
         """Return what is kept under a key, or None."""
@@ -169,6 +212,8 @@ class _Kept:
 
     def add(self, key: Hashable, value: Any, data: Any) -> None:
         """Keep a value, in which data takes the memory, if there is room."""
+        if not self.is_open:
+            return
         if id(data) in self._arrays:
             self._values[key] = value
         elif self._bytes + n_bytes(data) <= LARGEST:
@@ -200,7 +245,9 @@ class _Rows(np.ndarray[Any, Any]):
     def __getitem__(self, key: Any) -> Any:
         match key:
             # As scikit-learn takes rows. It keeps the indices of a fold while it searches.
-            case (np.ndarray() as rows, e) if e is Ellipsis and self.kept is not None:
+            case (np.ndarray() as rows, e) if (
+                e is Ellipsis and self.kept is not None and self.kept.is_open
+            ):
                 name = rows.dtype.str, rows.tobytes()
                 taken = self.kept.get(name)
                 if taken is None:
@@ -238,6 +285,8 @@ class _Memory:
         """Return a function that fits and transforms, but not twice the same."""
 
         def remembered(transformer: Any, X: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self._kept.is_open:
+                return function(transformer, X, *args, **kwargs)
             essence = {name: value for name, value in kwargs.items() if name not in ignore}
             try:
                 what = joblib.hash((transformer, args, essence))

@@ -11,7 +11,7 @@ from nnbackend.engines.driving import Ended, together
 from nnbackend.estimators.fitting import Estimator, Passed
 from nnbackend.estimators.mlp import MLPClassifier, MLPRegressor
 
-__all__ = ["Fit", "can_share", "fit_together"]
+__all__ = ["Fit", "fit_together"]
 
 
 class Fit(NamedTuple):
@@ -27,16 +27,6 @@ class Fit(NamedTuple):
 
     model: Estimator
     passed: Passed
-
-
-def can_share(model: object) -> bool:
-    """Whether a model's fit runs beside others, or has the machine to itself while it lasts."""
-    return (
-        isinstance(model, Estimator)
-        and model.can_pause
-        # A subclass may have a fit of its own, which is then called as it is.
-        and getattr(type(model), "fit", None) in (MLPClassifier.fit, MLPRegressor.fit)
-    )
 
 
 def fit_together(
@@ -70,8 +60,18 @@ def fit_together(
     )
 
 
+def _can_pause(model: object) -> bool:
+    """Whether a fit can be driven as a training; if not, it runs in this thread, to its end."""
+    return (
+        isinstance(model, Estimator)
+        and model.can_pause
+        # A subclass may have a fit of its own, which is then called as it is.
+        and getattr(type(model), "fit", None) in (MLPClassifier.fit, MLPRegressor.fit)
+    )
+
+
 def _training(fit: Fit) -> Training[str]:
-    if can_share(fit.model):
+    if _can_pause(fit.model):
         return fit.model.fitting(fit.passed)
     return _alone(fit)
 

@@ -71,6 +71,14 @@ class Stack:
         """Return the mean of the class probabilities, as ``Network.predict_proba`` does."""
         return sum(net.predict_proba(X) for net in self.networks) / len(self.networks)
 
+    def predict_std(self, X: Any) -> np.ndarray[Any, Any]:
+        """Return the deviation of new observations from ``predict``, where targets are numbers."""
+        members = np.stack([net.predict(X) for net in self.networks])
+        noise = np.asarray(self.noise, members.dtype)
+        return deviation(  # type: ignore[no-any-return]
+            np, members, self.predict(X), noise[0] if members.ndim == 2 else noise
+        )
+
 
 def deviation(xp: Namespace, A: Array, mean: Array, noise: Array) -> Array:
     """Return the deviation of an observation from the mean of outputs (n_networks, ...)."""
