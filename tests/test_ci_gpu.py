@@ -567,7 +567,7 @@ def test_an_own_contestant_that_fails_makes_the_benchmark_fail(section, monkeypa
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
     (section.path.parent / "sitecustomize.py").write_text(
         "import nnbackend.engines.reference as r\n"
-        "def fail(*_): raise ArithmeticError('out of memory')\n"
+        "def fail(*_, **__): raise ArithmeticError('out of memory')\n"
         "r.ReferenceEngine.run = fail\n"
     )
     gpu_sections.benchmark(section, [("cpu", "float32", ())])
