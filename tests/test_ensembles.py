@@ -355,7 +355,7 @@ def test_pickles_clones_sparse_rows_and_frames():
     np.testing.assert_array_equal(
         again.predict_proba(scipy.sparse.csr_array(X)), model.predict_proba(X)
     )
-    pandas = pytest.importorskip("pandas")
+    pandas = require("pandas")
     frame = pandas.DataFrame(X, columns=["a", "b", "c", "d"])
     model.fit(frame, Y["three"])
     assert model.feature_names_in_.tolist() == ["a", "b", "c", "d"]
@@ -459,7 +459,7 @@ def test_a_loaded_ensemble_predicts_the_same_bits(target, member, dtype, tmp_pat
 
 
 def test_a_pipeline_comes_back_with_its_scaler(tmp_path):
-    pandas = pytest.importorskip("pandas")
+    pandas = require("pandas")
     frame = pandas.DataFrame(5 + 3 * X, columns=["a", "b", "c", "d"])
     model = make_pipeline(StandardScaler(), ensemble("number")).fit(frame, Y["number"])
     nb.save(model, tmp_path / "model")

@@ -10,6 +10,7 @@ import weakref
 import numpy as np
 import pytest
 import strict_gpu
+from backends import require
 from devices import CUDA_MARKS, to_host
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -434,7 +435,7 @@ def test_a_network_goes_on_from_the_state_of_its_optimizer():
 
 
 def test_frames_are_read_by_the_names_that_the_networks_learn():
-    pandas = pytest.importorskip("pandas")
+    pandas = require("pandas")
     frame = pandas.DataFrame(X, columns=list("abcde"))
     turned = frame[list("edcba")]
     nets, alone = (networks(2) for _ in range(2))

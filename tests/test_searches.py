@@ -11,11 +11,11 @@ import weakref
 
 import joblib
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.sparse
 import scipy.stats
 import sklearn
+from backends import require
 from sklearn import model_selection as theirs
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.datasets import make_classification, make_regression
@@ -248,11 +248,14 @@ def test_routed_metadata():
         (X.astype(np.float32), c),
         (X.tolist(), c.tolist()),
         (scipy.sparse.csr_array(X), c),
-        (pd.DataFrame(X, columns=list("abcdef")), pd.Series(c).map(str)),
+        None,
     ],
     ids=["float32", "lists", "sparse", "frame"],
 )
 def test_kinds_of_data(data):
+    if data is None:
+        pandas = require("pandas")
+        data = pandas.DataFrame(X, columns=list("abcdef")), pandas.Series(c).map(str)
     both(classifier(), GRID, data=data)
     both(pipeline(StandardScaler(with_mean=False)), PIPE_GRID, data=data)
 
@@ -292,8 +295,9 @@ class Counting(TransformerMixin, BaseEstimator):
         return X * self.factor
 
 
-@pytest.mark.parametrize("data", [X, pd.DataFrame(X)], ids=["array", "frame"])
-def test_steps_before_the_last_are_fitted_once_per_fold(data):
+@pytest.mark.parametrize("kind", ["array", "frame"])
+def test_steps_before_the_last_are_fitted_once_per_fold(kind):
+    data = X if kind == "array" else require("pandas").DataFrame(X)
     Counting.fits = 0
     model = make_pipeline(Counting(), classifier())
     grid = {"mlpclassifier__alpha": [0.1, 0.2, 0.3, 0.4], "counting__factor": [1.0, 2.0]}
