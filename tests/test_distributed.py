@@ -53,11 +53,16 @@ def test_failures_and_differences_end_all_with_the_same_message(launch, n):
 
 @under_mpi
 def test_an_error_that_nobody_catches_ends_the_job_with_its_traceback(launch):
-    done = launch(3, "uncaught")
-    assert done.returncode == 1
-    assert len(re.findall(r"^ValueError: the disk is full$", done.stderr, re.MULTILINE)) == 1
+    own = r"^ValueError: the disk is full$"
     told = r"^nnbackend.errors.DistributedError: rank 1 failed: ValueError: the disk is full$"
-    assert len(re.findall(told, done.stderr, re.MULTILINE)) == 2
+    # MPICH's launcher sometimes loses what a process has printed just before its end.
+    for _ in range(3):
+        done = launch(3, "uncaught")
+        assert done.returncode == 1
+        found = [len(re.findall(line, done.stderr, re.MULTILINE)) for line in (own, told)]
+        if found == [1, 2]:
+            break
+    assert found == [1, 2]
 
 
 @under_mpi

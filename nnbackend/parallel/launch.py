@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +21,8 @@ _SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 # An error has this attribute after a team has told all processes of it.
 _TOLD = "told_to_all"
+
+_SECONDS_TO_PRINT = 0.2
 
 
 @contextmanager
@@ -37,6 +41,9 @@ def together(communicator: Any) -> Iterator[Team | None]:
         raise
     except BaseException as error:
         error.__dict__[_TOLD] = True
+        # All processes end together, in MPI_Finalize. The launcher ends those that are left after
+        # the first, and loses what it has not read yet of their tracebacks.
+        atexit.register(time.sleep, _SECONDS_TO_PRINT)
         team.fail(error)
         raise
     finally:
