@@ -19,7 +19,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from nnbackend.engines.base import Crew, Done, Task, Training
 
-__all__ = ["Alone", "Ended", "alone", "one_by_one", "together"]
+__all__ = ["Alone", "Ended", "alone", "do_alone", "one_by_one", "together"]
 
 _R = TypeVar("_R")
 
@@ -61,7 +61,7 @@ def _device_of(task: Task | None) -> AbstractContextManager[Any]:
 
 def one_by_one(tasks: Sequence[Task]) -> list[Done]:
     """Do tasks, one after another."""
-    return [_do(task) for task in tasks]
+    return [do_alone(task) for task in tasks]
 
 
 class Alone:
@@ -81,14 +81,15 @@ class Alone:
         if not self._tasks or seconds <= 0:
             return []
         task = self._tasks.popleft()
-        return [(task, _do(task))]
+        return [(task, do_alone(task))]
 
     def close(self) -> None:
         """Forget the tasks."""
         self._tasks.clear()
 
 
-def _do(task: Task) -> Done:
+def do_alone(task: Task) -> Done:
+    """Do a task in this thread."""
     start = perf_counter()
     try:
         with _device_of(task):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from nnbackend.device import Device
 from nnbackend.io.models import read
+from nnbackend.io.sklearn import fitted_to_nothing
 from nnbackend.model.network import Network
 from nnbackend.model.stack import Stack
 
@@ -112,21 +112,9 @@ def _member(net: Network, classes: Any) -> Any:
         if net.output == "exp":
             options["loss"] = "poisson"
         model = MLPRegressor(**options)
-    # What a fit leaves behind, of no data.
-    fitted = {
-        **fitted_attributes(net),
-        "n_features_in_": net.layer_sizes[0],
-        "n_layers_": len(net.layer_sizes),
-        "n_outputs_": net.layer_sizes[-1],
-        "out_activation_": _OUT_ACTIVATIONS.get(net.output, net.output),
-        "n_iter_": 0,
-        "t_": 0,
-        "loss_": math.nan,
-        "loss_curve_": [],
-        "best_loss_": math.inf,
-        "validation_scores_": None,
-        "best_validation_score_": None,
-        "_no_improvement_count": 0,
-    }
-    vars(model).update(fitted)
+    vars(model).update(
+        fitted_attributes(net),
+        **fitted_to_nothing(net),
+        out_activation_=_OUT_ACTIVATIONS.get(net.output, net.output),
+    )
     return model

@@ -17,7 +17,14 @@ from nnbackend.io.convert import folded, import_library, network_of, rounded
 from nnbackend.model.network import Network
 from nnbackend.model.stack import Stack
 
-__all__ = ["LayeredEstimator", "StackedEstimator", "as_model", "from_sklearn", "to_sklearn"]
+__all__ = [
+    "LayeredEstimator",
+    "StackedEstimator",
+    "as_model",
+    "fitted_to_nothing",
+    "from_sklearn",
+    "to_sklearn",
+]
 
 
 _SKLEARN_ACTIVATIONS = {
@@ -155,6 +162,23 @@ def _network(argument: str, scaler: Any, mlp: Any, named: Any, device: str | Dev
     return net
 
 
+def fitted_to_nothing(net: Network) -> dict[str, Any]:
+    """Return the sizes, counts and curves of an estimator that has a network, but saw no data."""
+    return {
+        "n_features_in_": net.layer_sizes[0],
+        "n_layers_": len(net.layer_sizes),
+        "n_outputs_": net.layer_sizes[-1],
+        "n_iter_": 0,
+        "t_": 0,
+        "loss_": math.nan,
+        "loss_curve_": [],
+        "best_loss_": math.inf,
+        "validation_scores_": None,
+        "best_validation_score_": None,
+        "_no_improvement_count": 0,
+    }
+
+
 @own_errors
 def to_sklearn(net: Network) -> Any:
     """Return a network as a fitted estimator of scikit-learn.
@@ -231,21 +255,12 @@ def to_sklearn(net: Network) -> Any:
     check_random_state = import_library("sklearn.utils", "scikit-learn").check_random_state
     # What scikit-learn's own fit leaves behind; partial_fit makes the optimizer if there is none.
     fitted |= {
-        "n_features_in_": net.layer_sizes[0],
-        "n_layers_": len(net.layer_sizes),
+        **fitted_to_nothing(net),
         "n_outputs_": biases[-1].size,
         "coefs_": weights,
         "intercepts_": biases,
         "_best_coefs": [W.copy() for W in weights],
         "_best_intercepts": [b.copy() for b in biases],
-        "n_iter_": 0,
-        "t_": 0,
-        "loss_": math.nan,
-        "loss_curve_": [],
-        "best_loss_": math.inf,
-        "validation_scores_": None,
-        "best_validation_score_": None,
-        "_no_improvement_count": 0,
         "_random_state": check_random_state(estimator.random_state),
     }
     for name, value in fitted.items():

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from nnbackend.engines.base import Done
-from nnbackend.engines.driving import one_by_one
+from nnbackend.engines.driving import do_alone
 from nnbackend.engines.native.interface import pool_functions
 from nnbackend.engines.native.library import library
 from nnbackend.engines.native.threads import threads_allowed
@@ -85,7 +85,7 @@ class Pool:
         here = self._large or self._alone
         if seconds > 0 and not found and here:
             task = here.pop(0)
-            return [(task, one_by_one([task])[0])]
+            return [(task, do_alone(task))]
         return found
 
     def _found(self, seconds: float) -> list[tuple[Task, Done]]:
