@@ -37,8 +37,9 @@ import numpy as np
 
 import nnbackend as nb
 from nnbackend.cli.command import main
-from nnbackend.data.datasets import encode_target
 from nnbackend.data.tables import read_table
+from nnbackend.data.target import Target
+from nnbackend.data.typed import KINDS as COLUMN_KINDS
 from nnbackend.errors import InputError, NNBackendError
 from nnbackend.io import container
 from nnbackend.io.format import to_bytes
@@ -560,23 +561,28 @@ def read_columns(path: str) -> None:
     table = read_table(path)
     assert table.n_rows > 0
     for name, column in table.columns.items():
-        assert column.shape == (table.n_rows,), name
-        assert column.dtype.kind in "biufcSUOMm", name
+        assert column.kind in COLUMN_KINDS, name
+        assert column.values.shape == (table.n_rows,), name
+        assert column.is_missing.shape == (table.n_rows,), name
+        assert all(column.words), name
+        if column.kind == "text":
+            assert -1 <= column.values.min() <= column.values.max() < len(column.words)
     names = list(table.columns)
-    numbers = [name for name in names if table.columns[name].dtype.kind in "biuf"]
+    numbers = [name for name in names if table.columns[name].kind in ("number", "boolean")]
     with contextlib.suppress(InputError):
-        features = table.features(numbers)
+        features = table.numbers(numbers)
         assert features.dtype == np.float64
         assert np.isfinite(features).all()
-    target = table.column("--target", table.target or names[-1])
-    table.require_complete([target])
-    y, classes = encode_target(target, table.columns[target])
+    name = table.column("--target", table.target or names[-1])
+    table.require_complete([name])
+    target, _ = Target.decide(name, table.columns[name])
+    y = target.encode(name, table.columns[name], path)
     assert y.shape == (table.n_rows,)
-    if classes is None:
+    if target.class_names is None:
         assert np.isfinite(y).all()
     else:
-        assert 0 <= y.min() <= y.max() < len(classes)
-        assert json.dumps(classes).encode()
+        assert 0 <= y.min() <= y.max() < len(target.class_names)
+        assert json.dumps(target.class_names).encode()
 
 
 # The command

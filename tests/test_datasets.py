@@ -1,10 +1,10 @@
-"""Data that comes along, and what becomes of a target column."""
+"""Data that comes along."""
 
 import numpy as np
 import pytest
 
 import nnbackend as nb
-from nnbackend.data.datasets import DATASETS, encode_target, load_dataset, planar
+from nnbackend.data.datasets import DATASETS, load_dataset, planar
 
 
 @pytest.mark.parametrize(
@@ -50,39 +50,3 @@ def test_a_linear_model_cannot_separate_planar():
 
     flower = planar()
     assert LogisticRegression().fit(flower.X, flower.y).score(flower.X, flower.y) < 0.6
-
-
-@pytest.mark.parametrize(
-    ("values", "task", "codes", "names"),
-    [
-        (["b", "a", "b"], "auto", [1, 0, 1], ("a", "b")),
-        ([True, False], "auto", [1, 0], ("False", "True")),
-        ([3, 7, 3], "auto", [0, 1, 0], ("3", "7")),
-        ([1.0, 2.0], "classification", [0, 1], ("1", "2")),
-        ([0.5, 1.5], "auto", [0.5, 1.5], None),
-        ([1.0, 2.0], "auto", [0, 1], ("1", "2")),
-        ([1.0, 2.0], "regression", [1.0, 2.0], None),
-        ([1, 2], "regression", [1.0, 2.0], None),
-        (list(range(50)), "auto", [float(i) for i in range(50)], None),
-    ],
-)
-def test_targets_become_class_indices_or_numbers(values, task, codes, names):
-    y, class_names = encode_target("t", np.asarray(values), task)
-    assert y.tolist() == codes
-    assert y.dtype == (np.float64 if names is None else np.int64)
-    assert class_names == names
-
-
-@pytest.mark.parametrize(
-    ("values", "task", "message"),
-    [
-        (["a", "b"], "regression", "'t' holds text"),
-        (["a", "a"], "auto", "at least two classes.*got only 'a'"),
-        ([1.0, np.nan], "auto", "'t' holds nan in row 1"),
-        (np.arange(3000), "classification", "3000 distinct values"),
-        (np.asarray([1j]), "auto", "complex128"),
-    ],
-)
-def test_a_target_that_cannot_be_learnt_is_refused(values, task, message):
-    with pytest.raises(nb.InputError, match=message):
-        encode_target("t", np.asarray(values), task)

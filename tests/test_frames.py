@@ -12,7 +12,7 @@ from test_inputs import check_network_refuses
 
 import nnbackend as nb
 from nnbackend.data.door import look, to_array
-from nnbackend.data.tables import read_dataset
+from nnbackend.data.user_data import read_dataset
 from nnbackend.device import Device
 from nnbackend.errors import InputError
 from nnbackend.sources import Arrays, as_source
@@ -619,7 +619,7 @@ def test_decimals_of_a_parquet_file_are_numbers_to_the_command(tmp_path):
 
     table = arrow().table({"bit": arrow_column([Decimal(int(bit)) for bit in BITS]), "y": FLOATS})
     pyarrow.parquet.write_table(table, tmp_path / "data.parquet")
-    dataset = read_dataset(str(tmp_path / "data.parquet"), "y")
+    dataset = read_dataset(str(tmp_path / "data.parquet"), "y", as_numbers=True)
     np.testing.assert_array_equal(dataset.X, BITS[:, None])
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.checks import nearest, positive_integer
-from nnbackend.data.datasets import Dataset, class_name
+from nnbackend.checks import positive_integer
+from nnbackend.data.datasets import Dataset
 from nnbackend.errors import InputError
 from nnbackend.model.network import Network
 from nnbackend.model.stack import Stack
 
-__all__ = ["Split", "class_indices", "evaluate", "finite_predictions", "split"]
+__all__ = ["Split", "evaluate", "finite_predictions", "split"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,16 @@ class Split:
 
 
 def split(dataset: Dataset, validation: float, held_out: float, seed: Any) -> Split:
-    """Split rows at random, stratified by class where possible.
+    """Split rows: in their order, by group, or at random, stratified by class where possible.
 
     Parameters
     ----------
     dataset : Dataset
         The data to split.
     validation, held_out : float in [0, 1)
-        Their shares of all rows; the rest, at least one row, is for training.
+        Their shares of all rows; the rest, at least one row, is for training. Of ordered rows the
+        last are held out, and those before them for validation. Groups are whole: a part has at
+        least its share.
     seed : int
         Draws the parts.
 
@@ -59,6 +61,12 @@ def split(dataset: Dataset, validation: float, held_out: float, seed: Any) -> Sp
             f"held-out part ({held_out:g}), got {n_samples}; change --validation and --held-out",
             argument="DATA",
         )
+    if dataset.order is not None:
+        rows = np.argsort(dataset.order, kind="stable")
+        first, second = n_samples - sum(sizes), n_samples - sizes[0]
+        return Split(rows[:first], rows[first:second], rows[second:])
+    if dataset.groups is not None:
+        return _by_group(dataset.groups, sizes, seed)
     parts = [np.arange(n_samples)]
     for size in sizes:
         rest = parts.pop()
@@ -75,6 +83,27 @@ def split(dataset: Dataset, validation: float, held_out: float, seed: Any) -> Sp
         parts += [part, rest]
     chosen, checked, training = parts
     return Split(training, checked, chosen)
+
+
+def _by_group(groups: np.ndarray[Any, Any], sizes: list[int], seed: int) -> Split:
+    """Split rows so that no group is in two parts; groups are drawn at random."""
+    counts = np.bincount(groups)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    ends = np.cumsum(counts[order])
+    parts, begin = [], 0
+    for size in sizes:
+        taken = int(ends[begin - 1]) if begin else 0
+        end = begin if size == 0 else int(np.searchsorted(ends, taken + size)) + 1
+        parts.append(np.flatnonzero(np.isin(groups, order[begin:end])))
+        begin = end
+    training = np.flatnonzero(np.isin(groups, order[begin:]))
+    if len(training) == 0:
+        raise InputError(
+            f"expected enough groups for a training, a validation and a held-out part, got "
+            f"{len(counts)}; change --validation and --held-out",
+            argument="--group",
+        )
+    return Split(training, parts[1], parts[0])
 
 
 def evaluate(net: Network | Stack, X: Any, y: np.ndarray[Any, Any]) -> dict[str, float]:
@@ -146,20 +175,3 @@ def finite_predictions(net: Network | Stack, X: Any) -> np.ndarray[Any, Any]:
             argument="DATA",
         )
     return predicted
-
-
-def class_indices(
-    net: Network | Stack, column: str, values: np.ndarray[Any, Any]
-) -> np.ndarray[Any, Any]:
-    """Convert a target column to the class indices that ``net`` was trained with."""
-    names = net.class_names or tuple(str(i) for i in range(max(2, net.layer_sizes[-1])))
-    index = {name: i for i, name in enumerate(names)}
-    given = [class_name(value) for value in values.tolist()]
-    unknown = sorted({name for name in given if name not in index})
-    if unknown:
-        raise InputError(
-            f"column {column!r} holds the class {unknown[0]!r}, which the model does not "
-            f"know{nearest(unknown[0], names)}",
-            argument="--target",
-        )
-    return np.asarray([index[name] for name in given])

@@ -161,4 +161,5 @@ class Experiment:
             seed=self.training.seed,
         )
         net.feature_names, net.class_names = dataset.feature_names, dataset.class_names
+        net.target = dataset.target
         return net

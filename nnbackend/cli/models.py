@@ -6,13 +6,20 @@ import argparse
 import contextlib
 import os
 import sys
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from nnbackend.cli.naming import naming
-from nnbackend.cli.parser import add_json, add_target
+from nnbackend.cli.parser import add_json, add_na, add_target
 from nnbackend.cli.printing import print_lines, score_lines
 from nnbackend.cli.terminal import csv_text, to_json, write_csv
 from nnbackend.errors import InputError
+
+if TYPE_CHECKING:
+    from nnbackend.data.tables import FileTable
+    from nnbackend.data.target import Target
+    from nnbackend.model.network import Network
+    from nnbackend.model.stack import Stack
 
 __all__ = ["add"]
 
@@ -28,6 +35,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--out", metavar="FILE", help="write CSV there instead of to the terminal")
     parser.add_argument("--device", default="cpu", metavar="NAME")
+    add_na(parser)
     add_json(parser)
     parser.set_defaults(run=_predict, names=names)
 
@@ -36,6 +44,7 @@ def add(commands: Any) -> None:
     parser.add_argument("data", metavar="DATA")
     add_target(parser)
     parser.add_argument("--device", default="cpu", metavar="NAME")
+    add_na(parser)
     add_json(parser)
     parser.set_defaults(run=_evaluate, names=names)
 
@@ -55,14 +64,34 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_info, names=names)
 
 
-def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """Return the model, the table, and the table's features that the model needs."""
+@dataclass(frozen=True)
+class _Given:
+    """A model and a file: what the model takes of it, and how it reads the target."""
+
+    net: Network | Stack
+    table: FileTable
+    target: Target
+    X: Any
+
+
+def _given(options: argparse.Namespace) -> _Given:
+    """Read a model and a file, by the kinds that the model knows."""
+    from nnbackend.cli.request import texts_of
     from nnbackend.cli.run_folder import model_file
     from nnbackend.data.tables import read_table
+    from nnbackend.data.target import Target
     from nnbackend.io.models import read
+    from nnbackend.model.stack import Stack
 
     net = read(model_file(options.model), device=options.device)
-    table = read_table(options.data)
+    one = net.networks[0] if isinstance(net, Stack) else net
+    target = one.target or Target.of_classes(_class_names(net))
+    kinds = dict.fromkeys(net.feature_names or (), "number")
+    column = getattr(options, "target", None) or target.name
+    if column is not None:
+        kinds[column] = target.kind
+    na = target.na if options.na is None else texts_of(options.na)
+    table = read_table(options.data, kinds, na)
     known = net.feature_names or ()
     missing = [name for name in known if name not in table.columns]
     if known and not missing:
@@ -75,8 +104,8 @@ def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
             argument="DATA",
         )
     else:
-        target = getattr(options, "target", None) or table.target
-        left_out = {None if target is None else table.column("--target", target)}
+        column = getattr(options, "target", None) or table.target
+        left_out = {None if column is None else table.column("--target", column)}
         names = [name for name in table.columns if name not in left_out]
         if len(names) != net.layer_sizes[0]:
             raise InputError(
@@ -84,7 +113,13 @@ def _model_features(options: argparse.Namespace) -> tuple[Any, Any, Any]:
                 f"input layer, got {len(names)} in {options.data}",
                 argument="DATA",
             )
-    return net, table, table.features(names)
+    return _Given(net, table, target, table.numbers(names))
+
+
+def _class_names(net: Network | Stack) -> tuple[str, ...] | None:
+    if net.output not in ("sigmoid", "softmax"):
+        return None
+    return net.class_names or tuple(str(i) for i in range(max(2, net.layer_sizes[-1])))
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -94,14 +129,14 @@ def _predict(options: argparse.Namespace) -> None:
     from nnbackend.cli.run_folder import model_file
     from nnbackend.model.stack import Stack
 
-    net, _, X = _model_features(options)
+    given = _given(options)
+    net, X = given.net, given.X
     if options.probabilities and net.output not in ("sigmoid", "softmax"):
         raise InputError(
             "expected a classifier, got the model of a regression", argument="--probabilities"
         )
     predicted = finite_predictions(net, X)
     columns: list[tuple[str, list[Any]]]
-    is_ensemble = isinstance(net, Stack) and net.noise is not None
     if predicted.ndim == 1:
         values = predicted.tolist()
         if net.output in ("sigmoid", "softmax") and net.class_names is not None:
@@ -109,7 +144,7 @@ def _predict(options: argparse.Namespace) -> None:
         columns = [("prediction", values)]
     else:
         columns = [(f"prediction_{k}", values.tolist()) for k, values in enumerate(predicted.T)]
-    if is_ensemble:
+    if isinstance(net, Stack) and net.noise is not None:
         std = net.predict_std(X)
         columns += [
             (name.replace("prediction", "std"), values.tolist())
@@ -142,10 +177,10 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from nnbackend.cli.evaluation import class_indices, evaluate
-    from nnbackend.data.datasets import encode_target
+    from nnbackend.cli.evaluation import evaluate
 
-    net, table, X = _model_features(options)
+    given = _given(options)
+    net, table = given.net, given.table
     n_outputs = net.layer_sizes[-1]
     if n_outputs > 1 and net.output != "softmax":
         raise InputError(
@@ -153,16 +188,15 @@ def _evaluate(options: argparse.Namespace) -> None:
             "cannot measure; write what predict gives with --out, and compare it column by column",
             argument="MODEL",
         )
-    target = options.target or table.target
-    if target is None:
+    column = options.target or table.target
+    if column is None and given.target.name in table.columns:
+        column = given.target.name
+    if column is None:
         raise InputError("expected the column with the true values, got none", argument="--target")
-    target = table.column("--target", target)
-    values = table.columns[target]
-    if net.output in ("sigmoid", "softmax"):
-        y = class_indices(net, target, values)
-    else:
-        y, _ = encode_target(target, values, "regression")
-    scores = evaluate(net, X, y)
+    column = table.column("--target", column)
+    table.require_complete([column])
+    y = given.target.encode(column, table.columns[column], table.name)
+    scores = evaluate(net, given.X, y)
     if options.json:
         sys.stdout.write(to_json(scores))
     else:

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from nnbackend.cli.terminal import printable
 
-__all__ = ["Parser", "add_json", "add_target"]
+__all__ = ["Parser", "add_json", "add_na", "add_target"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,6 +24,17 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         "--target",
         metavar="COL",
         help="target column: a name; an index in NPY (-1 is the last); a key in NPZ (default y)",
+    )
+
+
+def add_na(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--na``."""
+    parser.add_argument(
+        "--na",
+        metavar="TEXT",
+        action="append",
+        help="what stands for a missing value: A,B (nothing, NA, N/A, nan, null, None, ?, -; "
+        "nothing in quotes is one)",
     )
 
 

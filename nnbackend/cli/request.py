@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nnbackend.checks import lookup
 from nnbackend.cli.experiment import OPTIONS, Experiment
 from nnbackend.cli.naming import option_name
-from nnbackend.cli.parser import add_target
+from nnbackend.cli.parser import add_na, add_target
 from nnbackend.cli.presets import DEFAULTS, PRESETS, SCHEDULES
 from nnbackend.core.activations import ACTIVATIONS
 from nnbackend.core.initializers import INITIALIZERS
@@ -26,11 +26,15 @@ from nnbackend.errors import InputError
 if TYPE_CHECKING:
     from nnbackend.data.datasets import Dataset
 
-__all__ = ["FIELDS", "Request", "add_options"]
+__all__ = ["FIELDS", "Request", "add_options", "texts_of"]
 
 
-# Fields of the data: text, except "drop", which is a list of names.
-_DATA = ("data", "dataset", "target", "drop", "task")
+# Fields of the data that are lists of texts, and those that are texts.
+_LISTS = ("drop", "columns", "na")
+_DATA = ("data", "dataset", "target", "task", "weight", "group", "order", "encoding", *_LISTS)
+
+# What --columns says of a column; the file is read by the kinds that a table has.
+_COLUMN_KINDS = ("number", "category", "boolean", "date", "drop")
 
 # Fields of the optimizer besides its name.
 _OPTIMIZER = {"learning_rate": float, "weight_decay": float, "schedule": str}
@@ -48,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "data",
         nargs="?",
         metavar="DATA",
-        help="CSV, TSV, Parquet, NPY or NPZ file (needs --target)",
+        help="CSV, TSV, Parquet, Feather, Excel, NPY or NPZ file (needs --target)",
     )
     parser.add_argument(
         "--dataset", metavar="NAME", help=f"data that comes along: {', '.join(DATASETS)}"
@@ -60,6 +64,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=["auto", "classification", "regression"],
         help="auto (default): text, booleans and whole numbers of at most 20 distinct values are "
         "classes",
+    )
+    parser.add_argument(
+        "--columns",
+        metavar="COL=KIND",
+        action="append",
+        help=f"what columns are, where the file does not show it: A={_COLUMN_KINDS[0]},"
+        f"B={_COLUMN_KINDS[1]} ({', '.join(_COLUMN_KINDS)})",
+    )
+    add_na(parser)
+    parser.add_argument(
+        "--encoding",
+        choices=["table", "none"],
+        help="table: numbers are scaled, gaps filled, categories and dates encoded; none: columns "
+        "are numbers, and standardized (table; none for NPY and NPZ)",
+    )
+    parser.add_argument("--weight", metavar="COL", help="the column of the examples' weights")
+    parser.add_argument(
+        "--group", metavar="COL", help="split by this column: none of its values is in two parts"
+    )
+    parser.add_argument(
+        "--order",
+        metavar="COL",
+        help="split by this column, such as a date: the last rows are held out",
     )
     add = _Declarations(parser.add_argument_group("network"))
     add("hidden", "16,8", "hidden units by layer, or 'none'", kind=str)
@@ -162,8 +189,14 @@ class Request:
             If it cannot be read.
         """
         if "options" not in stored:
-            return cls.from_options(_parsed([str(text) for text in stored["arguments"]], parser))
+            request = cls.from_options(_parsed(list(map(str, stored["arguments"])), parser))
+            return cls(
+                {**request.fields, **({"encoding": "none"} if "data" in request.fields else {})}
+            )
         fields = stored["options"]
+        if isinstance(fields, dict) and "data" in fields:
+            # There was no other in versions that did not write it.
+            fields = {"encoding": "none", **fields}
         if not isinstance(fields, dict) or not all(
             name in FIELDS and _is_plain(name, value) for name, value in fields.items()
         ):
@@ -173,7 +206,20 @@ class Request:
     def stored(self) -> dict[str, Any]:
         """Return the fields to store, with an absolute path, to resume from any folder."""
         data = self.fields.get("data")
-        return {**self.fields, **({} if data is None else {"data": os.path.abspath(data)})}
+        if data is None:
+            return dict(self.fields)
+        return {**self.fields, "data": os.path.abspath(data), "encoding": self.encoding}
+
+    @property
+    def encoding(self) -> str:
+        """How the columns become features: "table" or "none"."""
+        default = "none"
+        return str(self.fields.get("encoding", default))
+
+    @property
+    def column_kinds(self) -> dict[str, str]:
+        """What ``--columns`` says, by name."""
+        return dict(text.rsplit("=", 1) for text in self.fields.get("columns", []))
 
     def replaced(self, other: Request) -> Request:
         """Return a request in which the fields of another override these."""
@@ -188,7 +234,6 @@ class Request:
             If they cannot be read, or if options contradict each other.
         """
         data, dataset, target = (self.fields.get(name) for name in ("data", "dataset", "target"))
-        drop, task = self.fields.get("drop", []), self.fields.get("task", "auto")
         if self.fields.get("loss") == "poisson":
             raise InputError(
                 "'poisson' is for counts, which the command does not train on yet",
@@ -199,11 +244,10 @@ class Request:
                 raise InputError(
                     "expected a DATA file with that column, got none", argument="--target"
                 )
-            for name, is_given in (("drop", bool(drop)), ("task", task != "auto")):
-                if is_given:
+            for name in _DATA:
+                if name != "dataset" and self.fields.get(name, "auto") not in ("auto", []):
                     raise InputError(
-                        "expected a DATA file to apply it to, got none",
-                        argument=f"{option_name(name)}",
+                        "expected a DATA file to apply it to, got none", argument=option_name(name)
                     )
             return load_dataset(dataset or "breast_cancer")
         if data in DATASETS and not Path(data).exists():
@@ -215,9 +259,27 @@ class Request:
                 f"expected either DATA or --dataset, got both {data!r} and {dataset!r}",
                 argument="--dataset",
             )
-        from nnbackend.data.tables import read_dataset
+        from nnbackend.data.user_data import read_dataset
 
-        return read_dataset(data, target, drop, task)
+        kinds = self.column_kinds
+        if kinds and self.encoding == "none":
+            raise InputError(
+                "expected --encoding table along with it, since without an encoding all columns "
+                "are numbers",
+                argument="--columns",
+            )
+        return read_dataset(
+            data,
+            target,
+            drop=[*self.fields.get("drop", []), *(n for n in kinds if kinds[n] == "drop")],
+            task=self.fields.get("task", "auto"),
+            weight=self.fields.get("weight"),
+            group=self.fields.get("group"),
+            order=self.fields.get("order"),
+            kinds={name: kind for name, kind in kinds.items() if kind not in ("category", "drop")},
+            na=self.fields.get("na"),
+            as_numbers=self.encoding == "none",
+        )
 
     def experiment(self) -> Experiment:
         """Return the experiment: the typed options, and defaults that suit the data.
@@ -262,7 +324,7 @@ def _parsed(arguments: list[str], parser: argparse.ArgumentParser) -> argparse.N
 
 def _is_plain(name: str, value: Any) -> bool:
     """Whether a stored value has its field's type; the value itself is checked later."""
-    if name in ("hidden", "drop"):
+    if name in ("hidden", *_LISTS):
         kind = int if name == "hidden" else str
         return isinstance(value, list) and all(type(entry) is kind for entry in value)
     if name == "batch_size" and value is None:
@@ -283,6 +345,24 @@ def _sizes(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def _column_kinds(texts: list[str]) -> list[str]:
+    entries = texts_of(texts)
+    for entry in entries:
+        name, _, kind = entry.rpartition("=")
+        if not name or kind not in _COLUMN_KINDS:
+            raise InputError(
+                f"expected COL=KIND, where KIND is one of {', '.join(_COLUMN_KINDS)}, got "
+                f"{entry!r}",
+                argument="--columns",
+            )
+    return entries
+
+
+def texts_of(texts: list[str]) -> list[str]:
+    """Return the texts of an option that is repeated, or has commas."""
+    return [name for text in texts for name in text.split(",")]
+
+
 def _batch_size(text: str) -> int | None:
     if text == "full":
         return None
@@ -298,5 +378,7 @@ def _batch_size(text: str) -> int | None:
 _CONVERSIONS: dict[str, Callable[[Any], Any]] = {
     "hidden": _sizes,
     "batch_size": _batch_size,
-    "drop": lambda texts: [name for text in texts for name in text.split(",")],
+    "drop": texts_of,
+    "columns": _column_kinds,
+    "na": texts_of,
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnbackend._version import __version__
-from nnbackend.cli.evaluation import Split, evaluate, split
+from nnbackend.cli.evaluation import Split, evaluate
 from nnbackend.cli.terminal import csv_text, to_json
 from nnbackend.errors import InputError, NNBackendError
 from nnbackend.io.files import write_atomically
@@ -159,7 +159,12 @@ class Result:
 
 
 def run(
-    experiment: Experiment, dataset: Dataset, net: Network, communicator: Any = None, **how: Any
+    experiment: Experiment,
+    dataset: Dataset,
+    rows: Split,
+    net: Network,
+    communicator: Any = None,
+    **how: Any,
 ) -> Result:
     """Train ``net`` on a part of the data set and measure it on the held-out part.
 
@@ -172,6 +177,8 @@ def run(
         Its options.
     dataset : Dataset
         The data.
+    rows : Split
+        Its parts.
     net : Network
         As ``make_network`` returns it.
     communicator : mpi4py.MPI.Intracomm, optional
@@ -179,19 +186,22 @@ def run(
     **how
         Options of ``train`` that do not change the outcome, such as callbacks.
     """
-    rows = split(
-        dataset, experiment.split.validation, experiment.split.held_out, experiment.training.seed
-    )
-    X, y = dataset.X[rows.training], dataset.y[rows.training]
+    X, y, weight = _part(dataset, rows.training)
     net.standardize(X, y if dataset.class_names is None else None)
-    validation = None
-    if len(rows.validation):
-        validation = dataset.X[rows.validation], dataset.y[rows.validation]
+    validation = _part(dataset, rows.validation) if len(rows.validation) else None
     options = replace(experiment.training, **how)
     asked = {entry.name: getattr(options, entry.name) for entry in fields(options)}
     error: NNBackendError | None = None
     try:
-        history = train(net, X, y, validation_data=validation, communicator=communicator, **asked)
+        history = train(
+            net,
+            X,
+            y,
+            sample_weight=weight,
+            validation_data=validation,
+            communicator=communicator,
+            **asked,
+        )
     except (DivergenceError, CheckpointError) as caught:
         if caught.history is None:
             raise
@@ -199,11 +209,17 @@ def run(
     scores = {}
     if len(rows.held_out) and history.n_epochs:
         try:
-            scores = evaluate(net, dataset.X[rows.held_out], dataset.y[rows.held_out])
+            scores = evaluate(net, dataset.features(rows.held_out), dataset.y[rows.held_out])
         except InputError as caught:
             # Keep what was learnt all the same.
             error = error or caught
     return Result(experiment, dataset, rows, net, history, scores, error)
+
+
+def _part(dataset: Dataset, rows: np.ndarray[Any, Any]) -> tuple[Any, Any, Any]:
+    """Return features, targets and weights of some rows."""
+    weight = None if dataset.weight is None else dataset.weight[rows]
+    return dataset.features(rows), dataset.y[rows], weight
 
 
 def _csv(dataset: Dataset, rows: np.ndarray[Any, Any]) -> bytes:

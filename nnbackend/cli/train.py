@@ -22,6 +22,7 @@ from nnbackend.cli.terminal import printable, show, to_json
 from nnbackend.errors import InputError
 
 if TYPE_CHECKING:
+    from nnbackend.cli.evaluation import Split
     from nnbackend.cli.experiment import Experiment
     from nnbackend.cli.result import Result
     from nnbackend.cli.run_folder import RunFolder
@@ -75,6 +76,7 @@ class _Run:
     request: Request
     experiment: Experiment
     dataset: Dataset
+    rows: Split
     net: Network
     folder: RunFolder | None
 
@@ -93,7 +95,9 @@ def _train(options: argparse.Namespace) -> None:
     if run.folder is None:
         # Only the first of several processes prints and writes.
         with all_or_none(communicator):
-            run_experiment(run.experiment, run.dataset, run.net, checkpoint=os.devnull, **how)
+            run_experiment(
+                run.experiment, run.dataset, run.rows, run.net, checkpoint=os.devnull, **how
+            )
         return
     result, files = _trained(run, run.folder, how, is_quiet=options.json)
     if options.json:
@@ -128,6 +132,7 @@ def _trained(
                 result = run_experiment(
                     run.experiment,
                     run.dataset,
+                    run.rows,
                     run.net,
                     callbacks=callbacks,
                     checkpoint=folder.checkpoints,
@@ -151,6 +156,7 @@ def _trained(
 
 def _set_up(options: argparse.Namespace, communicator: Any) -> _Run:
     """Make, or resume, a run: in the process that writes, with its folder."""
+    from nnbackend.cli.evaluation import split
     from nnbackend.cli.run_folder import RunFolder
     from nnbackend.parallel.launch import together
 
@@ -166,6 +172,8 @@ def _set_up(options: argparse.Namespace, communicator: Any) -> _Run:
         dataset, experiment = request.dataset(), request.experiment()
         if team is not None and experiment.network.device == "cuda":
             experiment = experiment.on(f"cuda:{team.local_rank}")
+        shares = experiment.split
+        rows = split(dataset, shares.validation, shares.held_out, experiment.training.seed)
         net = experiment.make_network(dataset)
         if is_writer and folder is None:
             folder = RunFolder.made(options.out, dataset.name)
@@ -178,7 +186,7 @@ def _set_up(options: argparse.Namespace, communicator: Any) -> _Run:
                 for rank, process in enumerate(team.processes):
                     show(f"rank {rank} is {process}", sys.stderr)
         undo.pop_all()
-    return _Run(request, experiment, dataset, net, folder)
+    return _Run(request, experiment, dataset, rows, net, folder)
 
 
 def _resumed(request: Request, options: argparse.Namespace) -> Request:
@@ -221,6 +229,8 @@ def _print_beginning(run: _Run, folder: RunFolder, *, is_resumed: bool) -> None:
     from nnbackend.training.checkpoint_folder import checkpoint_files
 
     show(f"{printable(_describe(run.dataset))}\n{run.net}: {run.net.n_parameters:,} parameters")
+    if run.dataset.facts:
+        print_lines(list(run.dataset.facts))
     if is_resumed:
         files = checkpoint_files(folder.checkpoints)
         show(f"going on from {files[0]}" if files else "no checkpoint yet: beginning anew")

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 
 from nnbackend.checks import lookup
-from nnbackend.errors import InputError, MissingDependencyError
+from nnbackend.data.target import Target
+from nnbackend.data.typed import Table
+from nnbackend.errors import MissingDependencyError
 
-__all__ = ["DATASETS", "Dataset", "class_name", "encode_target", "load_dataset", "planar"]
-
-
-# A target with more distinct whole numbers than this is taken for a quantity, not for classes.
-MAX_INTEGER_CLASSES = 20
+__all__ = ["DATASETS", "Dataset", "load_dataset", "planar"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,8 @@ class Dataset:
     ----------
     name : str
         The name of the data; run folders are named after it.
-    X : array (n_samples, n_features) of float64
-        Features.
+    X : array (n_samples, n_features) of float64, or Table
+        Features; a table is encoded before a network takes it.
     y : array (n_samples,)
         int64 class indices, or float64 values where ``class_names`` is None.
     feature_names : tuple of str
@@ -36,14 +34,33 @@ class Dataset:
         The name of the target.
     class_names : tuple of str or None
         One per class; None for a regression.
+    target : Target or None
+        What a file's target column is; None of data that comes along.
+    weight : array (n_samples,) or None
+        The weight of each example.
+    groups : array (n_samples,) of int64 or None
+        The group of each example: none is in two parts.
+    order : array (n_samples,) of int64 or float64, or None
+        What the examples are ordered by, in time: the last are held out.
+    facts : tuple of (str, str)
+        What there is to say of the data, before they are trained on.
     """
 
     name: str
-    X: np.ndarray[Any, Any]
+    X: Any
     y: np.ndarray[Any, Any]
     feature_names: tuple[str, ...]
     target_name: str
     class_names: tuple[str, ...] | None
+    target: Target | None = None
+    weight: np.ndarray[Any, Any] | None = None
+    groups: np.ndarray[Any, Any] | None = None
+    order: np.ndarray[Any, Any] | None = None
+    facts: tuple[tuple[str, str], ...] = ()
+
+    def features(self, rows: Any) -> Any:
+        """Return the features of some rows, of the type that ``X`` has."""
+        return self.X.take(rows) if isinstance(self.X, Table) else self.X[rows]
 
 
 def planar(n_samples: int = 400, seed: int = 1) -> Dataset:
@@ -123,70 +140,3 @@ def load_dataset(name: str) -> Dataset:
     Dataset
     """
     return lookup("--dataset", name, DATASETS)()
-
-
-def encode_target(
-    column: str, values: np.ndarray[Any, Any], task: str = "auto"
-) -> tuple[np.ndarray[Any, Any], tuple[str, ...] | None]:
-    """Return a target column as class indices with class names, or as numbers with None.
-
-    Parameters
-    ----------
-    column : str
-        The column's name, for messages.
-    values : array (n_samples,)
-        Numbers, booleans or strings.
-    task : {"auto", "classification", "regression"}, default "auto"
-        Auto: strings, booleans, and whole numbers of at most 20 distinct values are classes.
-
-    Raises
-    ------
-    InputError
-        If strings are to be a regression target, or there are fewer than two classes.
-    """
-    if values.dtype.kind not in "biufUO":
-        raise InputError(
-            f"column {column!r} has the unsupported dtype {values.dtype}", argument="--target"
-        )
-    is_number = values.dtype.kind in "biuf"
-    if is_number and not np.all(np.isfinite(values)):
-        row = int(np.argmin(np.isfinite(values)))
-        raise InputError(
-            f"column {column!r} holds {values[row]} in row {row}; expected finite numbers",
-            argument="--target",
-        )
-    if task == "auto":
-        is_class = not is_number or values.dtype.kind == "b"
-        if values.dtype.kind in "iuf":
-            distinct = np.unique(values)
-            is_whole = bool(np.all(distinct == np.round(distinct)))
-            is_class = is_whole and len(distinct) <= MAX_INTEGER_CLASSES
-        task = "classification" if is_class else "regression"
-    if task == "regression":
-        if not is_number:
-            raise InputError(
-                f"column {column!r} holds text; expected numbers for --task regression",
-                argument="--target",
-            )
-        return values.astype(np.float64), None
-    classes, codes = np.unique(values, return_inverse=True)
-    if len(classes) < 2:
-        raise InputError(
-            f"expected at least two classes in column {column!r}, got only "
-            f"{repr(classes.tolist()[0]) if len(classes) else 'an empty column'}",
-            argument="--target",
-        )
-    if len(classes) > 1000 and len(classes) > len(values) // 2:
-        raise InputError(
-            f"column {column!r} has {len(classes)} distinct values in {len(values)} rows;"
-            " use --task regression if they are quantities",
-            argument="--target",
-        )
-    return codes.reshape(-1).astype(np.int64), tuple(class_name(entry) for entry in classes)
-
-
-def class_name(value: Any) -> str:
-    """Return the name of the class that a target value stands for: 2.0 and 2 are one class."""
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return str(value)

@@ -1,10 +1,10 @@
-"""Reading a user's file - CSV, TSV, Parquet, NPY, NPZ - into named numeric columns."""
+"""Reading a user's file - CSV, Parquet, Feather, Excel, NPY, NPZ - into named, typed columns."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,54 +12,62 @@ from typing import Any
 import numpy as np
 
 from nnbackend.checks import nearest
-from nnbackend.data.datasets import Dataset, encode_target
+from nnbackend.data.arrow_columns import is_plain, typed_arrow
+from nnbackend.data.excel import read_excel
 from nnbackend.data.numpy_files import read_npy, read_npz
 from nnbackend.data.parquet import INDEX_COLUMN
+from nnbackend.data.text_columns import (
+    GAPS,
+    as_kind,
+    has_decimal_commas,
+    text_as,
+    text_column,
+    typed_text,
+    typed_words,
+    words_as,
+    words_of,
+)
+from nnbackend.data.text_files import read_text, require_distinct
+from nnbackend.data.typed import NO_DATE, Table, TypedColumn
 from nnbackend.errors import InputError, MissingDependencyError
 
-__all__ = ["Table", "read_dataset", "read_table"]
+__all__ = ["FORMATS", "FileTable", "file_suffix", "listed", "read_table"]
+
+_Array = np.ndarray[Any, Any]
+
+FORMATS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet", ".feather",
+           ".arrow", ".xlsx", ".npy", ".npz")  # fmt: skip
 
 
-FORMATS = (".csv", ".csv.gz", ".tsv", ".parquet", ".npy", ".npz")
-
-
-# Parquet writes a run of equal values in a few bytes; in tables of nothing but constants, as
-# pyarrow and others write them, some 2 000 to 64 000 bytes of memory come of one in the file.
-PARQUET_RATIO = 2**16
-
-
-# What is read at once, and so the longest line of CSV: 900 000 numbers of 18 characters.
-LINE_BYTES = 2**24
+# Parquet and Feather write a run of equal values in a few bytes; in tables of nothing but
+# constants, as pyarrow and others write them, some 2 000 to 64 000 bytes of memory come of one in
+# the file.
+COLUMNAR_RATIO = 2**16
 
 
 @dataclass(frozen=True)
-class Table:
-    """Columns of one file, by name, in the file's order.
+class FileTable(Table):
+    """The columns of one file, in the file's order; its name is the file's path.
 
     Attributes
     ----------
-    path : str
-        The path of its file.
-    columns : dict of str to array (n_rows,)
-        Numbers, booleans or text.
     has_names : bool
         Whether the names are the file's own; those of NPY and NPZ columns are their indices.
     target : str or None
         The column that an NPZ file itself marks as the target, by holding it as ``y``.
-    missing : dict of str to array (n_rows,) of bool
-        For each column with gaps, which rows are missing.
+    detected : tuple of str
+        How the file is written, a fact each: separator, quotes, decimal comma, encoding, sheet.
+    unreadable : mapping of str to str
+        Columns that are left out, and of which type they are: lists, for example.
+    spelled : mapping of str to object
+        The column ``keep``, as text of Arrow, if the file is one of text.
     """
 
-    path: str
-    columns: dict[str, np.ndarray[Any, Any]]
-    has_names: bool
+    has_names: bool = True
     target: str | None = None
-    missing: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
-
-    @property
-    def n_rows(self) -> int:
-        """The number of rows."""
-        return len(next(iter(self.columns.values()), ()))
+    detected: tuple[str, ...] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    spelled: Mapping[str, Any] = field(default_factory=dict)
 
     def column(self, argument: str, name: str) -> str:
         """Return the name of the column that ``name`` means, a negative index included."""
@@ -70,76 +78,127 @@ class Table:
             index = int(name)
             if -len(names) <= index < len(names):
                 return names[index]
+        if name in self.unreadable:
+            raise InputError(
+                f"expected a column of plain values, got {name!r} of type "
+                f"{self.unreadable[name]} in {self.name}; choose another",
+                argument=argument,
+            )
         raise InputError(
-            f"no column {name!r} in {self.path}{nearest(name, self.columns)}", argument=argument
+            f"no column {name!r} in {self.name}{nearest(name, self.columns)}", argument=argument
         )
 
-    def require_complete(self, names: Sequence[str]) -> None:
-        """Raise an InputError that lists every one of the named columns with missing values."""
-        gaps = [name for name in names if name in self.missing]
-        if gaps:
-            listed = ", ".join(f"{name!r} ({int(self.missing[name].sum())})" for name in gaps[:8])
-            more = f" and {len(gaps) - 8} more columns" if len(gaps) > 8 else ""
-            row = int(np.argmax(self.missing[gaps[0]])) + 1
+    def spelling(self, name: str) -> TypedColumn | None:
+        """Return a column as the words that a file of text has in its place, if it was kept."""
+        return words_of(self.spelled[name]) if name in self.spelled else None
+
+    def require_complete(self, names: Sequence[str], argument: str = "DATA") -> None:
+        """Raise an InputError that lists every one of the named columns with gaps."""
+        counts = {name: int(self.columns[name].is_missing.sum()) for name in names}
+        with_gaps = [name for name in names if counts[name]]
+        if with_gaps:
+            shown = ", ".join(f"{name!r} ({counts[name]})" for name in with_gaps[:8])
+            more = f" and {len(with_gaps) - 8} more columns" if len(with_gaps) > 8 else ""
+            row = int(np.argmax(self.columns[with_gaps[0]].is_missing)) + 1
             raise InputError(
-                f"expected no missing values, got some in {listed}{more}, the first in data "
-                f"row {row} of {self.path}; remove or impute them, or leave columns out with "
-                "--drop",
+                f"expected no missing values, got some in {shown}{more}, the first in data "
+                f"row {row} of {self.name}; remove or impute them",
+                argument=argument,
+            )
+
+    def require_finite(self, names: Sequence[str]) -> None:
+        """Raise an InputError if a number of the named columns is infinite."""
+        for name in names:
+            column = self.columns[name]
+            if column.kind != "number" or not np.isinf(column.values).any():
+                continue
+            bad = np.isinf(column.values)
+            row, count = int(np.argmax(bad)), int(bad.sum())
+            more = f" ({count} such values in all)" if count > 1 else ""
+            raise InputError(
+                f"expected finite numbers, got {column.values[row]} in row {row} of column "
+                f"{name!r} of {self.name}{more}; remove or impute them",
                 argument="DATA",
             )
 
-    def features(self, names: Sequence[str]) -> np.ndarray[Any, Any]:
+    def numbers(self, names: Sequence[str]) -> _Array:
         """Return the named columns as a matrix (n_rows, len(names)) of finite float64."""
         self.require_complete(names)
-        text = [name for name in names if self.columns[name].dtype.kind not in "biuf"]
+        text = [name for name in names if self.columns[name].kind not in ("number", "boolean")]
         if text:
             raise InputError(
-                f"expected numeric features, got text or dates in {_listed(text)} of "
-                f"{self.path}; encode them as numbers, or leave them out with --drop",
+                f"expected numbers, got text or dates in {listed(text)} of {self.name}, which "
+                "the model has no encoding for; correct them, or train a model on the table as "
+                "it is",
                 argument="DATA",
             )
-        if not names:
-            raise InputError(
-                f"expected at least one feature column in {self.path}, got none", argument="DATA"
-            )
-        X = np.stack([self.columns[name].astype(np.float64) for name in names], axis=1)
-        bad = np.argwhere(~np.isfinite(X))
-        if len(bad):
-            row, column = bad[0]
-            count = f" ({len(bad)} such values in all)" if len(bad) > 1 else ""
-            raise InputError(
-                f"expected finite numbers, got {X[row, column]} in row {row} of column "
-                f"{names[column]!r} of {self.path}{count}; remove or impute them",
-                argument="DATA",
-            )
-        return X
+        self.require_finite(names)
+        columns = [self.columns[name].values for name in names]
+        return np.stack(columns, axis=1) if columns else np.empty((self.n_rows, 0))
 
 
-def read_table(path: str) -> Table:
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Return names as a message shows them."""
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def file_suffix(path: str) -> str | None:
+    """Return which of ``FORMATS`` a file is named as, if any."""
+    longest = sorted(FORMATS, key=len, reverse=True)
+    return next((suffix for suffix in longest if path.lower().endswith(suffix)), None)
+
+
+def read_table(
+    path: str,
+    kinds: Mapping[str, str] | None = None,
+    na: Sequence[str] | None = None,
+    keep: str | None = None,
+) -> FileTable:
     """Read a file; nothing in it is ever executed.
 
     Parameters
     ----------
     path : str
-        ``.csv`` (also ``.csv.gz``) or ``.tsv`` with a header line, ``.parquet``, ``.npy`` with a
-        matrix, or ``.npz`` with a matrix and, optionally, a vector of targets.
+        ``.csv``, ``.tsv`` or ``.txt`` (also ``.gz``) with a header line, ``.parquet``,
+        ``.feather`` or ``.arrow``, the first sheet of an ``.xlsx``, ``.npy`` with a matrix, or
+        ``.npz`` with a matrix and, optionally, a vector of targets.
+    kinds : mapping of str to str, optional
+        Kinds of columns, by name, in place of what they would be taken for.
+    na : sequence of str, optional
+        What stands for a gap in a file of text, where it is not quoted, and in Excel's; by default
+        nothing and the usual markers, such as NA.
+    keep : str, optional
+        The column whose spelling is kept.
 
     Raises
     ------
     InputError
-        If the file is missing, unreadable, truncated, empty or of another format.
+        If the file is missing, unreadable, truncated, empty or of another format, or if a column
+        cannot be read as its kind.
     """
-    suffix = next((s for s in sorted(FORMATS, key=len, reverse=True) if path.endswith(s)), None)
+    suffix = file_suffix(path)
     if suffix is None:
         raise InputError(
             f"expected a file ending in {', '.join(FORMATS)}, got {path!r}", argument="DATA"
         )
     if not os.path.isfile(path):
         raise InputError(f"no such file {path!r}", argument="DATA")
+    missing = GAPS if na is None else ("", *na)
     with _readable(path):
-        table = _read_numpy(path, suffix) if suffix.startswith(".np") else _read_arrow(path, suffix)
+        if suffix.startswith(".np"):
+            table = _numpy(path, suffix, kinds or {})
+        elif suffix == ".xlsx":
+            columns, n_rows, detected = read_excel(path, kinds or {}, missing)
+            table = FileTable(columns, n_rows, path, detected=detected)
+        elif suffix in (".parquet", ".feather", ".arrow"):
+            table = _columnar(path, suffix, kinds or {})
+        else:
+            table = _text(path, suffix, kinds or {}, missing, keep)
     if table.n_rows == 0:
         raise InputError(f"expected at least one row, got none in {path!r}", argument="DATA")
+    if not table.columns:
+        raise InputError(f"expected at least one column, got none in {path!r}", argument="DATA")
     return table
 
 
@@ -161,48 +220,127 @@ def _readable(path: str) -> Iterator[None]:
         ) from error
 
 
-def read_dataset(
-    path: str, target: str | None, drop: Sequence[str] = (), task: str = "auto"
-) -> Dataset:
-    """Read a file and split it into features and target.
+def _require_arrow(suffix: str) -> None:
+    try:
+        import pyarrow as pa
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"reading {suffix} files needs pyarrow; install it with: pip install pyarrow"
+        ) from error
+    del pa
 
-    Parameters
-    ----------
-    path : str
-        As for ``read_table``.
-    target : str or None
-        The target column: its name; for NPY its index, negative ones from the end; for NPZ the key
-        of the vector. None: NPZ's ``y``.
-    drop : sequence of str, optional
-        Columns to leave out.
-    task : {"auto", "classification", "regression"}, default "auto"
-        As for ``encode_target``.
-    """
-    table = read_table(path)
-    if target is None:
-        target = table.target
-    if target is None:
+
+def _text(
+    path: str, suffix: str, kinds: Mapping[str, str], na: Sequence[str], keep: str | None
+) -> FileTable:
+    _require_arrow(suffix)
+    content, dialect = read_text(path, suffix, na)
+    columns = {}
+    spelled = {}
+    n_rows, n_decimal = content.num_rows, 0
+    for name in content.column_names:
+        strings = content.column(name)
+        has_commas = dialect.separator != "," and has_decimal_commas(strings)
+        n_decimal += has_commas
+        if name in kinds:
+            columns[name] = text_as(name, path, strings, kinds[name], has_commas=has_commas)
+        else:
+            columns[name] = typed_text(strings, has_commas=has_commas)
+        if name == keep:
+            spelled[name] = strings
+    detected = dialect.lines()
+    if n_decimal:
+        detected = (*detected, f"decimal comma in {n_decimal} column{'s' * (n_decimal > 1)}")
+    return FileTable(columns, n_rows, path, detected=detected, spelled=spelled)
+
+
+def _columnar(path: str, suffix: str, kinds: Mapping[str, str]) -> FileTable:
+    _require_arrow(suffix)
+    content, unreadable = _parquet(path) if suffix == ".parquet" else _feather(path)
+    columns = {}
+    for name, column in zip(content.column_names, content.itercolumns(), strict=True):
+        if not INDEX_COLUMN.fullmatch(name):
+            columns[name] = typed_arrow(name, path, column, kinds.get(name))
+    return FileTable(columns, content.num_rows, path, unreadable=unreadable)
+
+
+def _parquet(path: str) -> tuple[Any, dict[str, str]]:
+    """Return a Parquet file's plain columns, and the types of the others."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    file = pa.OSFile(os.fsencode(path))
+    reader = pyarrow.parquet.ParquetFile(file)
+    schema, metadata = reader.schema_arrow, reader.metadata
+    require_distinct(schema.names)
+    _require_size(path, metadata.num_rows, len(schema), file.size())
+    unreadable = _unreadable(schema)
+    # As a dictionary, a long text is held once, however many rows have it.
+    texts = [entry.name for entry in schema if entry.type in (pa.string(), pa.large_string())]
+    plain = [name for name in schema.names if name not in unreadable]
+    reader = pyarrow.parquet.ParquetFile(file, read_dictionary=texts)
+    return reader.read(columns=plain), unreadable
+
+
+def _feather(path: str) -> tuple[Any, dict[str, str]]:
+    """Return the plain columns of a file of Arrow's own formats, and the types of the others."""
+    import pyarrow as pa
+    import pyarrow.feather
+
+    with open(path, "rb") as file:
+        magic = file.read(6)
+    if magic[:4] == b"FEA1":
+        content = pyarrow.feather.read_table(path, memory_map=False)
+    else:
+        file = pa.OSFile(os.fsencode(path))
+        opened = pa.ipc.open_file if magic == b"ARROW1" else pa.ipc.open_stream
+        content = opened(file).read_all()
+    require_distinct(content.column_names)
+    _require_size(path, content.num_rows, content.num_columns, os.path.getsize(path))
+    # Arrow believes what such a file says of its buffers.
+    content.validate(full=True)
+    unreadable = _unreadable(content.schema)
+    return content.drop_columns(list(unreadable)), unreadable
+
+
+def _unreadable(schema: Any) -> dict[str, str]:
+    return {entry.name: str(entry.type) for entry in schema if not is_plain(entry.type)}
+
+
+def _require_size(path: str, n_rows: int, n_columns: int, size: int) -> None:
+    """Compare what a file claims with its size."""
+    claimed = 8 * n_rows * n_columns
+    if not 0 <= claimed <= COLUMNAR_RATIO * size:
         raise InputError(
-            f"expected the column to learn, one of {_listed(list(table.columns))}",
-            argument="--target",
+            f"expected a file of some {claimed // COLUMNAR_RATIO} bytes or more for "
+            f"the {n_rows} rows and {n_columns} columns it claims, got "
+            f"{size} bytes in {path!r}; leave out constant columns, or write it as CSV",
+            argument="DATA",
         )
-    target = table.column("--target", target)
-    left_out = {target, *(table.column("--drop", name) for name in drop)}
-    features = [name for name in table.columns if name not in left_out]
-    table.require_complete([target])
-    y, class_names = encode_target(target, table.columns[target], task)
-    name = os.path.basename(path)
-    for suffix in FORMATS:
-        name = name.removesuffix(suffix)
-    return Dataset(name, table.features(features), y, tuple(features), target, class_names)
 
 
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    shown = ", ".join(repr(name) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+def _typed_array(name: str, path: str, values: _Array, kind: str | None) -> TypedColumn:
+    """Return a vector of NumPy's as a column."""
+    if values.dtype.kind in "US":
+        found = text_column([str(word) for word in values.astype(np.str_).tolist()])
+        return typed_words(found) if kind is None else words_as(name, path, found, kind)
+    if values.dtype.kind == "M":
+        moments = values.astype("M8[us]").astype(np.int64)
+        column = TypedColumn("date", np.where(np.isnat(values), NO_DATE, moments))
+    elif values.dtype.kind == "m":
+        seconds = values.astype("m8[us]").astype(np.float64) / 1e6
+        column = TypedColumn("number", np.where(np.isnat(values), np.nan, seconds))
+    elif values.dtype.kind in "biuf":
+        which = "boolean" if values.dtype.kind == "b" else "number"
+        column = TypedColumn(which, values.astype(np.float64))
+    else:
+        raise InputError(
+            f"expected real numbers, got dtype {values.dtype} in {path!r}", argument="DATA"
+        )
+    return column if kind is None else as_kind(name, path, column, kind)
 
 
-def _read_numpy(path: str, suffix: str) -> Table:
+def _numpy(path: str, suffix: str, kinds: Mapping[str, str]) -> FileTable:
     with open(path, "rb") as file:
         arrays = {"X": read_npy(file)} if suffix == ".npy" else read_npz(file)
     matrices = {key: x for key, x in arrays.items() if x.ndim == 2}
@@ -241,159 +379,8 @@ def _read_numpy(path: str, suffix: str) -> Table:
                 argument="DATA",
             )
     target = "y" if "y" in vectors else None
-    return Table(path, {**columns, **vectors}, has_names=False, target=target)
-
-
-def _read_arrow(path: str, suffix: str) -> Table:
-    try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"reading {suffix} files needs pyarrow; install it with: pip install pyarrow"
-        ) from error
-    content = _parquet(path) if suffix == ".parquet" else _csv(path, suffix)
-    _require_distinct(content.column_names)
-    columns = {}
-    missing = {}
-    for name, column in zip(content.column_names, content.itercolumns(), strict=True):
-        if INDEX_COLUMN.fullmatch(name):
-            continue
-        if column.null_count:
-            missing[name] = column.is_null().to_numpy()
-        is_text = pa.types.is_dictionary(column.type)
-        is_decimal = pa.types.is_decimal(column.type)
-        numbers = column.cast(pa.float64()) if is_decimal else column
-        columns[name] = _words(column) if is_text else numbers.to_numpy()
-    return Table(path, columns, has_names=True, missing=missing)
-
-
-def _require_distinct(names: Sequence[str]) -> None:
-    if len(set(names)) == len(names):
-        return
-    seen: set[str] = set()
-    twice = {name: None for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
-    raise InputError(
-        f"expected distinct column names, got {_listed(list(twice))} twice", argument="DATA"
-    )
-
-
-def _words(column: Any) -> np.ndarray[Any, Any]:
-    """Return a dictionary column as an array of what its codes stand for, None where missing."""
-    parts = [np.empty(0, dtype=object)]
-    for chunk in column.chunks:
-        words = np.asarray([*chunk.dictionary.to_pylist(), None], dtype=object)
-        codes = chunk.indices.cast("int64").fill_null(len(words) - 1)
-        parts.append(words[codes.to_numpy()])
-    return np.concatenate(parts)
-
-
-def _parquet(path: str) -> Any:
-    """Return a Parquet file's content, after comparing what it claims with its size."""
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    file = pa.OSFile(os.fsencode(path))
-    reader = pyarrow.parquet.ParquetFile(file)
-    schema, metadata = reader.schema_arrow, reader.metadata
-    for entry in schema:
-        if pa.types.is_nested(entry.type):
-            raise InputError(
-                f"expected plain columns, got {entry.name!r} of type {entry.type} in {path!r}",
-                argument="DATA",
-            )
-    claimed = 8 * metadata.num_rows * len(schema)
-    if not 0 <= claimed <= PARQUET_RATIO * file.size():
-        raise InputError(
-            f"expected a Parquet file of some {claimed // PARQUET_RATIO} bytes or more for "
-            f"the {metadata.num_rows} rows and {len(schema)} columns it claims, got "
-            f"{file.size()} bytes in {path!r}; leave out constant columns, or write it as CSV",
-            argument="DATA",
-        )
-    # As a dictionary, a long text is held once, however many rows have it.
-    texts = [entry.name for entry in schema if _is_bytes(entry.type)]
-    return pyarrow.parquet.ParquetFile(file, read_dictionary=texts).read()
-
-
-def _is_bytes(type_: Any) -> bool:
-    import pyarrow as pa
-
-    return type_ in (pa.string(), pa.binary(), pa.large_string(), pa.large_binary())
-
-
-def _csv(path: str, suffix: str) -> Any:
-    """Return a CSV file's content."""
-    import pyarrow as pa
-    import pyarrow.csv
-
-    delimiter = "\t" if suffix == ".tsv" else ","
-
-    def stream() -> Any:
-        file = pa.OSFile(os.fsencode(path))
-        return pa.CompressedInputStream(file, "gzip") if suffix == ".csv.gz" else file
-
-    # Before Arrow makes columns, of some kilobytes each: compressed commas cost next to nothing.
-    names = _header(path, stream(), delimiter)
-    _require_distinct(names)
-    if names and all(map(_is_number, names)):
-        raise InputError(
-            f"expected a header line with the columns' names in {path!r}, got the numbers "
-            f"{_listed(names, 3)}; add one",
-            argument="DATA",
-        )
-    if len(names) == 1 and any(sign in names[0] for sign in ";\t|"):
-        raise InputError(
-            f"expected columns separated by {'tabs' if suffix == '.tsv' else 'commas'} in "
-            f"{path!r}, got the one column {names[0][:60]!r}; convert the separator",
-            argument="DATA",
-        )
-    content = pyarrow.csv.read_csv(
-        stream(),
-        read_options=pyarrow.csv.ReadOptions(block_size=LINE_BYTES),
-        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
-        convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
-    )
-    try:
-        kinds = dict(zip(content.column_names, content.schema.types, strict=True))
-    except UnicodeDecodeError as error:
-        raise _encoding_error(f"the header line of {path!r}") from error
-    # Arrow reads a column of text that is not UTF-8 as one of bytes.
-    for name, kind in kinds.items():
-        if kind in (pa.binary(), pa.large_binary()):
-            raise _encoding_error(f"column {name!r} of {path!r}")
-    return content
-
-
-def _encoding_error(where: str) -> InputError:
-    return InputError(
-        f"expected text in UTF-8, got other bytes in {where}; convert the file, for example with: "
-        "iconv -f latin1 -t utf-8 OLD.csv > NEW.csv",
-        argument="DATA",
-    )
-
-
-def _header(path: str, stream: Any, delimiter: str) -> list[str]:
-    """Return the fields of the first line that is not empty."""
-    import csv
-
-    line = b""
-    while len(line) < LINE_BYTES and (more := stream.read(2**16)):
-        line = (line + more).lstrip(b"\r\n")
-        if b"\n" in more or b"\r" in more:
-            break
-    line = re.split(rb"[\r\n]", line, maxsplit=1)[0]
-    if len(line) >= LINE_BYTES:
-        raise InputError(
-            f"expected lines of less than {LINE_BYTES} bytes, got a longer one in {path!r}",
-            argument="DATA",
-        )
-    # Arrow says what is wrong with the encoding; a byte order mark it leaves out.
-    text = line.decode("utf-8-sig", errors="replace")
-    return next(csv.reader([text], delimiter=delimiter), [])
-
-
-def _is_number(name: str) -> bool:
-    """Whether a column's name is a decimal fraction, as in a file that begins with data."""
-    try:
-        return not float(name).is_integer()
-    except (ValueError, OverflowError):
-        return False
+    typed = {
+        name: _typed_array(name, path, values, kinds.get(name))
+        for name, values in {**columns, **vectors}.items()
+    }
+    return FileTable(typed, len(matrix), path, has_names=False, target=target)

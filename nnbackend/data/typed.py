@@ -46,8 +46,10 @@ class TypedColumn:
     def is_missing(self) -> _Array:
         """Which rows are gaps (n_rows,)."""
         if self.kind in ("number", "boolean"):
-            return np.isnan(self.values)
-        return self.values == (NO_WORD if self.kind == "text" else NO_DATE)
+            missing: _Array = np.isnan(self.values)
+        else:
+            missing = self.values == (NO_WORD if self.kind == "text" else NO_DATE)
+        return missing
 
     def take(self, rows: _Array | slice) -> TypedColumn:
         """Return the column's rows with these indices, or where a mask is true."""

@@ -14,6 +14,7 @@ from nnbackend._version import __version__
 from nnbackend.core.activations import ACTIVATIONS, OUTPUTS
 from nnbackend.core.standardization import Standardization
 from nnbackend.core.structure import Structure
+from nnbackend.data.target import Target
 from nnbackend.data.validation import DTYPES
 from nnbackend.device import Device
 from nnbackend.errors import InputError, UnusableModelError
@@ -91,6 +92,8 @@ def to_bytes(net: Any, attachment: Attachment | None = None) -> bytes:
         "dtype": net.dtype,
         **names,
     }
+    if net.target is not None and net.target.class_names == net.class_names:
+        description["target"] = net.target.to_json()
     if attachment is not None:
         arrays = attachment.arrays
         description[attachment.name] = {**attachment.description, "arrays": sorted(arrays)}
@@ -213,6 +216,7 @@ def _networks(contents: Contents, device: Device, count: int | None) -> list[Net
         require(problem is None, f"its {key} are {problem}")
         names[key] = None if value is None else tuple(value)
     layers = range(len(structure.weight_shapes))
+    target = _target(contents, names["class_names"])
     networks = []
     # Without a stack, its index is that of the whole array.
     for each in (...,) if count is None else range(count):
@@ -224,8 +228,20 @@ def _networks(contents: Contents, device: Device, count: int | None) -> list[Net
             columns = (device.place(arrays[f"{name}.{part}"]) for part in ("mean", "scale"))
             setattr(net, name, Standardization(*columns))
         net.feature_names, net.class_names = names["feature_names"], names["class_names"]
+        net.target = target
         networks.append(net)
     return networks
+
+
+def _target(contents: Contents, class_names: tuple[str, ...] | None) -> Target | None:
+    """Return what a file says of the target, if it does."""
+    facts = contents.description.get("target")
+    if facts is None:
+        return None
+    with contextlib.suppress(ValueError):
+        return Target.from_json(facts, class_names)
+    contents.require(False, "its target is not what a file's column is read as")
+    return None
 
 
 def read_attachment(

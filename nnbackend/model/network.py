@@ -24,6 +24,7 @@ from nnbackend.data.given import Given
 from nnbackend.data.preparation import Preparation
 from nnbackend.data.source import Source
 from nnbackend.data.sources import as_source
+from nnbackend.data.target import Target
 from nnbackend.data.validation import (
     DTYPES,
     dtype_name,
@@ -113,6 +114,8 @@ class Network:
         different. A later frame is then read by name: its columns may be in any order, further ones
         are ignored, and a missing one is an error. Arrays go by position, and so does a frame that
         is given to a network without names.
+    target : Target or None
+        What the command learnt, and how it reads a file's column of it; saved with the network.
 
     Raises
     ------
@@ -163,6 +166,7 @@ class Network:
         self.target_standardization: Standardization | None = None
         self.feature_names: tuple[str, ...] | None = None
         self.class_names: tuple[str, ...] | None = None
+        self.target: Target | None = None
 
     @classmethod
     def from_structure(
@@ -338,6 +342,7 @@ class Network:
             if columns is not None:
                 setattr(net, name, Standardization(*map(move, columns)))
         net.feature_names, net.class_names = self.feature_names, self.class_names
+        net.target = self.target
         return net
 
     def __getstate__(self) -> dict[str, Any]:
@@ -352,6 +357,7 @@ class Network:
             "target_standardization": host.target_standardization,
             "feature_names": self.feature_names,
             "class_names": self.class_names,
+            "target": self.target,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -365,6 +371,7 @@ class Network:
             if state[name] is not None:
                 setattr(self, name, Standardization(*map(device.place, state[name])))
         self.feature_names, self.class_names = state["feature_names"], state["class_names"]
+        self.target = state.get("target")
 
     @_on_device
     def standardize(self, X: Any, y: Any = None) -> Network:

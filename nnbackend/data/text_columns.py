@@ -1,0 +1,280 @@
+"""Columns of text as what they spell: numbers, booleans and dates, or the words themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nnbackend.data.typed import NO_DATE, NO_WORD, TypedColumn
+from nnbackend.errors import InputError
+
+__all__ = [
+    "GAPS",
+    "KIND_WORDS",
+    "as_kind",
+    "gaps",
+    "has_decimal_commas",
+    "text_as",
+    "text_column",
+    "typed_text",
+    "typed_words",
+    "words_as",
+    "words_of",
+]
+
+_Array = np.ndarray[Any, Any]
+
+# What stands for a gap in a file of text, unless it is quoted.
+GAPS = ("", " ", "NA", "N/A", "n/a", "#N/A", "<NA>", "nan", "NaN", "NAN", "NaT", "null", "NULL",
+        "Null", "None", "?", "-")  # fmt: skip
+
+# What messages call columns of a kind.
+KIND_WORDS = {"number": "numbers", "boolean": "booleans", "text": "text", "date": "dates"}
+
+_BOOLEANS = {"true": 1.0, "false": 0.0}
+_DIGIT_BOOLEANS = {"1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
+
+# Whatever the user's locale writes: 1,5 and 1.234,5, and no 1.234 alone, which is one and a bit.
+_COMMA = r"^\s*[+-]?(\d+|\d{1,3}(\.\d{3})+,|\d*,)\d*([eE][+-]?\d+)?\s*$"
+_LEADING_ZERO = r"^\s*[+-]?0\d"
+_DATE = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]{1,6})?)?)?)"
+    r"[0-9]{0,3}(Z|[+-][0-9]{2}(?::?[0-9]{2})?)?"
+)
+
+
+def typed_text(strings: Any, *, has_commas: bool = False) -> TypedColumn:
+    """Return a column of text as what all of its values spell.
+
+    Parameters
+    ----------
+    strings : pyarrow.ChunkedArray of string
+        The column, null where there is a gap.
+    has_commas : bool, default False
+        Whether 1,5 is a number as well.
+
+    Returns
+    -------
+    TypedColumn
+        Numbers, unless one has a leading zero (a zip code), booleans, dates, or text.
+    """
+    if strings.null_count == len(strings):
+        return gaps(len(strings))
+    values = _numbers(strings, has_commas=has_commas)
+    if values is not None and not _any_match(strings, _LEADING_ZERO):
+        return TypedColumn("number", values)
+    words = words_of(strings)
+    return _translated(words, _booleans(words.words), "boolean") or typed_words(words)
+
+
+def text_as(name: str, path: str, strings: Any, kind: str, *, has_commas: bool) -> TypedColumn:
+    """Return a column of text as one of a kind that is known; see ``words_as``."""
+    if strings.null_count == len(strings):
+        return gaps(len(strings), kind)
+    values = _numbers(strings, has_commas=has_commas) if kind == "number" else None
+    if values is not None:
+        return TypedColumn("number", values)
+    return words_as(name, path, words_of(strings), kind, has_commas=has_commas)
+
+
+def gaps(n_rows: int, kind: str | None = None) -> TypedColumn:
+    """Return a column of nothing but gaps, which is one of any kind."""
+    if kind == "text":
+        return TypedColumn("text", np.full(n_rows, NO_WORD, np.int64))
+    if kind == "date":
+        return TypedColumn("date", np.full(n_rows, NO_DATE, np.int64))
+    return TypedColumn(kind or "number", np.full(n_rows, np.nan))
+
+
+def text_column(items: Sequence[str | None]) -> TypedColumn:
+    """Return texts as a column, None and an empty one as gaps."""
+    places: dict[str, int] = {}
+    codes = [places.setdefault(item, len(places)) if item else -1 for item in items]
+    return TypedColumn("text", np.asarray(codes, np.int64), tuple(places))
+
+
+def typed_words(words: TypedColumn) -> TypedColumn:
+    """Return a column of text as dates, if all of its words are ones of ISO 8601, or as it is."""
+    if not words.words:
+        return gaps(len(words.values))
+    return _translated(words, _dates(words.words), "date") or words
+
+
+def words_as(
+    name: str, path: str, words: TypedColumn, kind: str, *, has_commas: bool = False
+) -> TypedColumn:
+    """Return a column of text as one of a kind that is known.
+
+    Raises
+    ------
+    InputError
+        If a value is not of that kind.
+    """
+    if kind == "text":
+        return words
+    if not words.words:
+        return gaps(len(words.values), kind)
+    found = _booleans(words.words) if kind == "number" else None
+    if found is None and kind == "number":
+        found = np.asarray([_number(word, has_commas=has_commas) for word in words.words])
+    elif kind == "boolean":
+        known = {**_BOOLEANS, **_DIGIT_BOOLEANS}
+        found = np.asarray([known.get(word.strip().lower(), np.nan) for word in words.words])
+    elif kind == "date":
+        found = _dates(words.words, is_strict=False)
+    column = _translated(words, found, kind) or words
+    odd = column.is_missing & ~words.is_missing
+    if bool(odd.any()):
+        raise _changed_kind(name, path, kind, words, int(np.argmax(odd)))
+    return column
+
+
+def as_kind(name: str, path: str, column: TypedColumn, kind: str) -> TypedColumn:
+    """Return a column that is not of text as one of another kind.
+
+    Raises
+    ------
+    InputError
+        If it is none: of nothing but gaps, or booleans in place of 0 and 1.
+    """
+    if column.kind == kind:
+        return column
+    is_missing = column.is_missing
+    if bool(is_missing.all()):
+        return gaps(len(column.values), kind)
+    odd = ~is_missing
+    if {column.kind, kind} == {"boolean", "number"}:
+        odd &= (column.values != 0) & (column.values != 1)
+        if not odd.any():
+            return TypedColumn(kind, column.values)
+    raise _changed_kind(name, path, kind, column, int(np.argmax(odd)))
+
+
+def _changed_kind(name: str, path: str, kind: str, column: TypedColumn, row: int) -> InputError:
+    """Return the error of a column that cannot be read as its kind, with a value that shows it."""
+    return InputError(
+        f"expected {KIND_WORDS[kind]} in column {name!r}, got {KIND_WORDS[column.kind]}, such as "
+        f"{column.shown(row)} in data row {row + 1} of {path!r}; correct the column",
+        argument="DATA",
+    )
+
+
+def words_of(strings: Any) -> TypedColumn:
+    """Return a column of text as its words, in the order in which they come; an empty one is a gap.
+
+    Parameters
+    ----------
+    strings : pyarrow.ChunkedArray
+        Of strings, or a dictionary of strings.
+    """
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(strings.type):
+        strings = strings.dictionary_encode()
+    strings = strings.unify_dictionaries()
+    words: list[Any] = [] if strings.num_chunks == 0 else strings.chunk(0).dictionary.to_pylist()
+    # A dictionary may have a gap, or a word twice, and end with one for the gaps.
+    places: dict[str, int] = {}
+    for word in words:
+        if word:
+            places.setdefault(word, len(places))
+    codes = np.asarray([*(places.get(word, NO_WORD) for word in words), NO_WORD], np.int64)
+    parts = [
+        chunk.indices.cast("int64").fill_null(len(words)).to_numpy() for chunk in strings.chunks
+    ]
+    indices = np.concatenate([np.empty(0, np.int64), *parts])
+    return TypedColumn("text", codes[indices], tuple(places))
+
+
+def _dates(words: tuple[str, ...], *, is_strict: bool = True) -> _Array | None:
+    """Return the dates that words of ISO 8601 spell, as int64 microseconds since 1970 (UTC).
+
+    With ``is_strict`` None, unless all words do; otherwise ``NO_DATE`` for those that do not.
+    """
+    result = np.full(len(words), NO_DATE, np.int64)
+    for i, word in enumerate(words):
+        found = _DATE.fullmatch(word.strip())
+        if found is not None:
+            try:
+                moment = np.datetime64(found[1].replace(",", ".").replace(" ", "T"), "us")
+            except ValueError:  # the 30th of February
+                found = None
+            else:
+                result[i] = int(moment.astype(np.int64)) - _offset(found[2])
+        if found is None and is_strict:
+            return None
+    return result
+
+
+def has_decimal_commas(strings: Any) -> bool:
+    """Whether a column is one of numbers with a decimal comma."""
+    if strings.null_count == len(strings) or not _any_match(strings, ","):
+        return False
+    return _numbers(strings, has_commas=True) is not None
+
+
+def _numbers(strings: Any, *, has_commas: bool) -> _Array | None:
+    """Return the numbers that all of a column's values spell, or None."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    # Most columns of text are known by their first values.
+    for sample in (strings.slice(0, 100), strings):
+        try:
+            numbers = pc.cast(sample, pa.float64())
+        except pa.ArrowInvalid:
+            plain = pc.utf8_trim_whitespace(sample)
+            if has_commas and bool(pc.all(pc.match_substring_regex(plain, _COMMA)).as_py()):
+                plain = pc.replace_substring(pc.replace_substring(plain, ".", ""), ",", ".")
+            try:
+                numbers = pc.cast(plain, pa.float64())
+            except pa.ArrowInvalid:
+                return None
+    values = numbers.fill_null(np.nan).to_numpy()
+    return np.array(values, np.float64)
+
+
+def _number(word: str, *, has_commas: bool) -> float:
+    """Return the number that a word spells, or NaN."""
+    plain = word.strip()
+    if has_commas and re.match(_COMMA, plain):
+        plain = plain.replace(".", "").replace(",", ".")
+    if "_" in plain:
+        return np.nan
+    try:
+        return float(plain)
+    except ValueError:
+        return np.nan
+
+
+def _any_match(strings: Any, pattern: str) -> bool:
+    import pyarrow.compute as pc
+
+    return bool(pc.any(pc.match_substring_regex(strings, pattern)).as_py())
+
+
+def _booleans(words: tuple[str, ...]) -> _Array | None:
+    if not 0 < len(words) <= 2 * 3:  # true, True and TRUE
+        return None
+    found = [_BOOLEANS.get(word.lower()) for word in words]
+    return None if None in found else np.asarray(found)
+
+
+def _translated(words: TypedColumn, values: _Array | None, kind: str) -> TypedColumn | None:
+    """Return a column of text with a value in place of each word; None if there are no values."""
+    if values is None:
+        return None
+    gap: Any = NO_DATE if kind == "date" else np.nan
+    return TypedColumn(kind, np.append(values, np.asarray(gap, values.dtype))[words.values])
+
+
+def _offset(zone: str | None) -> int:
+    """Return a time zone's microseconds before UTC."""
+    if zone is None or zone == "Z":
+        return 0
+    digits = zone[1:].replace(":", "")
+    minutes = 60 * int(digits[:2]) + int(digits[2:] or 0)
+    return (-1 if zone[0] == "-" else 1) * 60_000_000 * minutes

@@ -1,0 +1,158 @@
+"""A user's file as data to train on: features, target, weights, and what decides the split."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nnbackend.data.datasets import Dataset
+from nnbackend.data.tables import file_suffix, listed, read_table
+from nnbackend.data.target import Target
+from nnbackend.data.typed import Table
+from nnbackend.errors import InputError
+
+__all__ = ["read_dataset"]
+
+
+def read_dataset(
+    path: str,
+    target: str | None,
+    *,
+    drop: Sequence[str] = (),
+    task: str = "auto",
+    weight: str | None = None,
+    group: str | None = None,
+    order: str | None = None,
+    kinds: Mapping[str, str] | None = None,
+    na: Sequence[str] | None = None,
+    as_numbers: bool = False,
+) -> Dataset:
+    """Read a file and split it into features and target; leave out rows without a target.
+
+    Parameters
+    ----------
+    path : str
+        As for ``read_table``.
+    target : str or None
+        The target column: its name; for NPY its index, negative ones from the end; for NPZ the key
+        of the vector. None: NPZ's ``y``.
+    drop : sequence of str, optional
+        Columns to leave out.
+    task : {"auto", "classification", "regression"}, default "auto"
+        As for ``Target.decide``.
+    weight, group, order : str, optional
+        The columns of weights and of groups, which are no features, and of what the rows are
+        ordered by.
+    kinds, na
+        As for ``read_table``.
+    as_numbers : bool, default False
+        Whether the features are to be a matrix of finite numbers instead of a table.
+
+    Raises
+    ------
+    InputError
+        If the file, or one of the columns, is not as expected.
+    """
+    table = read_table(path, kinds, na, keep=target)
+    if target is None:
+        target = table.target
+    if target is None:
+        raise InputError(
+            f"expected the column to learn, one of {listed(list(table.columns))}",
+            argument="--target",
+        )
+    target = table.column("--target", target)
+    used = {"--weight": weight, "--group": group, "--order": order}
+    columns = {
+        option: table.column(option, name) for option, name in used.items() if name is not None
+    }
+    for option, name in columns.items():
+        if name == target:
+            raise InputError(
+                f"expected another column than the target, got {name!r}", argument=option
+            )
+    dropped = {table.column("--drop", name) for name in drop}
+    no_features = {target, *dropped, columns.get("--weight"), columns.get("--group")}
+    features = [name for name in table.columns if name not in no_features]
+    column = table.columns[target]
+    decided, reason = Target.decide(target, column, table.spelling(target), task)
+    present = ~column.is_missing
+    whole = bool(present.all())
+    if not features:
+        raise InputError(
+            f"expected at least one feature column in {path}, got none", argument="DATA"
+        )
+    for option, name in columns.items():
+        table.require_complete([name], option)
+    X: Any
+    if as_numbers:
+        X = table.numbers(features)
+        X = X if whole else X[present]
+    else:
+        X = Table({name: table.columns[name] for name in features}, table.n_rows, path)
+        X = X if whole else X.take(present)
+    spelled = table.spelling(target) if decided.kind == "text" else None
+    y = decided.encode(target, (spelled or column).take(present), path)
+    read = {option: table.columns[name].take(present) for option, name in columns.items()}
+    facts = [
+        ("file", ", ".join(table.detected)),
+        ("rows", f"{table.n_rows:,}{_left_out(target, present)}"),
+        ("target", f"{target!r}, {reason}"),
+        *((f"{option[2:]}", repr(name)) for option, name in columns.items()),
+        ("left out", ", ".join(f"{name!r} ({kind})" for name, kind in table.unreadable.items())),
+    ]
+    return Dataset(
+        name=os.path.basename(path)[: -len(file_suffix(path) or "")],
+        X=X,
+        y=y,
+        feature_names=tuple(features),
+        target_name=target,
+        class_names=decided.class_names,
+        target=decided.with_gaps(na),
+        weight=_weights(columns["--weight"], read["--weight"]) if weight is not None else None,
+        groups=_codes(read["--group"]) if group is not None else None,
+        order=_ranks(columns["--order"], read["--order"]) if order is not None else None,
+        facts=tuple((what, text) for what, text in facts if text),
+    )
+
+
+def _left_out(target: str, present: np.ndarray[Any, Any]) -> str:
+    count = int((~present).sum())
+    if not count:
+        return ""
+    return f", {count:,} of them without {target!r}: left out"
+
+
+def _weights(name: str, column: Any) -> np.ndarray[Any, Any]:
+    values: np.ndarray[Any, Any] = column.values
+    if column.kind not in ("number", "boolean"):
+        raise InputError(
+            f"expected numbers in column {name!r}, got {column.shown(0)}", argument="--weight"
+        )
+    bad = ~np.isfinite(values) | (values < 0)
+    if bad.any() or not values.any():
+        shown = values[int(np.argmax(bad))]
+        raise InputError(
+            f"expected finite numbers >= 0, not all of them 0, got {shown:g} in column {name!r}",
+            argument="--weight",
+        )
+    return values
+
+
+def _codes(column: Any) -> np.ndarray[Any, Any]:
+    codes: np.ndarray[Any, Any] = np.unique(column.values, return_inverse=True)[1]
+    return codes.reshape(-1).astype(np.int64)
+
+
+def _ranks(name: str, column: Any) -> np.ndarray[Any, Any]:
+    if column.kind not in ("number", "date"):
+        raise InputError(
+            f"expected numbers or dates (such as 2024-12-31) in column {name!r}, got "
+            f"{column.shown(0)}",
+            argument="--order",
+        )
+    values: np.ndarray[Any, Any] = column.values
+    return values
