@@ -5,6 +5,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from backends import require
+from pyarrow.feather import write_feather
 
 import nnbackend as nb
 from nnbackend.data.tables import read_table
@@ -172,3 +174,230 @@ def test_text_is_read_in_the_encoding_that_it_is_in(tmp_path, encoding):
     assert list(table.columns) == ["größe", "kind"]
     assert table.columns["kind"].words == ("dög", "€")
     assert f"encoding {encoding.removesuffix('-sig')}" in table.detected
+
+
+def shown(table):
+    """Return each column's kind and its values as messages show them."""
+    return {
+        name: (column.kind, [column.shown(row) for row in range(table.n_rows)])
+        for name, column in table.columns.items()
+    }
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Write a content to a file of that name, and read it."""
+
+    def written_and_read(content, name="x.csv", **options):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return read_table(str(path), **options)
+
+    return written_and_read
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "facts"),
+    [
+        ("x.csv", "a,b\n1.5,x\n", ("separator comma",)),
+        ("x.csv", "a;b\n1,5;x\n", ("separator semicolon", "decimal comma in 1 column")),
+        ("x.csv", "a;b\n1.5;x\n", ("separator semicolon",)),
+        ("x.tsv", "a\tb\n1.5\tx\n", ("separator tab",)),
+        ("x.txt", "a|b\n1.5|x\n", ("separator vertical bar",)),
+        ("x.TXT", "a\tb\n1,5\tx\n", ("separator tab", "decimal comma in 1 column")),
+        ("x.csv", 'a,b\n"1.5","x"\n', ("separator comma", 'quotes "')),
+        ("x.csv", "a,b\n1.5,'x'\n", ("separator comma", "quotes '")),
+    ],
+)
+def test_how_a_file_is_written_is_found_and_said(read, name, content, facts):
+    table = read(content, name)
+    assert shown(table) == {"a": ("number", ["1.5"]), "b": ("text", ["'x'"])}
+    assert set(table.detected) == {*facts, "encoding utf-8"}
+    assert table.name.endswith(name)
+
+
+def test_quotes_hold_separators_line_ends_and_quotes(read):
+    table = read('a,b\n"x, y","one\ntwo"\n"say ""hi""",3\n')
+    assert shown(table)["a"][1] == ["'x, y'", "'say \"hi\"'"]
+    assert shown(table)["b"][1] == [r"'one\ntwo'", "'3'"]
+    assert shown(read('a,b\n"say \\"hi\\", or",3\n'))["a"][1] == ["'say \"hi\", or'"]
+    # A backslash is itself where quotes are doubled.
+    assert read('a,b\n"C:\\dir\\",3\n').columns["a"].words == ("C:\\dir\\",)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_any_line_end_ends_a_line(read, end):
+    table = read(end.join(["a;b", "1;x", "", "2;y", ""]))
+    assert shown(table) == {"a": ("number", ["1.0", "2.0"]), "b": ("text", ["'x'", "'y'"])}
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        (["1", "-2.5", "1e3", "+4", ".5"], "number", [1, -2.5, 1000, 4, 0.5]),
+        (["1", " 2", "3 "], "number", [1, 2, 3]),
+        (["123456789012345678901", "1"], "number", [123456789012345678901.0, 1]),
+        (["00501", "10001"], "text", None),
+        (["0.5", "0"], "number", [0.5, 0]),
+        (["true", "False", "TRUE"], "boolean", [1, 0, 1]),
+        (["yes", "no"], "text", None),
+        (["2024-01-31", "2024-02-29"], "date", None),
+        (["2024-01-31 10:00", "2024-02-29T10:00:00.5+02:00"], "date", None),
+        (["2024-02-30", "2024-02-29"], "text", None),
+        (["1", "x"], "text", None),
+        (["1_000", "2"], "text", None),
+        (["1,5", "2"], "text", None),
+    ],
+)
+def test_a_column_is_what_all_of_its_values_are(read, values, kind, expected):
+    quoted = "".join(f'"{value}"\n' if "," in value else f"{value}\n" for value in values)
+    column = read(f"a\n{quoted}").columns["a"]
+    assert column.kind == kind
+    if expected is not None:
+        assert column.values.tolist() == expected
+    elif kind == "text":
+        assert [column.words[code] for code in column.values] == values
+    gaps = read(f"a,b\n,1\n{quoted.replace(chr(10), ',1' + chr(10))}").columns["a"]
+    assert (gaps.kind, gaps.shown(0)) == (kind, "a gap")
+
+
+def test_dates_are_microseconds_since_1970_in_utc(read):
+    values = read("a\n2024-02-29T10:00:00.5+02:00\n1969-12-31T23:59:59Z\n").columns["a"].values
+    expected = np.asarray(["2024-02-29T08:00:00.5", "1969-12-31T23:59:59"], "M8[us]")
+    assert values.tolist() == expected.astype(np.int64).tolist()
+
+
+def test_decimal_commas_and_groups_of_thousands(read):
+    table = read("a;b;c\n1,5;1.234,5;1.500\n-2;2,25;2.250\n")
+    assert table.columns["a"].values.tolist() == [1.5, -2]
+    assert table.columns["b"].values.tolist() == [1234.5, 2.25]
+    # With nothing else to go by, a point is a point.
+    assert table.columns["c"].values.tolist() == [1.5, 2.25]
+
+
+def test_the_usual_markers_are_gaps_unless_they_are_quoted(read):
+    markers = ["", "NA", "N/A", "nan", "null", "None", "NULL", "?", "-"]
+    table = read("a,b\n" + "".join(f"{marker},1\n" for marker in markers) + "1,1\n")
+    assert shown(table)["a"] == ("number", ["a gap"] * len(markers) + ["1.0"])
+    quoted = read('a,b\n"NA",1\n"None",1\nNA,1\n"",1\n')
+    assert shown(quoted)["a"] == ("text", ["'NA'", "'None'", "a gap", "a gap"])
+    told = read("a,b\n-99,NA\n1,x\n,y\n", na=["-99"])
+    assert shown(told) == {
+        "a": ("number", ["a gap", "1.0", "a gap"]),
+        "b": ("text", ["'NA'", "'x'", "'y'"]),
+    }
+
+
+def test_a_column_is_read_as_the_kind_that_is_told(read):
+    content = "a,b,c,d,e\n00501,1,1,2020-01-01,\n10001,0,1.50,2020-01-02,\n"
+    kinds = {"a": "number", "b": "boolean", "c": "text", "d": "text", "e": "date"}
+    assert shown(read(content, kinds=kinds)) == {
+        "a": ("number", ["501.0", "10001.0"]),
+        "b": ("boolean", ["True", "False"]),
+        "c": ("text", ["'1'", "'1.50'"]),
+        "d": ("text", ["'2020-01-01'", "'2020-01-02'"]),
+        "e": ("date", ["a gap", "a gap"]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [("number", "old", "numbers"), ("boolean", "maybe", "booleans"), ("date", "spring", "dates")],
+)
+def test_a_column_that_is_not_of_its_kind_shows_a_value(read, kind, value, expected):
+    with pytest.raises(nb.InputError) as caught:
+        read(f"a,b\n,1\n{value},1\n", kinds={"a": kind})
+    assert str(caught.value).startswith(
+        f"DATA: expected {expected} in column 'a', got text, such as '{value}' in data row 2 of"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("a,b\n1,2\n3\n", 3),
+        ("a,b\n1,2\n\n3,4,5\n", 4),
+        ('a,b\n"x\ny",2\n3,4,5\n', 4),
+        ("a;b;c\n1;2;3\n1;2\n", 3),
+        ('a,b\n1,2\n"3,4\n5,6\n', 3),
+    ],
+)
+def test_a_ragged_row_is_named_by_its_line(read, content, line):
+    with pytest.raises(nb.InputError, match=f"values? in line {line} of"):
+        read(content)
+
+
+def test_a_ragged_row_far_behind_is_named_by_its_line(read):
+    with pytest.raises(nb.InputError, match=r"expected 2 values .* got 3 values in line 200002 of"):
+        read("a,b\n" + "1,2\n" * 200_000 + "1,2,3\n" + "1,2\n" * 1000)
+
+
+def test_a_byte_far_behind_that_is_in_no_encoding_is_named_by_its_position(read):
+    content = b"a,b\n" + b"1,x\n" * 300_000 + b"1,\x81\n"
+    with pytest.raises(nb.InputError, match="byte 0x81 at position 1200006 of"):
+        read(content)
+
+
+def test_feather_and_arrow_files_are_read(tmp_path):
+    table = pa.table({"a": [1, None], "b": ["x", "NA"], "c": [[1], [2]], "d": [True, None]})
+    expected = {
+        "a": ("number", ["1.0", "a gap"]),
+        "b": ("text", ["'x'", "'NA'"]),
+        "d": ("boolean", ["True", "a gap"]),
+    }
+    write_feather(table, tmp_path / "x.feather")
+    with pa.ipc.new_stream(str(tmp_path / "x.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    for name in ("x.feather", "x.arrow", "x.parquet"):
+        found = read_table(str(tmp_path / name))
+        assert shown(found) == expected
+        assert list(found.unreadable) == ["c"]
+        with pytest.raises(nb.InputError, match=r"--target: expected a column of plain .* 'c'"):
+            found.column("--target", "c")
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(nb.InputError, match="DATA: "):
+            read_table(str(tmp_path / name))
+
+
+def test_excel_files_are_read(tmp_path):
+    pandas = require("pandas")
+    require("openpyxl")
+    path = tmp_path / "x.xlsx"
+    frame = pandas.DataFrame(
+        {
+            "a": [1, 2.5, None],
+            "b": ["x", "NA", "00501"],
+            "c": [True, False, None],
+            "d": [pandas.Timestamp("2024-01-31"), None, pandas.Timestamp("2024-02-29T12")],
+            "e": [1, "x", 2.0],
+        }
+    )
+    with pandas.ExcelWriter(path) as writer:
+        frame.to_excel(writer, sheet_name="first", index=False)
+        frame.to_excel(writer, sheet_name="second", index=False)
+    table = read_table(str(path))
+    assert shown(table) == {
+        "a": ("number", ["1.0", "2.5", "a gap"]),
+        "b": ("text", ["'x'", "a gap", "'00501'"]),
+        "c": ("boolean", ["True", "False", "a gap"]),
+        "d": ("date", ["2024-01-31T00:00:00.000000", "a gap", "2024-02-29T12:00:00.000000"]),
+        "e": ("text", ["'1'", "'x'", "'2'"]),
+    }
+    assert table.detected == ("sheet 'first', the first of 2",)
+    pandas.DataFrame([[1, 2]]).to_excel(path, header=["a", "a"], index=False)
+    with pytest.raises(nb.InputError, match="distinct column names, got 'a' twice"):
+        read_table(str(path))
+    path.write_bytes(b"PK\x03\x04 truncated")
+    with pytest.raises(nb.InputError, match="DATA: cannot read"):
+        read_table(str(path))
+
+
+def test_excel_without_pandas_says_what_to_install(tmp_path, monkeypatch):
+    import sys
+
+    (tmp_path / "x.xlsx").write_bytes(b"PK")
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(nb.MissingDependencyError, match="pip install pandas openpyxl"):
+        read_table(str(tmp_path / "x.xlsx"))

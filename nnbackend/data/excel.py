@@ -55,7 +55,8 @@ def read_excel(
     _require_archive(path)
     with pd.ExcelFile(path, engine="openpyxl") as book:
         sheets = [str(name) for name in book.sheet_names]
-        frame = book.parse(
+        frame = pd.read_excel(
+            book,
             sheet_name=book.sheet_names[0],
             header=None,
             dtype=object,
