@@ -123,7 +123,7 @@ def test_a_numeric_target_of_many_values_is_a_regression_that_says_so(written):
     path = written([f"{v}.5" for v in range(30)])
     dataset = read_dataset(path, "y")
     assert dataset.class_names is None
-    facts = dict(dataset.facts)
+    facts = dict(dataset.target.facts)
     assert facts["target"] == (
         "'y', a regression: numbers of many values (30 distinct); --task for classes"
     )
@@ -174,7 +174,7 @@ def test_rows_without_a_target_are_left_out_and_counted(written):
     dataset = read_dataset(written(["x", "", "z", "NA", "x", "z"]), "y")
     assert dataset.y.tolist() == [0, 1, 0, 1]
     assert dataset.features(slice(None)).columns["a"].values.tolist() == [0, 2, 4, 5]
-    assert dict(dataset.facts)["rows"] == "6, 2 of them without 'y': left out"
+    assert dict(dataset.target.facts)["rows"] == "6, 2 of them without 'y': left out"
     # What is quoted is a text, and what --na does not name is one, too.
     dataset = read_dataset(written(["x", '"NA"', "z", "NA", "x", "NA"]), "y", na=["x"])
     assert dataset.class_names == ("NA", "z")
@@ -182,9 +182,16 @@ def test_rows_without_a_target_are_left_out_and_counted(written):
 
 
 def test_a_target_survives_its_description():
-    target = Target("y", "classification", "text", ("NA", "x"), na=("-",))
+    target = Target("y", "classification", "text", ("NA", "x"), ("-",), (("rows", "3"),))
     assert Target.from_json(target.to_json(), ("NA", "x")) == target
-    for change in ({"kind": "date"}, {"task": "regression"}, {"na": "x"}, {"name": 1}, {"more": 1}):
+    for change in (
+        {"kind": "date"},
+        {"task": "regression"},
+        {"na": "x"},
+        {"name": 1},
+        {"more": 1},
+        {"facts": [["a"]]},
+    ):
         with pytest.raises(ValueError, match="expected"):
             Target.from_json({**target.to_json(), **change}, ("NA", "x"))
 

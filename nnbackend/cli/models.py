@@ -260,6 +260,7 @@ def _info(options: argparse.Namespace) -> None:
             "standardized": net.standardization is not None,
             "features": None if net.feature_names is None else list(net.feature_names),
             "classes": None if net.class_names is None else list(net.class_names),
+            **({} if net.target is None else {"data": dict(net.target.facts)}),
         }
     else:
         from nnbackend.bench.environment import environment
@@ -268,8 +269,11 @@ def _info(options: argparse.Namespace) -> None:
     if options.json:
         sys.stdout.write(to_json(facts))
         return
-    lines = []
+    lines: list[tuple[str, str]] = []
     for name, value in facts.items():
+        if isinstance(value, dict) and name == "data":
+            lines += value.items()
+            continue
         entries = value if isinstance(value, list) and name in ("devices", "BLAS") else [value]
         for entry in entries:
             shown = ", ".join(map(str, entry.values())) if isinstance(entry, dict) else entry

@@ -271,12 +271,12 @@ class Request:
         return read_dataset(
             data,
             target,
-            drop=[*self.fields.get("drop", []), *(n for n in kinds if kinds[n] == "drop")],
+            drop=self.fields.get("drop", []),
             task=self.fields.get("task", "auto"),
             weight=self.fields.get("weight"),
             group=self.fields.get("group"),
             order=self.fields.get("order"),
-            kinds={name: kind for name, kind in kinds.items() if kind not in ("category", "drop")},
+            columns=kinds,
             na=self.fields.get("na"),
             as_numbers=self.encoding == "none",
         )

@@ -12,7 +12,9 @@ import numpy as np
 
 from nnbackend._version import __version__
 from nnbackend.cli.evaluation import Split, evaluate
-from nnbackend.cli.terminal import csv_text, to_json
+from nnbackend.cli.table_csv import table_csv
+from nnbackend.cli.terminal import to_json
+from nnbackend.data.typed import TypedColumn
 from nnbackend.errors import InputError, NNBackendError
 from nnbackend.io.files import write_atomically
 from nnbackend.io.format import to_bytes
@@ -226,11 +228,12 @@ def _csv(dataset: Dataset, rows: np.ndarray[Any, Any]) -> bytes:
     """Return rows as CSV that ``evaluate`` and ``predict`` read."""
     if len(rows) == 0:
         return b""
-    X, y = dataset.X[rows], dataset.y[rows].tolist()
-    classes = dataset.class_names
-    return csv_text(
-        [
-            *zip(dataset.feature_names, X.astype(np.float64).T.tolist(), strict=True),
-            (dataset.target_name, [float(v) if classes is None else classes[v] for v in y]),
-        ]
-    ).encode()
+    classes, y = dataset.class_names, dataset.y[rows]
+    target = TypedColumn("number", y) if classes is None else TypedColumn("text", y, classes)
+    if dataset.table is not None:
+        features = dataset.table.take(rows).columns
+    else:
+        columns = dataset.X[rows].astype(np.float64).T
+        names = dataset.feature_names
+        features = {n: TypedColumn("number", x) for n, x in zip(names, columns, strict=True)}
+    return table_csv([*features.items(), (dataset.target_name, target)]).encode()

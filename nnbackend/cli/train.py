@@ -229,8 +229,8 @@ def _print_beginning(run: _Run, folder: RunFolder, *, is_resumed: bool) -> None:
     from nnbackend.training.checkpoint_folder import checkpoint_files
 
     show(f"{printable(_describe(run.dataset))}\n{run.net}: {run.net.n_parameters:,} parameters")
-    if run.dataset.facts:
-        print_lines(list(run.dataset.facts))
+    if run.dataset.target is not None:
+        print_lines(list(run.dataset.target.facts))
     if is_resumed:
         files = checkpoint_files(folder.checkpoints)
         show(f"going on from {files[0]}" if files else "no checkpoint yet: beginning anew")

@@ -42,8 +42,8 @@ class Dataset:
         The group of each example: none is in two parts.
     order : array (n_samples,) of int64 or float64, or None
         What the examples are ordered by, in time: the last are held out.
-    facts : tuple of (str, str)
-        What there is to say of the data, before they are trained on.
+    table : Table or None
+        The features as a file has them, where ``X`` is what they were encoded to.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Dataset:
     weight: np.ndarray[Any, Any] | None = None
     groups: np.ndarray[Any, Any] | None = None
     order: np.ndarray[Any, Any] | None = None
-    facts: tuple[tuple[str, str], ...] = ()
+    table: Table | None = None
 
     def features(self, rows: Any) -> Any:
         """Return the features of some rows, of the type that ``X`` has."""

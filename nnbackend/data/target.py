@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class Target:
         The classes, of text as it was spelled; None for a regression.
     na : tuple of str or None
         What stood for a gap in the training data; None for the usual markers.
+    facts : tuple of (str, str)
+        What there is to say of the training data: rows, gaps, and why this is the target.
     """
 
     name: str | None
@@ -45,6 +47,7 @@ class Target:
     kind: str
     class_names: tuple[str, ...] | None = None
     na: tuple[str, ...] | None = None
+    facts: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def decide(
@@ -175,14 +178,13 @@ class Target:
         codes: _Array = np.asarray([index[entry] for entry in names], np.int64)[inverse]
         return codes.reshape(-1)
 
-    def with_gaps(self, na: Sequence[str] | None) -> Target:
-        """Return this with what stands for a gap in the training data."""
-        return replace(self, na=None if na is None else tuple(na))
-
     def to_json(self) -> dict[str, Any]:
         """Return what a model file says of it besides the classes' names."""
         na = None if self.na is None else list(self.na)
-        return {"name": self.name, "task": self.task, "kind": self.kind, "na": na}
+        facts = [list(pair) for pair in self.facts]
+        return {
+            "name": self.name, "task": self.task, "kind": self.kind, "na": na, "facts": facts
+        }  # fmt: skip
 
     @classmethod
     def from_json(cls, facts: Any, class_names: tuple[str, ...] | None) -> Target:
@@ -193,19 +195,26 @@ class Target:
         ValueError
             If it is anything else.
         """
-        if not isinstance(facts, Mapping) or set(facts) != {"name", "task", "kind", "na"}:
-            raise ValueError("expected name, task, kind and na")
-        name, task, kind, na = (facts[key] for key in ("name", "task", "kind", "na"))
+        keys = ("name", "task", "kind", "na", "facts")
+        if not isinstance(facts, Mapping) or set(facts) != set(keys):
+            raise ValueError(f"expected {', '.join(keys)}")
+        name, task, kind, na, said = (facts[key] for key in keys)
         is_class = class_names is not None
         if (
             not isinstance(name, str | None)
             or task != ("classification" if is_class else "regression")
             or kind not in (("number", "boolean", "text") if is_class else ("number",))
             or (kind == "boolean" and len(class_names or ()) != 2)
-            or not (na is None or (isinstance(na, list) and all(isinstance(x, str) for x in na)))
+            or not (na is None or _is_texts(na))
+            or not (isinstance(said, list) and all(_is_texts(x) and len(x) == 2 for x in said))
         ):
-            raise ValueError("expected another name, task, kind or na")
-        return cls(name, task, kind, class_names, None if na is None else tuple(na))
+            raise ValueError(f"expected other values of {', '.join(keys)}")
+        pairs = tuple((what, text) for what, text in said)
+        return cls(name, task, kind, class_names, None if na is None else tuple(na), pairs)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
 def class_name(value: Any) -> str:

@@ -312,12 +312,15 @@ def _ragged(path: str, suffix: str, dialect: Dialect, n_columns: int) -> InputEr
         last = 0
         for row, line in _rows(text, dialect.separator, dialect.quote, dialect.escape):
             if row and len(row) != n_columns:
-                values = "value" if len(row) == 1 else "values"
                 return InputError(
-                    f"expected {n_columns} values in each row, as many as the header has, got "
-                    f"{len(row)} {values} in line {last + 1} of {path!r}; correct the line, or "
+                    f"expected {_count(n_columns)} in each row, as many as the header has, got "
+                    f"{_count(len(row))} in line {last + 1} of {path!r}; correct the line, or "
                     "quote values that have the separator in them",
                     argument="DATA",
                 )
             last = line
     return None
+
+
+def _count(n_values: int) -> str:
+    return f"{n_values} value{'' if n_values == 1 else 's'}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from nnbackend.data.datasets import Dataset
 from nnbackend.data.tables import file_suffix, listed, read_table
 from nnbackend.data.target import Target
-from nnbackend.data.typed import Table
+from nnbackend.data.typed import KINDS, Table
 from nnbackend.errors import InputError
 
 __all__ = ["read_dataset"]
@@ -26,7 +27,7 @@ def read_dataset(
     weight: str | None = None,
     group: str | None = None,
     order: str | None = None,
-    kinds: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
     na: Sequence[str] | None = None,
     as_numbers: bool = False,
 ) -> Dataset:
@@ -46,7 +47,9 @@ def read_dataset(
     weight, group, order : str, optional
         The columns of weights and of groups, which are no features, and of what the rows are
         ordered by.
-    kinds, na
+    columns : mapping of str to str, optional
+        What columns are, by name: "number", "boolean", "date", "category" or "drop".
+    na : sequence of str, optional
         As for ``read_table``.
     as_numbers : bool, default False
         Whether the features are to be a matrix of finite numbers instead of a table.
@@ -56,6 +59,13 @@ def read_dataset(
     InputError
         If the file, or one of the columns, is not as expected.
     """
+    if group is not None and order is not None:
+        raise InputError(
+            f"expected one of --group and --order, got both {group!r} and {order!r}",
+            argument="--order",
+        )
+    told = dict(columns or {})
+    kinds = {name: kind for name, kind in told.items() if kind in KINDS}
     table = read_table(path, kinds, na, keep=target)
     if target is None:
         target = table.target
@@ -66,16 +76,23 @@ def read_dataset(
         )
     target = table.column("--target", target)
     used = {"--weight": weight, "--group": group, "--order": order}
-    columns = {
+    named = {
         option: table.column(option, name) for option, name in used.items() if name is not None
     }
-    for option, name in columns.items():
+    for name in told:
+        if table.column("--columns", name) == target:
+            raise InputError(
+                f"expected a feature, got the target {name!r}; what it is follows from --task",
+                argument="--columns",
+            )
+    for option, name in named.items():
         if name == target:
             raise InputError(
                 f"expected another column than the target, got {name!r}", argument=option
             )
     dropped = {table.column("--drop", name) for name in drop}
-    no_features = {target, *dropped, columns.get("--weight"), columns.get("--group")}
+    dropped |= {name for name, kind in told.items() if kind == "drop"}
+    no_features = {target, *dropped, named.get("--weight"), named.get("--group")}
     features = [name for name in table.columns if name not in no_features]
     column = table.columns[target]
     decided, reason = Target.decide(target, column, table.spelling(target), task)
@@ -85,7 +102,7 @@ def read_dataset(
         raise InputError(
             f"expected at least one feature column in {path}, got none", argument="DATA"
         )
-    for option, name in columns.items():
+    for option, name in named.items():
         table.require_complete([name], option)
     X: Any
     if as_numbers:
@@ -96,12 +113,13 @@ def read_dataset(
         X = X if whole else X.take(present)
     spelled = table.spelling(target) if decided.kind == "text" else None
     y = decided.encode(target, (spelled or column).take(present), path)
-    read = {option: table.columns[name].take(present) for option, name in columns.items()}
+    read = {option: table.columns[name].take(present) for option, name in named.items()}
     facts = [
         ("file", ", ".join(table.detected)),
         ("rows", f"{table.n_rows:,}{_left_out(target, present)}"),
         ("target", f"{target!r}, {reason}"),
-        *((f"{option[2:]}", repr(name)) for option, name in columns.items()),
+        *((f"{option[2:]}", repr(name)) for option, name in named.items()),
+        ("missing", _missing(table, features)),
         ("left out", ", ".join(f"{name!r} ({kind})" for name, kind in table.unreadable.items())),
     ]
     return Dataset(
@@ -111,12 +129,23 @@ def read_dataset(
         feature_names=tuple(features),
         target_name=target,
         class_names=decided.class_names,
-        target=decided.with_gaps(na),
-        weight=_weights(columns["--weight"], read["--weight"]) if weight is not None else None,
+        target=replace(
+            decided,
+            na=None if na is None else tuple(na),
+            facts=tuple((what, text) for what, text in facts if text),
+        ),
+        weight=_weights(named["--weight"], read["--weight"]) if weight is not None else None,
         groups=_codes(read["--group"]) if group is not None else None,
-        order=_ranks(columns["--order"], read["--order"]) if order is not None else None,
-        facts=tuple((what, text) for what, text in facts if text),
+        order=_ranks(named["--order"], read["--order"]) if order is not None else None,
     )
+
+
+def _missing(table: Table, names: Sequence[str], most: int = 8) -> str:
+    """Return which of the columns have gaps, and how many."""
+    counts = {name: int(table.columns[name].is_missing.sum()) for name in names}
+    found = [f"{name!r} ({counts[name]:,})" for name in names if counts[name]]
+    more = f" and in {len(found) - most} more columns" if len(found) > most else ""
+    return f"values in {', '.join(found[:most])}{more}" if found else ""
 
 
 def _left_out(target: str, present: np.ndarray[Any, Any]) -> str:
