@@ -101,6 +101,12 @@ class Survey:
             holds an infinite number.
         """
         if self._columns is None:
+            if not table.columns:
+                raise InputError(
+                    f"expected a table of columns, got 0 feature(s) (shape=({table.n_rows}, 0)) "
+                    "while a minimum of 1 is required.",
+                    argument=table.name,
+                )
             self._require_known(table)
             self._columns = {
                 name: _Column(name, self._options.columns.get(name)) for name in table.columns
@@ -129,6 +135,8 @@ class Survey:
             self._thin_out()
         columns = tuple(c.decided(self._options, self._n_rows) for c in self._columns.values())
         encoding = TableEncoding(columns)
+        if encoding.n_outputs == 0 and self._n_rows == 1:
+            raise InputError("expected rows that differ, got one row (n_samples = 1)", argument="X")
         if encoding.n_outputs == 0:
             reasons = "; ".join(f"{c.name!r} {c.description}" for c in columns[:4])
             raise InputError(

@@ -122,8 +122,8 @@ class Given(ABC):
         x = self._table_array()
         if x.ndim != 2:
             raise InputError(
-                f"expected a table (n_samples, n_features), got shape {x.shape}; "
-                f"{self.two_axes_hint}",
+                f"expected a table (n_samples, n_features), got shape {x.shape}. Reshape your "
+                f"data: {self.two_axes_hint}",
                 argument=self.name,
             )
         labels = self.columns or [f"x{i}" for i in range(x.shape[1])]

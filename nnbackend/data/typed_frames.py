@@ -63,7 +63,7 @@ def typed_array(argument: str, label: str, values: _Array) -> TypedColumn:
         seconds = values.astype("m8[us]").astype(np.float64) / 1e6
         return TypedColumn("number", np.where(np.isnat(values), np.nan, seconds))
     if kind == "c":
-        raise _odd(argument, label, "complex numbers")
+        raise _odd(argument, label, "complex numbers (Complex data not supported)")
     return _objects(argument, label, values.astype(object) if kind != "O" else values)
 
 

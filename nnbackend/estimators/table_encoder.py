@@ -157,16 +157,14 @@ class TableEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         given = look("X", X)
-        if (
-            given.columns is None
-            and len(np.shape(X)) == 2
-            and np.shape(X)[1] != self.n_features_in_
-        ):
+        table, is_named = given.table(), given.columns is not None
+        if not is_named and len(table.columns) != self.n_features_in_:
             raise ValueError(
-                f"X has {np.shape(X)[1]} features, but TableEncoder is expecting "
+                f"X has {len(table.columns)} features, but {type(self).__name__} is expecting "
                 f"{self.n_features_in_} features as input"
             )
-        return self.encoding_.apply(self.encoding_.table(given), self._dtype())
+        chosen = self.encoding_.chosen(table, is_named=is_named)
+        return self.encoding_.apply(chosen, self._dtype())
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray[Any, Any]:
         """Return the names of the columns that ``transform`` returns.
@@ -215,7 +213,8 @@ class TableEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             dtype = np.dtype(object)
         if dtype not in (np.float32, np.float64):
             raise InputError(f"expected float32 or float64, got {self.dtype!r}", argument="dtype")
-        return dtype
+        result: np.dtype[Any] = dtype
+        return result
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
