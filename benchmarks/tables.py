@@ -230,7 +230,7 @@ def summary(found: dict[str, dict[str, list[Outcome]]]) -> dict[str, Any]:
     means = {name: {who: mean_of(r) for who, r in by.items()} for name, by in found.items()}
     contestants = list(next(iter(means.values())))
     ranks = [
-        rankdata([np.inf if value is None else -value for value in by.values()])
+        rankdata([np.inf if value is None else -round(value, 6) for value in by.values()])
         for by in means.values()
     ]
     result: dict[str, Any] = {

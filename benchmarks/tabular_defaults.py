@@ -7,8 +7,8 @@ from, early stopping watches it, and the rows left out are scored. All folds and
 table are trained side by side by ``nb.train_many``.
 
 Scores are the accuracy, the negative log loss beside it, and R2. The normalised score of a table is
-0 for the worst of the candidates and 1 for the best, so it depends on who takes part; the mean rank
-does as well.
+0 for the worst tenth of the candidates and 1 for the best, so it depends on who takes part; the
+mean rank does as well.
 """
 
 from __future__ import annotations
@@ -287,9 +287,10 @@ def summary(
     means = np.array([
         [statistics.fmean(fold["score"] for fold in runs) for runs in by] for by in results.values()
     ])  # fmt: skip
-    low, high = means.min(axis=1, keepdims=True), means.max(axis=1, keepdims=True)
-    normalised = ((means - low) / np.where(high > low, high - low, 1)).mean(axis=0)
-    ranks = rankdata(-means, axis=1).mean(axis=0)
+    low = np.quantile(means, 0.1, axis=1, keepdims=True)
+    span = means.max(axis=1, keepdims=True) - low
+    normalised = ((means - low) / np.where(span > 0, span, 1)).clip(0, 1).mean(axis=0)
+    ranks = rankdata(-means.round(6), axis=1).mean(axis=0)
     seconds = [
         statistics.fmean(fold["seconds"] for by in results.values() for fold in by[i])
         for i in range(len(candidates))
