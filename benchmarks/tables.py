@@ -68,10 +68,10 @@ def by_command(table: Table, seed: int) -> Outcome:
         options = ("--target", table.target, "--json")
         trained = command("train", paths[0], *options, "--seed", str(seed), "--out", paths[2])
         if trained.returncode:
-            return {"refused": trained.stderr.strip().replace(folder, "")}
+            return {"refused": trained.stderr.strip().replace(folder + os.sep, "")}
         judged = command("evaluate", paths[2], paths[1], *options)
         if judged.returncode:
-            return {"refused": judged.stderr.strip().replace(folder, "")}
+            return {"refused": judged.stderr.strip().replace(folder + os.sep, "")}
     facts = json.loads(judged.stdout)
     wanted = "accuracy" if table.is_classification else "r2"
     if wanted not in facts:

@@ -95,6 +95,7 @@ REALMLP = Candidate(
     hidden=(256, 256, 256), activation="silu", schedule="coslog4", learning_rate=4e-3, beta2=0.95,
     weight_decay=0.02, dropout=0.15, smoothing=0.1, batch_size=256, epochs=256, patience=None,
 )  # fmt: skip
+FIXED = Candidate((128, 128), "silu", "cosine", 3e-3, 0.95, 0.1, 0.15, 0.05, 128, 60, None, 0.0)
 # Learning rates are below RealMLP's 0.04, which is for its scaled parametrization.
 ROUNDS: dict[str, list[Candidate]] = {
     "first": [
@@ -107,7 +108,25 @@ ROUNDS: dict[str, list[Candidate]] = {
         REALMLP,
         replace(REALMLP, activation="gelu", schedule="cosine", share=0.15),
         replace(REALMLP, hidden=(128, 128), learning_rate=1e-2, smoothing=0.0, weight_decay=0.1),
-        Candidate((128, 128), "silu", "cosine", 3e-3, 0.95, 0.1, 0.15, 0.05, 128, 60, None, 0.0),
+        FIXED,
+    ],
+    # All rows and fixed epochs, more or less decay and dropout, beside early stopping.
+    "second": [
+        Candidate(),
+        Candidate(patience=40, share=0.15),
+        *(
+            replace(FIXED, **changes)
+            for changes in (
+                {},
+                {"weight_decay": 1.0},
+                {"weight_decay": 1.0, "learning_rate": 1e-2},
+                {"weight_decay": 3.0, "dropout": 0.3},
+                {"dropout": 0.3},
+                {"epochs": 30},
+                {"batch_size": 32, "epochs": 30},
+                {"share": 0.15, "weight_decay": 1.0},
+            )
+        ),
     ],
 }  # fmt: skip
 AXES: dict[str, list[Any]] = {
@@ -116,13 +135,13 @@ AXES: dict[str, list[Any]] = {
     "schedule": list(SCHEDULES),
     "learning_rate": [1e-3, 3e-3, 1e-2, 2e-2],
     "beta2": [0.95, 0.999],
-    "weight_decay": [0.0, 0.01, 0.1, 1.0],
-    "dropout": [0.0, 0.1, 0.2],
+    "weight_decay": [0.01, 0.1, 1.0, 3.0, 10.0],
+    "dropout": [0.0, 0.15, 0.3, 0.5],
     "smoothing": [0.0, 0.05, 0.1],
     "batch_size": [32, 64, 128, 256],
     "epochs": [50, 100, 200],
-    "patience": [20, 40, None],
-    "share": [0.0, 0.1, 0.15, 0.25],
+    "patience": [40, None],
+    "share": [0.0, 0.15],
 }
 
 
