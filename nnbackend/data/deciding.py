@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -43,6 +44,11 @@ _MOST_RARE = 10_000
 
 # A text that differs in each of so many rows, or more, tells rows apart and nothing else.
 _FEWEST_IDENTIFIERS = 20
+
+# Names of columns of row numbers, as pandas, R and databases write them.
+_IDENTIFIER = re.compile(
+    r"(unnamed: ?\d+|index|row[._ ]?(names?|id|num|number|nr)?|(.*[._ ])?id|)", re.IGNORECASE
+)
 
 _DAY = 86_400_000_000
 _YEAR = 366 * _DAY
@@ -312,27 +318,23 @@ class _Column:
         if kind == "boolean":
             return Numbers(name, kind, NumberEncoding(0.5, 0.5, 0.5, marks_gaps=has_gaps))
         if self.asked is None and self._counts_rows(sample, lowest, highest, n_rows):
-            return Dropped(
-                name, kind, "whole numbers that only count rows, a value of its own in every row"
-            )
+            return Dropped(name, kind, "row numbers, a value of its own in every row")
         median = float(np.median(sample)) if len(sample) else lowest
         return Numbers(
             name, kind, _scaled(moments, sample, median, squash=options.squash, gaps=has_gaps)
         )
 
     def _counts_rows(self, sample: _Array, lowest: float, highest: float, n_rows: int) -> bool:
-        """Whether numbers are those of rows: each once, from 0 or 1 to little beyond their count.
+        """Whether whole numbers, each of them once, only tell rows apart.
 
-        Little beyond, for a part of a table has a part of the numbers.
+        They do if they go from 0 or 1 to little beyond the number of rows (a part of a table has a
+        part of its rows' numbers), or if the column's name says so.
         """
-        return (
-            self.is_whole
-            and not self.n_missing
-            and n_rows >= _FEWEST_IDENTIFIERS
-            and 0 <= lowest <= n_rows / 10
-            and highest - lowest < 2 * n_rows
-            and len(np.unique(sample)) == len(sample)
-        )
+        if not self.is_whole or self.n_missing or n_rows < _FEWEST_IDENTIFIERS:
+            return False
+        is_dense = 0 <= lowest <= n_rows / 10 and highest - lowest < 2 * n_rows
+        is_named = _IDENTIFIER.fullmatch(self.name) is not None
+        return (is_dense or is_named) and len(np.unique(sample)) == len(sample)
 
     def _date(self, options: EncodingOptions, n_rows: int) -> ColumnEncoding:
         del n_rows
