@@ -76,6 +76,7 @@ __all__ = [
     "RandomizedSearchCV",
     "RateFinder",
     "Summary",
+    "TableEncoder",
     "TrainingState",
     "__version__",
     "check_gradients",
@@ -141,6 +142,7 @@ _HOMES = {
         "cross_val_score",
         "cross_validate",
     ),
+    "nnbackend.estimators.table_encoder": ("TableEncoder",),
     "nnbackend.io.models": ("save",),
     "nnbackend.io.onnx": ("export_onnx",),
     "nnbackend.io.sklearn": (

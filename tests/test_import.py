@@ -15,7 +15,7 @@ PACKAGE = Path(nnbackend.__file__).parent
 # A compiler may never be loaded; the others are not needed by importing and training.
 HEAVY = [
     "numba", "llvmlite", "cupy", "sklearn", "matplotlib", "rich", "pyarrow", "torch", "jax",
-    "scipy", "safetensors", "pandas", "onnx", "onnxruntime", "ndonnx", "mpi4py",
+    "scipy", "safetensors", "pandas", "onnx", "onnxruntime", "ndonnx", "skl2onnx", "mpi4py",
 ]  # fmt: skip
 
 

@@ -11,6 +11,13 @@ import numpy as np
 from nnbackend.core.types import Array
 from nnbackend.data.columns import arrow_numbers, join, numbers, pandas_numbers, polars_numbers
 from nnbackend.data.given import Given, Nested
+from nnbackend.data.typed import Table, TypedColumn
+from nnbackend.data.typed_frames import (
+    table_of,
+    typed_arrow_column,
+    typed_pandas,
+    typed_polars,
+)
 from nnbackend.errors import InputError
 
 __all__ = ["ArrowTable", "Column", "Frame", "PandasFrame", "PolarsFrame"]
@@ -112,9 +119,20 @@ class _Table(Frame):
             self.n_rows,
         )
 
+    def table(self) -> Table:
+        """Return it as a table of typed columns, one after the other."""
+        return table_of(self.name, self.columns or (), self._typed, self.n_rows)
+
+    @abstractmethod
+    def _typed(self, position: int) -> TypedColumn:
+        """Return a column as a typed one."""
+
     @abstractmethod
     def _column(self, position: int) -> np.ndarray[Any, Any]:
         """Return a column as an array of whatever dtype, its gaps as NaN or None."""
+
+    def _label(self, position: int) -> str:
+        return str((self.columns or ())[position])
 
     def _is_uniform(self) -> bool:
         """Whether NumPy makes the right array of all columns at once."""
@@ -125,6 +143,9 @@ class PandasFrame(_Table):
     """A data frame of pandas."""
 
     __slots__ = ()
+
+    def _typed(self, position: int) -> TypedColumn:
+        return typed_pandas(self.name, self._label(position), self.value.iloc[:, position])
 
     def _column(self, position: int) -> np.ndarray[Any, Any]:
         return pandas_numbers(self.value.iloc[:, position])
@@ -143,6 +164,9 @@ class PolarsFrame(_Table):
 
     __slots__ = ()
 
+    def _typed(self, position: int) -> TypedColumn:
+        return typed_polars(self.name, self._label(position), self.value.to_series(position))
+
     def _column(self, position: int) -> np.ndarray[Any, Any]:
         return polars_numbers(self.value.to_series(position))
 
@@ -154,6 +178,9 @@ class ArrowTable(_Table):
     """A table or record batch of Arrow."""
 
     __slots__ = ()
+
+    def _typed(self, position: int) -> TypedColumn:
+        return typed_arrow_column(self.name, self._label(position), self.value.column(position))
 
     def _column(self, position: int) -> np.ndarray[Any, Any]:
         return arrow_numbers(self.value.column(position))

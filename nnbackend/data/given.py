@@ -12,6 +12,8 @@ import numpy as np
 
 from nnbackend.core.types import Array
 from nnbackend.data.stored_chunks import stored_chunks
+from nnbackend.data.typed import Table
+from nnbackend.data.typed_frames import table_of, typed_array
 from nnbackend.device import Device, in_library_of
 from nnbackend.errors import InputError
 
@@ -99,6 +101,39 @@ class Given(ABC):
     @abstractmethod
     def _read(self, names: Sequence[str] | None) -> Array:
         """Return a NumPy or CuPy array of whatever dtype."""
+
+    def table(self) -> Table:
+        """Return it as a table of typed columns, one after the other.
+
+        The columns of an array are named ``x0``, ``x1``, ...
+
+        Raises
+        ------
+        InputError
+            If it is not a table, is on a GPU, has a name twice, or if a column holds anything but
+            numbers, booleans, text and dates.
+        """
+        if self.device is not None and self.device.kind == "cuda":
+            raise InputError(
+                f"expected a table in the host's memory, got an array on {self.device}; copy it "
+                f"to the host, or pass it to a network without an encoder",
+                argument=self.name,
+            )
+        x = self._table_array()
+        if x.ndim != 2:
+            raise InputError(
+                f"expected a table (n_samples, n_features), got shape {x.shape}. Reshape your "
+                f"data: {self.two_axes_hint}",
+                argument=self.name,
+            )
+        labels = self.columns or [f"x{i}" for i in range(x.shape[1])]
+        return table_of(
+            self.name, labels, lambda i: typed_array(self.name, str(labels[i]), x[:, i]), len(x)
+        )
+
+    def _table_array(self) -> Array:
+        """Return a NumPy array of whatever dtype, which keeps numbers beside text as they are."""
+        return self._read(None)
 
     def labels(self, names: Sequence[str] | None) -> Sequence[Any] | None:
         """Return what the columns of ``array(names=names)`` are called; None without names."""
@@ -220,6 +255,11 @@ class Nested(Given):
     def _read(self, names: Sequence[str] | None) -> Array:
         del names
         return self._converted(self.value)
+
+    def _table_array(self) -> Array:
+        x = self._read(None)
+        # NumPy spells out numbers next to text.
+        return self._converted(np.asarray(self.value, dtype=object)) if x.dtype.kind == "U" else x
 
     def _converted(self, x: Any) -> Array:
         if hasattr(x, "toarray"):

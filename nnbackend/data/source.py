@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nnbackend.checks import positive_integer
+from nnbackend.data.typed import Table, TypedColumn
 from nnbackend.errors import InputError
 
 __all__ = ["BLOCK_BYTES", "BUFFER_BYTES", "Rows", "Source", "digest", "leave"]
@@ -185,6 +186,27 @@ class Source(ABC):
             if self.n_samples - stop < (batch_size or 1):
                 stop = self.n_samples
             yield slice(start, stop), self.checked(start, stop)
+
+    def table(self, start: int, stop: int) -> Table:
+        """Return the columns of X of the rows ``start`` to ``stop - 1`` as a typed table.
+
+        By default those of ``read``, which are numbers. A source whose columns are text, dates or
+        have gaps overrides it.
+        """
+        X = self.checked(start, stop).X
+        names = self.feature_names or tuple(f"x{i}" for i in range(X.shape[1]))
+        columns = {
+            name: TypedColumn("number", X[:, i].astype(np.float64)) for i, name in enumerate(names)
+        }
+        return Table(columns, len(X), "X")
+
+    def tables(self) -> Iterator[Table]:
+        """Yield all rows as typed tables, in blocks that take no more than a buffer."""
+        # Of a number, its value, a mask, and what is computed of it.
+        size = max(1, self.buffer_bytes // (40 * self.n_features))
+        size = max(1, size - size % self.block_rows)
+        for start in range(0, self.n_samples, size):
+            yield self.table(start, min(start + size, self.n_samples))
 
     def require_names(self, feature_names: tuple[str, ...] | None) -> None:
         """Raise an InputError if the columns of X are not those, or in another order."""

@@ -32,6 +32,7 @@ from nnbackend.estimators.mlp import MLPClassifier, MLPRegressor
 from nnbackend.estimators.parameters import ENSEMBLE, check_parameters
 from nnbackend.estimators.together import Fit, fit_together
 from nnbackend.floating_point import own_errors
+from nnbackend.io.skl2onnx import register
 from nnbackend.io.sklearn import StackedEstimator
 from nnbackend.model.stack import deviation
 
@@ -552,3 +553,6 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):  # type: ignore[misc]
 def _squeezed(A: Any) -> Any:
     """Return values without the axis of the outputs if there is only one."""
     return A[:, 0] if A.shape[1] == 1 else A
+
+
+register(EnsembleClassifier, EnsembleRegressor)

@@ -30,6 +30,7 @@ from nnbackend.estimators.formulas import (
 )
 from nnbackend.estimators.parameters import CLASSIFIER, REGRESSOR
 from nnbackend.floating_point import own_errors
+from nnbackend.io.skl2onnx import register
 from nnbackend.model.network import Network
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
@@ -461,3 +462,6 @@ class MLPRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         y = np.asarray(y)
         column: _Array = y.reshape(-1, 1) if y.ndim == 1 else y
         return column
+
+
+register(MLPClassifier, MLPRegressor)

@@ -19,10 +19,11 @@ from nnbackend.errors import InputError, MissingDependencyError
 from nnbackend.floating_point import own_errors
 from nnbackend.io.files import checked_path, write_atomically
 from nnbackend.io.format import checked_names, checked_tensors, name_counts
+from nnbackend.io.onnx_steps import behind, split
 from nnbackend.model.network import Network
 from nnbackend.model.stack import Stack, deviation
 
-__all__ = ["export_onnx"]
+__all__ = ["export_onnx", "traced"]
 
 
 # Bytes of parameters: a message of protobuf, which an ONNX file is, ends at 2 GiB.
@@ -46,7 +47,8 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     net : Network
         The network, on any device. Also what ``save`` takes of scikit-learn's kind; a label is the
         index of the class then. An ensemble is one graph, of mean probabilities, or of the mean as
-        ``prediction`` and the deviation that ``return_std=True`` gives as ``std``.
+        ``prediction`` and the deviation that ``return_std=True`` gives as ``std``. Or a fitted
+        Pipeline of transformers that skl2onnx knows, and one of these last; see the notes.
     path : path-like
         The file; its folder has to exist. An existing file is replaced if it ends in ``.onnx``.
 
@@ -54,16 +56,22 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     ------
     InputError
         If the network cannot be exported: a parameter is not finite, an activation of your own
-        cannot be traced (it branches on values, or leaves its namespace), or the parameters take
-        2 GiB; if the file cannot be written; or if it exists and does not end in ``.onnx``.
+        cannot be traced (it branches on values, or leaves its namespace), skl2onnx cannot convert a
+        step, or the parameters take 2 GiB; if the file cannot be written; or if it exists and does
+        not end in ``.onnx``.
     MissingDependencyError
-        If a package of the extra ``onnx`` is not installed.
+        If a package of the extra ``onnx`` is not installed, skl2onnx only for a Pipeline.
 
     Notes
     -----
     The operators are ndonnx's, of opset 21, which onnxruntime reads from version 1.19 on (1.26 to
     1.31 round some constants of float64 models to float32). The metadata hold ``nnbackend_version``
     and, where the network has them, ``feature_names`` and ``class_names`` as JSON lists.
+
+    Of a Pipeline the file holds all steps, those before the network as skl2onnx writes them. Its
+    input is ``X`` where all columns are numbers, or all are text; else each column that a step
+    reads is an input of its name (``x0``, ``x1``, ... without names) and the shape (n_samples, 1).
+    Text has no NaN in ONNX: a gap that a ``SimpleImputer`` fills is the empty text there.
 
     Nothing is checked when the file is used: NaN in ``X`` gives NaN, and a label without meaning.
 
@@ -75,9 +83,11 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     >>> session.run(["probabilities"], {"X": [[0.0, 0.0]]})  # doctest: +SKIP
     [array([[0.5, 0.5]], dtype=float32)]
     """
+    head = None
     if not isinstance(net, Network | Stack):
         from nnbackend.io.sklearn import as_model
 
+        head, net = split(net)
         net = as_model(net)
     target = checked_path(path)
     # A pipe or a device is written to, not replaced; of a link, its target is replaced.
@@ -87,10 +97,13 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
             "which exists",
             argument="path",
         )
-    write_atomically(target, _model(net).SerializeToString())
+    model = traced(net)
+    if head is not None:
+        model = behind(head, model)
+    write_atomically(target, model.SerializeToString())
 
 
-def _model(exported: Network | Stack) -> Any:
+def traced(exported: Network | Stack) -> Any:
     """Return the network, or the mean of those of a stack, as an ``onnx.ModelProto``."""
     net, noise = (
         (exported.networks[0], exported.noise) if isinstance(exported, Stack) else (exported, None)
