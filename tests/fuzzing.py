@@ -604,6 +604,7 @@ def commands() -> list[bytes]:
         "predict MODEL DATA", "predict MODEL DATA --probabilities --json", "info MODEL --json",
         "evaluate MODEL DATA --target label", "info MODEL", "evaluate MODEL DATA --json --target a",
         "train DATA --target label --epochs 1 --out RUN --hidden 3 --json --drop b",
+        "train DATA --target label --epochs 1 --out RUN --hidden 3 --columns a=category",
     )  # fmt: skip
     return [line.replace(" ", "\n").encode() for line in lines]
 
@@ -612,11 +613,13 @@ OPTIONS = ("--target", "--drop", "--hidden", "--activation", "--initializer", "-
            "--dtype", "--device", "--loss", "--optimizer", "--learning-rate", "--weight-decay",
            "--schedule", "--batch-size", "--patience", "--l1", "--l2", "--clip-norm", "--engine",
            "--precision", "--seed", "--validation", "--held-out", "--probabilities", "--json",
-           "--task", "--")  # fmt: skip
+           "--task", "--columns", "--na", "--weight", "--group", "--order", "--encoding",
+           "--")  # fmt: skip
 VALUES = ("", "0", "1", "-1", "2", "1e300", "1e-300", "nan", "inf", "16,8", "none", "relu", "adam",
           "sgd", "softmax", "cuda", "cuda:99", "auto", "a,b", "label", "²", "--3", "é", "full",
           "1.5", "9" * 20, "9" * 5000, "\udcff", "a\nb", "x" * 5000, "0.5", "cosine", "float64",
-          "regression", "classification", "4294967296", "MODEL", "DATA", "/")  # fmt: skip
+          "regression", "classification", "a=category", "label=drop", "table",
+          "4294967296", "MODEL", "DATA", "/")  # fmt: skip
 
 
 def change_arguments(rng: Random, content: bytes) -> bytes:

@@ -193,7 +193,7 @@ def test_a_file_is_found_from_anywhere_and_has_to_be_the_same(broken, run, monke
     before = contents("changed")
     code, _, err = run("train", "--resume", "changed")
     assert code == 2
-    assert "expected to go on with the same standardization" in err
+    assert "expected to go on with the same data" in err
     assert contents("changed") == before
     Path("data.csv").unlink()
     code, _, err = run("train", "--resume", "changed")

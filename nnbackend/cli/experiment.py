@@ -160,6 +160,8 @@ class Experiment:
             device=self.network.device,
             seed=self.training.seed,
         )
-        net.feature_names, net.class_names = dataset.feature_names, dataset.class_names
-        net.target = dataset.target
+        encoding = dataset.encoding
+        net.feature_names = dataset.feature_names if encoding is None else encoding.output_names
+        net.class_names = dataset.class_names
+        net.target, net.encoding = dataset.target, encoding
         return net

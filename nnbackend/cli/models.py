@@ -76,6 +76,8 @@ class _Given:
 
 def _given(options: argparse.Namespace) -> _Given:
     """Read a model and a file, by the kinds that the model knows."""
+    import numpy as np
+
     from nnbackend.cli.request import texts_of
     from nnbackend.cli.run_folder import model_file
     from nnbackend.data.tables import read_table
@@ -86,12 +88,17 @@ def _given(options: argparse.Namespace) -> _Given:
     net = read(model_file(options.model), device=options.device)
     one = net.networks[0] if isinstance(net, Stack) else net
     target = one.target or Target.of_classes(_class_names(net))
+    encoding = one.encoding
     kinds = dict.fromkeys(net.feature_names or (), "number")
+    if encoding is not None:
+        kinds = {column.name: column.kind for column in encoding.columns if column.output_names}
     column = getattr(options, "target", None) or target.name
     if column is not None:
         kinds[column] = target.kind
     na = target.na if options.na is None else texts_of(options.na)
     table = read_table(options.data, kinds, na)
+    if encoding is not None:
+        return _Given(net, table, target, encoding.apply(table, np.dtype(net.dtype)))
     known = net.feature_names or ()
     missing = [name for name in known if name not in table.columns]
     if known and not missing:
@@ -241,6 +248,7 @@ def _info(options: argparse.Namespace) -> None:
     from nnbackend.cli.run_folder import model_file
 
     if options.model is not None:
+        from nnbackend.data.encoding import described
         from nnbackend.io.models import read
         from nnbackend.model.stack import Stack
 
@@ -261,6 +269,7 @@ def _info(options: argparse.Namespace) -> None:
             "features": None if net.feature_names is None else list(net.feature_names),
             "classes": None if net.class_names is None else list(net.class_names),
             **({} if net.target is None else {"data": dict(net.target.facts)}),
+            **({} if net.encoding is None else {"columns": dict(described(net.encoding.columns))}),
         }
     else:
         from nnbackend.bench.environment import environment
@@ -271,7 +280,7 @@ def _info(options: argparse.Namespace) -> None:
         return
     lines: list[tuple[str, str]] = []
     for name, value in facts.items():
-        if isinstance(value, dict) and name == "data":
+        if isinstance(value, dict) and name in ("data", "columns"):
             lines += value.items()
             continue
         entries = value if isinstance(value, list) and name in ("devices", "BLAS") else [value]

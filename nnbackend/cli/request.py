@@ -213,7 +213,8 @@ class Request:
     @property
     def encoding(self) -> str:
         """How the columns become features: "table" or "none"."""
-        default = "none"
+        is_array = self.fields.get("data", "").lower().endswith((".npy", ".npz"))
+        default = "none" if is_array else "table"
         return str(self.fields.get("encoding", default))
 
     @property

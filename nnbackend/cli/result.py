@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from nnbackend._version import __version__
 from nnbackend.cli.evaluation import Split, evaluate
 from nnbackend.cli.table_csv import table_csv
 from nnbackend.cli.terminal import to_json
-from nnbackend.data.typed import TypedColumn
+from nnbackend.data.typed import Table, TypedColumn
 from nnbackend.errors import InputError, NNBackendError
 from nnbackend.io.files import write_atomically
 from nnbackend.io.format import to_bytes
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nnbackend.cli.experiment import Experiment
     from nnbackend.cli.run_folder import RunFolder
     from nnbackend.data.datasets import Dataset
+    from nnbackend.data.encoding import TableEncoding
     from nnbackend.model.network import Network
 
 __all__ = ["Result", "run"]
@@ -152,9 +153,11 @@ class Result:
                 unit="standardized target" if dataset.class_names is None else None,
             )
         }
-        if dataset.class_names is not None and dataset.X.shape[1] == 2:
+        points = _plane(dataset) if dataset.class_names is not None else None
+        if points is not None:
+            encode = None if dataset.encoding is None else _encoder(dataset.encoding)
             pictures["decision_boundary.png"] = lambda: decision_boundary(
-                net, dataset.X, dataset.y, title
+                net, points, dataset.y, title, encode
             )
         for name, draw in pictures.items():
             yield name, drawn(name, draw)
@@ -190,6 +193,9 @@ def run(
     """
     X, y, weight = _part(dataset, rows.training)
     net.standardize(X, y if dataset.class_names is None else None)
+    if dataset.encoding is not None:
+        # It has scaled the features.
+        net.standardization = None
     validation = _part(dataset, rows.validation) if len(rows.validation) else None
     options = replace(experiment.training, **how)
     asked = {entry.name: getattr(options, entry.name) for entry in fields(options)}
@@ -216,6 +222,31 @@ def run(
             # Keep what was learnt all the same.
             error = error or caught
     return Result(experiment, dataset, rows, net, history, scores, error)
+
+
+def _plane(dataset: Dataset) -> np.ndarray[Any, Any] | None:
+    """Return the examples as points, if their features are two numbers."""
+    if dataset.encoding is None or dataset.table is None:
+        return dataset.X if dataset.X.shape[1] == 2 else None
+    names = dataset.encoding.feature_names
+    columns = [dataset.table.columns[name] for name in names]
+    if [column.kind for column in columns] != ["number", "number"]:
+        return None
+    points = np.stack([column.values for column in columns], axis=1)
+    return None if np.isnan(points).any() else points
+
+
+def _encoder(encoding: TableEncoding) -> Callable[[np.ndarray[Any, Any]], Any]:
+    """Return the function that makes inputs of the network of points."""
+
+    def encode(points: np.ndarray[Any, Any]) -> Any:
+        columns = {
+            name: TypedColumn("number", values)
+            for name, values in zip(encoding.feature_names, points.T, strict=True)
+        }
+        return encoding.apply(Table(columns, len(points)), np.float64)
+
+    return encode
 
 
 def _part(dataset: Dataset, rows: np.ndarray[Any, Any]) -> tuple[Any, Any, Any]:

@@ -7,18 +7,20 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnbackend.checks import real
-from nnbackend.cli.naming import option_name
+from nnbackend.cli.naming import naming, option_name
 from nnbackend.cli.parser import add_json
 from nnbackend.cli.printing import print_lines, score_lines
 from nnbackend.cli.progress import first_interrupt_only, progress_bar
 from nnbackend.cli.request import FIELDS, Request, add_options
 from nnbackend.cli.terminal import printable, show, to_json
+from nnbackend.data.typed import Table
 from nnbackend.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from nnbackend.cli.result import Result
     from nnbackend.cli.run_folder import RunFolder
     from nnbackend.data.datasets import Dataset
+    from nnbackend.data.encoding import TableEncoding
     from nnbackend.model.network import Network
 
 __all__ = ["add"]
@@ -174,6 +177,9 @@ def _set_up(options: argparse.Namespace, communicator: Any) -> _Run:
             experiment = experiment.on(f"cuda:{team.local_rank}")
         shares = experiment.split
         rows = split(dataset, shares.validation, shares.held_out, experiment.training.seed)
+        if isinstance(dataset.X, Table):
+            encoding = _fitted(dataset.features(rows.training), request.column_kinds)
+            dataset = dataset.encoded(encoding, experiment.network.dtype)
         net = experiment.make_network(dataset)
         if is_writer and folder is None:
             folder = RunFolder.made(options.out, dataset.name)
@@ -187,6 +193,17 @@ def _set_up(options: argparse.Namespace, communicator: Any) -> _Run:
                     show(f"rank {rank} is {process}", sys.stderr)
         undo.pop_all()
     return _Run(request, experiment, dataset, rows, net, folder)
+
+
+def _fitted(table: Table, kinds: Mapping[str, str]) -> TableEncoding:
+    """Return what the columns of the training part become."""
+    from nnbackend.data.deciding import EncodingOptions, Survey
+
+    asked = {name: kind for name, kind in kinds.items() if name in table.columns}
+    survey = Survey(EncodingOptions(columns=asked))
+    with naming(X="DATA"):
+        survey.update(table)
+        return survey.encoding()
 
 
 def _resumed(request: Request, options: argparse.Namespace) -> Request:
@@ -226,18 +243,21 @@ def _interval(text: str | None) -> float | timedelta:
 
 
 def _print_beginning(run: _Run, folder: RunFolder, *, is_resumed: bool) -> None:
+    from nnbackend.data.encoding import described
     from nnbackend.training.checkpoint_folder import checkpoint_files
 
     show(f"{printable(_describe(run.dataset))}\n{run.net}: {run.net.n_parameters:,} parameters")
     if run.dataset.target is not None:
-        print_lines(list(run.dataset.target.facts))
+        encoding = run.dataset.encoding
+        columns = [] if encoding is None else described(encoding.columns)
+        print_lines([*run.dataset.target.facts, *columns])
     if is_resumed:
         files = checkpoint_files(folder.checkpoints)
         show(f"going on from {files[0]}" if files else "no checkpoint yet: beginning anew")
 
 
 def _describe(dataset: Dataset) -> str:
-    n_samples, n_features = dataset.X.shape
+    n_samples, n_features = len(dataset.y), len(dataset.feature_names)
     what = "regression" if dataset.class_names is None else f"{len(dataset.class_names)} classes"
     return f"{dataset.name}: {n_samples:,} examples x {n_features} features, {what}"
 

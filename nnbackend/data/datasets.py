@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from nnbackend.checks import lookup
+from nnbackend.data.encoding import TableEncoding
 from nnbackend.data.target import Target
 from nnbackend.data.typed import Table
 from nnbackend.errors import MissingDependencyError
@@ -44,6 +45,8 @@ class Dataset:
         What the examples are ordered by, in time: the last are held out.
     table : Table or None
         The features as a file has them, where ``X`` is what they were encoded to.
+    encoding : TableEncoding or None
+        What encoded them.
     """
 
     name: str
@@ -57,10 +60,16 @@ class Dataset:
     groups: np.ndarray[Any, Any] | None = None
     order: np.ndarray[Any, Any] | None = None
     table: Table | None = None
+    encoding: TableEncoding | None = None
 
     def features(self, rows: Any) -> Any:
         """Return the features of some rows, of the type that ``X`` has."""
         return self.X.take(rows) if isinstance(self.X, Table) else self.X[rows]
+
+    def encoded(self, encoding: TableEncoding, dtype: str) -> Dataset:
+        """Return the data with what an encoding makes of the table in its place."""
+        X = encoding.apply(self.X, np.dtype(dtype))
+        return replace(self, X=X, table=self.X, encoding=encoding)
 
 
 def planar(n_samples: int = 400, seed: int = 1) -> Dataset:

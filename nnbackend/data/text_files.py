@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from nnbackend.errors import InputError
@@ -169,7 +170,10 @@ def _dialect(path: str, suffix: str, beginning: bytes) -> Dialect:
 
 def _signs(suffix: str, text: str) -> tuple[str, str, str | None, bool]:
     """Return separator, quote, escape, and whether there are quotes, of a file's beginning."""
-    best: tuple[float, tuple[str, str, str | None, bool]] | None = None
+    first_end = len(text.splitlines()[0]) if len(text) > _SAMPLE_BYTES else 0
+    is_cut = len(text) >= _SAMPLE_BYTES
+    text = text[: max(_SAMPLE_BYTES, first_end + 1)]
+    best: tuple[tuple[float, int], tuple[str, str, str | None, bool]] | None = None
     preferred = "\t" if suffix.startswith(".tsv") else ","
     for separator in _SEPARATORS:
         edge = re.escape(separator)
@@ -182,17 +186,16 @@ def _signs(suffix: str, text: str) -> tuple[str, str, str | None, bool]:
         escape = None
         if is_escaped and re.search(rf"\\{quote}(?![{edge}\r\n]|$)", text):
             escape = "\\"
-        rows = list(_rows(io.StringIO(text[:_SAMPLE_BYTES], newline=""), separator, quote, escape))
-        counts = [len(row) for row, _ in rows if row]
-        if len(rows) > 1 and len(text) >= _SAMPLE_BYTES:
-            counts = counts[:-1]  # cut off
-        counts = counts[:_SAMPLE_ROWS]
+        rows = _rows(io.StringIO(text, newline=""), separator, quote, escape)
+        counts = [len(row) for row, _ in islice(rows, _SAMPLE_ROWS) if row]
+        if is_cut and 1 < len(counts) < _SAMPLE_ROWS:
+            counts.pop()
         if not counts or counts[0] < 2:
             continue
         share = sum(count == counts[0] for count in counts) / len(counts)
         found = (separator, quote, escape, is_quoted)
-        if best is None or share > best[0]:
-            best = (share, found)
+        if best is None or (share, counts[0]) > best[0]:
+            best = ((share, counts[0]), found)
     if best is not None:
         return best[1]
     return (preferred, '"', None, bool(re.search(r'(?:^|[\r\n])"', text)))

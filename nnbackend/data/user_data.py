@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend.data.datasets import Dataset
-from nnbackend.data.tables import file_suffix, listed, read_table
+from nnbackend.data.tables import FileTable, file_suffix, listed, read_table
 from nnbackend.data.target import Target
 from nnbackend.data.typed import KINDS, Table
 from nnbackend.errors import InputError
@@ -65,7 +65,7 @@ def read_dataset(
             argument="--order",
         )
     told = dict(columns or {})
-    kinds = {name: kind for name, kind in told.items() if kind in KINDS}
+    kinds = {name: kind for name, kind in told.items() if kind in KINDS and name != target}
     table = read_table(path, kinds, na, keep=target)
     if target is None:
         target = table.target
@@ -76,34 +76,12 @@ def read_dataset(
         )
     target = table.column("--target", target)
     used = {"--weight": weight, "--group": group, "--order": order}
-    named = {
-        option: table.column(option, name) for option, name in used.items() if name is not None
-    }
-    for name in told:
-        if table.column("--columns", name) == target:
-            raise InputError(
-                f"expected a feature, got the target {name!r}; what it is follows from --task",
-                argument="--columns",
-            )
-    for option, name in named.items():
-        if name == target:
-            raise InputError(
-                f"expected another column than the target, got {name!r}", argument=option
-            )
-    dropped = {table.column("--drop", name) for name in drop}
-    dropped |= {name for name, kind in told.items() if kind == "drop"}
-    no_features = {target, *dropped, named.get("--weight"), named.get("--group")}
-    features = [name for name in table.columns if name not in no_features]
+    named = _named(table, target, used)
+    features = _features(table, target, named, drop, told)
     column = table.columns[target]
     decided, reason = Target.decide(target, column, table.spelling(target), task)
     present = ~column.is_missing
     whole = bool(present.all())
-    if not features:
-        raise InputError(
-            f"expected at least one feature column in {path}, got none", argument="DATA"
-        )
-    for option, name in named.items():
-        table.require_complete([name], option)
     X: Any
     if as_numbers:
         X = table.numbers(features)
@@ -138,6 +116,45 @@ def read_dataset(
         groups=_codes(read["--group"]) if group is not None else None,
         order=_ranks(named["--order"], read["--order"]) if order is not None else None,
     )
+
+
+def _named(table: FileTable, target: str, used: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the columns of weights, of groups and of the order by option; they have no gaps."""
+    named = {
+        option: table.column(option, name) for option, name in used.items() if name is not None
+    }
+    for option, name in named.items():
+        if name == target:
+            raise InputError(
+                f"expected another column than the target, got {name!r}", argument=option
+            )
+        table.require_complete([name], option)
+    return named
+
+
+def _features(
+    table: FileTable,
+    target: str,
+    named: Mapping[str, str],
+    drop: Sequence[str],
+    told: Mapping[str, str],
+) -> list[str]:
+    """Return the columns that are features: neither dropped nor used for anything else."""
+    for name in told:
+        if table.column("--columns", name) == target:
+            raise InputError(
+                f"expected a feature, got the target {name!r}; what it is follows from --task",
+                argument="--columns",
+            )
+    dropped = {table.column("--drop", name) for name in drop}
+    dropped |= {name for name, kind in told.items() if kind == "drop"}
+    others = {target, *dropped, named.get("--weight"), named.get("--group")}
+    features = [name for name in table.columns if name not in others]
+    if not features:
+        raise InputError(
+            f"expected at least one feature column in {table.name}, got none", argument="DATA"
+        )
+    return features
 
 
 def _missing(table: Table, names: Sequence[str], most: int = 8) -> str:

@@ -14,6 +14,7 @@ from nnbackend._version import __version__
 from nnbackend.core.activations import ACTIVATIONS, OUTPUTS
 from nnbackend.core.standardization import Standardization
 from nnbackend.core.structure import Structure
+from nnbackend.data.encoding import TableEncoding
 from nnbackend.data.target import Target
 from nnbackend.data.validation import DTYPES
 from nnbackend.device import Device
@@ -94,6 +95,8 @@ def to_bytes(net: Any, attachment: Attachment | None = None) -> bytes:
     }
     if net.target is not None and net.target.class_names == net.class_names:
         description["target"] = net.target.to_json()
+    if net.encoding is not None:
+        description["encoding"] = net.encoding.to_json()
     if attachment is not None:
         arrays = attachment.arrays
         description[attachment.name] = {**attachment.description, "arrays": sorted(arrays)}
@@ -217,6 +220,7 @@ def _networks(contents: Contents, device: Device, count: int | None) -> list[Net
         names[key] = None if value is None else tuple(value)
     layers = range(len(structure.weight_shapes))
     target = _target(contents, names["class_names"])
+    encoding = _encoding(contents, structure.layer_sizes[0])
     networks = []
     # Without a stack, its index is that of the whole array.
     for each in (...,) if count is None else range(count):
@@ -228,7 +232,7 @@ def _networks(contents: Contents, device: Device, count: int | None) -> list[Net
             columns = (device.place(arrays[f"{name}.{part}"]) for part in ("mean", "scale"))
             setattr(net, name, Standardization(*columns))
         net.feature_names, net.class_names = names["feature_names"], names["class_names"]
-        net.target = target
+        net.target, net.encoding = target, encoding
         networks.append(net)
     return networks
 
@@ -241,6 +245,23 @@ def _target(contents: Contents, class_names: tuple[str, ...] | None) -> Target |
     with contextlib.suppress(ValueError):
         return Target.from_json(facts, class_names)
     contents.require(False, "its target is not what a file's column is read as")
+    return None
+
+
+def _encoding(contents: Contents, n_features: int) -> TableEncoding | None:
+    """Return what a file says that columns of a table become, if it does."""
+    stored = contents.description.get("encoding")
+    if stored is None:
+        return None
+    problem = ""
+    try:
+        encoding = TableEncoding.from_json(stored)
+        if encoding.n_outputs == n_features:
+            return encoding
+        problem = f"it has {encoding.n_outputs} outputs for {n_features} inputs"
+    except ValueError as error:
+        problem = str(error)
+    contents.require(False, f"its encoding is odd: {shortened(problem)}")
     return None
 
 

@@ -20,6 +20,7 @@ from nnbackend.core.standardization import Standardization
 from nnbackend.core.structure import Structure
 from nnbackend.core.types import Array
 from nnbackend.data.door import look, to_array
+from nnbackend.data.encoding import TableEncoding
 from nnbackend.data.given import Given
 from nnbackend.data.preparation import Preparation
 from nnbackend.data.source import Source
@@ -116,6 +117,8 @@ class Network:
         is given to a network without names.
     target : Target or None
         What the command learnt, and how it reads a file's column of it; saved with the network.
+    encoding : TableEncoding or None
+        What the command made of a table's columns; saved with the network.
 
     Raises
     ------
@@ -167,6 +170,7 @@ class Network:
         self.feature_names: tuple[str, ...] | None = None
         self.class_names: tuple[str, ...] | None = None
         self.target: Target | None = None
+        self.encoding: TableEncoding | None = None
 
     @classmethod
     def from_structure(
@@ -342,7 +346,7 @@ class Network:
             if columns is not None:
                 setattr(net, name, Standardization(*map(move, columns)))
         net.feature_names, net.class_names = self.feature_names, self.class_names
-        net.target = self.target
+        net.target, net.encoding = self.target, self.encoding
         return net
 
     def __getstate__(self) -> dict[str, Any]:
@@ -358,6 +362,7 @@ class Network:
             "feature_names": self.feature_names,
             "class_names": self.class_names,
             "target": self.target,
+            "encoding": self.encoding,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -371,7 +376,7 @@ class Network:
             if state[name] is not None:
                 setattr(self, name, Standardization(*map(device.place, state[name])))
         self.feature_names, self.class_names = state["feature_names"], state["class_names"]
-        self.target = state.get("target")
+        self.target, self.encoding = state.get("target"), state.get("encoding")
 
     @_on_device
     def standardize(self, X: Any, y: Any = None) -> Network:
