@@ -8,8 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import sklearn
+from backends import assert_close, require_dispatched
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy.stats import norm
 from sklearn.base import clone
 from sklearn.linear_model import QuantileRegressor
@@ -22,6 +25,8 @@ import nnbackend as nb
 from nnbackend import losses
 from nnbackend.core.distributions import DISTRIBUTIONS, LEVELS, output
 from nnbackend.core.losses import loss_function
+from nnbackend.core.propagation import restored
+from nnbackend.core.standardization import Standardization
 from nnbackend.errors import GradientMismatchError, InputError
 
 # A few epochs show what a test asks.
@@ -110,6 +115,40 @@ def test_a_wrong_derivative_of_a_loss_on_logits_of_a_distribution_is_found():
     X, y = data(60)
     with pytest.raises(GradientMismatchError):
         nb.check_gradients(network("gaussian"), X, y, loss=Wrong())
+
+
+@given(
+    rows=arrays(np.float64, (4, 3), elements=st.floats(-50.0, 50.0)),
+    mean=st.floats(-100.0, 100.0),
+    # Not so small that float32 is too coarse for the mean.
+    scale=st.floats(1.0, 100.0),
+)
+def test_outputs_are_the_same_in_every_library(backend, rows, mean, scale):
+    if backend.name == "strict_no_float64":
+        pytest.skip("standardization computes in float64")
+    for kind in KINDS:
+        chosen = DISTRIBUTIONS[kind]
+        Z = rows[:, : SIZE[kind]]
+
+        def described(xp, Z, mean, scale, chosen=chosen):
+            target = Standardization(*(xp.astype(x, xp.float64) for x in (mean, scale)))
+            A = restored(xp, chosen, chosen.function(xp, Z), target)
+            return A, chosen.point(A), chosen.interval(xp, A, 0.9)
+
+        A, point, ends = backend.call(described, Z, np.asarray([mean]), np.asarray([scale]))
+        z, m, s = backend.exact([Z, np.asarray([mean]), np.asarray([scale])])
+        size = (np.abs(z).max() + 1.0) * s[0] + abs(m[0])
+        if kind == "gaussian":
+            means, deviations = z[:, :1] * s + m, (np.logaddexp(0.0, z[:, 1:]) + 1e-4) * s
+            half = norm.ppf(0.95) * deviations
+            assert_close(backend, A, np.hstack([means, deviations]), scale=size)
+            assert_close(backend, point, means, scale=size)
+            assert_close(backend, ends, np.hstack([means - half, means + half]), scale=size)
+        else:
+            Q = np.sort(z * s + m, axis=1)
+            assert_close(backend, A, Q, scale=size)
+            assert_close(backend, point, Q[:, 1:2], scale=size)
+            assert_close(backend, ends, Q[:, [0, 2]], scale=size)
 
 
 # Engines
@@ -602,6 +641,29 @@ def test_an_estimator_stops_early_weighs_and_goes_on(kind):
     warm = mlp(kind, warm_start=True, max_iter=5).fit(X, y)
     first = warm.loss_
     assert warm.fit(X, y).loss_ < first
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_weight_0_decide_no_units(kind):
+    X, y = data(100)
+    weight = np.ones(100)
+    weight[:10] = 0.0
+    far = np.where(weight == 0.0, 1e6, y)
+    models = [mlp(kind, max_iter=3, shuffle=False).fit(X, t, weight) for t in (y, far)]
+    np.testing.assert_array_equal(*(model.predict_interval(X) for model in models))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_estimator_returns_arrays_of_the_library_it_is_given(kind):
+    torch = require_dispatched("torch")
+    X, y = data(60)
+    model = mlp(kind, max_iter=3).fit(X, y)
+    with sklearn.config_context(array_api_dispatch=True):
+        other = mlp(kind, max_iter=3).fit(torch.asarray(X), torch.asarray(y))
+        results = [other.predict(torch.asarray(X)), other.predict_interval(torch.asarray(X))]
+    for found, expected in zip(results, (model.predict(X), model.predict_interval(X)), strict=True):
+        assert isinstance(found, torch.Tensor)
+        np.testing.assert_array_equal(found.numpy(), expected)
 
 
 def test_a_refit_with_another_loss_forgets_the_distribution():

@@ -24,6 +24,7 @@ __all__ = [
     "Distribution",
     "GaussianOutput",
     "QuantileOutput",
+    "deviation",
     "levels",
     "output",
 ]

@@ -109,8 +109,8 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         """Return checked targets as rows of numbers, and the output activation they ask for."""
         raise NotImplementedError
 
-    def _n_units(self, y: _Array) -> int:
-        """Return the number of units of the output layer, for encoded targets."""
+    def _begin_output(self, y: _Array, _sample_weight: _Array | None) -> int:
+        """Begin to learn encoded targets, and return the number of units of the output layer."""
         return int(y.shape[1])
 
     def _encoded_validation(self, y: Any) -> _Array:
@@ -181,7 +181,8 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         self.n_outputs_ = y.shape[1]
         if is_first:
             self.out_activation_ = out_activation
-            self._initialize([X.shape[1], *hidden, self._n_units(y)], X.dtype, random)
+            n_units = self._begin_output(y, weight)
+            self._initialize([X.shape[1], *hidden, n_units], X.dtype, random)
         examples = _Examples(X, y, self._weighted(y, weight, incremental=incremental))
         stopped = "completed"
         if self.solver == "lbfgs":

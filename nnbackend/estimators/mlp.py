@@ -17,6 +17,7 @@ from sklearn.utils.metaestimators import available_if
 
 from nnbackend.checks import real
 from nnbackend.core import losses
+from nnbackend.core.activations import Output
 from nnbackend.core.distributions import DISTRIBUTIONS, Distribution, output
 from nnbackend.core.losses import Loss
 from nnbackend.core.standardization import Standardization
@@ -557,36 +558,41 @@ class MLPRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         return losses.loss_function(self.loss, net.structure.output)
 
     def _encoded(self, y: Any, *, is_new: bool) -> tuple[_Array, str]:
-        column = self._encoded_validation(y)
-        wanted = getattr(self.loss, "output", self.loss)
-        name = {"poisson": "exp"}.get(wanted, wanted if wanted in DISTRIBUTIONS else "identity")
-        given = getattr(self.loss, "quantiles", None) if self.quantiles is None else self.quantiles
-        chosen = output("loss", name, given)
+        chosen = self._wanted_output()
         own = getattr(chosen, "quantiles", None)
-        if is_new or not hasattr(self, "coefs_"):
-            for attribute in ("quantiles_", "target_standardization_"):
-                self.__dict__.pop(attribute, None)
-            if chosen.is_distribution:
-                if column.shape[1] != 1:
-                    raise InputError(
-                        f"expected one column, (n_samples,), for loss={name!r}, got shape "
-                        f"{column.shape}",
-                        argument="y",
-                    )
-                self.target_standardization_ = Standardization.fit(np, column)
-            if own is not None:
-                self.quantiles_ = own
-        elif hasattr(self, "quantiles_") and own not in (None, self.quantiles_):
+        if not is_new and hasattr(self, "quantiles_") and own not in (None, self.quantiles_):
             raise InputError(
                 f"expected the levels that the model has begun to learn, {self.quantiles_}, got "
-                f"{given}; fit with warm_start=False to learn others",
+                f"{own}; fit with warm_start=False to learn others",
                 argument="quantiles",
             )
-        return column, name
+        column = self._encoded_validation(y)
+        if chosen.is_distribution and column.shape[1] != 1:
+            raise InputError(
+                f"expected one column, (n_samples,), for loss={chosen.name!r}, got shape "
+                f"{column.shape}",
+                argument="y",
+            )
+        return column, chosen.name
 
-    def _n_units(self, y: _Array) -> int:
-        chosen = self._output()
-        return chosen.n_outputs if isinstance(chosen, Distribution) else int(y.shape[1])
+    def _wanted_output(self) -> Output:
+        """Return the output that the parameters ask for."""
+        wanted = getattr(self.loss, "output", self.loss)
+        name = {"poisson": "exp"}.get(wanted, wanted if wanted in DISTRIBUTIONS else "identity")
+        own = getattr(self.loss, "quantiles", None)
+        return output("loss", name, own if self.quantiles is None else self.quantiles)
+
+    def _begin_output(self, y: _Array, sample_weight: _Array | None) -> int:
+        for attribute in ("quantiles_", "target_standardization_"):
+            self.__dict__.pop(attribute, None)
+        chosen = self._wanted_output()
+        if not isinstance(chosen, Distribution):
+            return super()._begin_output(y, sample_weight)
+        seen = y if sample_weight is None else y[sample_weight > 0]
+        self.target_standardization_ = Standardization.fit(np, seen)
+        if (own := getattr(chosen, "quantiles", None)) is not None:
+            self.quantiles_ = own
+        return chosen.n_outputs
 
     def _encoded_validation(self, y: Any) -> _Array:
         y = np.asarray(y)

@@ -400,11 +400,11 @@ class Recorder:
         return self.symbol("k", kind="int64")
 
     def column(self, x: Symbol, number: int) -> Symbol:
-        """Record a column of full rows: the sum of a row whose other elements are 0."""
+        """Record a column of full rows: the largest of a row whose other elements are -inf."""
         if not (x.extent == "row" and x.kind == "real"):
             raise _refusal("a column of what is no array of rows of real numbers")
         index = self.symbol("k", kind="int64")
-        return self.sum(self.where(index == number, x, 0.0), axis=-1, keepdims=True)
+        return self.max(self.where(index == number, x, -math.inf), axis=-1, keepdims=True)
 
     def max(self, x: Any, *, axis: int, keepdims: bool) -> Symbol:
         """Record the largest number of a row."""
