@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import sklearn
-from backends import assert_close, require_dispatched
+from backends import assert_close, require, require_dispatched
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -286,6 +286,28 @@ def test_a_network_that_fits_exactly_keeps_a_deviation_and_finite_numbers():
     assert (deviation < 0.2).all()
 
 
+@pytest.mark.parametrize("engine", ["native", "reference"])
+@pytest.mark.parametrize("standardized", [False, True])
+@pytest.mark.parametrize("scale", [1e-45, 1e-10, 1.0, 1e15, 1e38])
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_of_any_size_trains_or_diverges_with_finite_parameters(
+    kind, scale, standardized, engine
+):
+    net = network(kind, dtype="float32")
+    X = scale * np.asarray([[0.5, 1.0], [-1.0, 0.25], [0.0, -0.75]])
+    y = scale * np.asarray([1.0, 0.0, 2.0])
+    if standardized:
+        net.standardize(X, y)
+    try:
+        history = trained(net, X, y, optimizer=nb.SGD(0.1), epochs=3, engine=engine)
+    except nb.DivergenceError:
+        assert scale > 1.0
+        assert not standardized
+    else:
+        assert np.isfinite(history.loss).all()
+    assert np.isfinite(net.parameters).all()
+
+
 # Predictions
 
 
@@ -399,6 +421,27 @@ def test_models_keep_their_distribution_through_files_and_pickles(kind, tmp_path
     summary = str(net.summary())
     assert kind in summary
     assert "features and targets" in summary
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pipeline_in_onnx_has_the_deviation_or_the_quantiles(kind, tmp_path):
+    for package in ("ndonnx", "onnx", "onnxruntime"):
+        require(package)
+    import onnxruntime
+
+    X, y = data(100, offset=5.0, scale=3.0)
+    model = make_pipeline(StandardScaler(), mlp(kind, max_iter=5)).fit(X, y)
+    nb.export_onnx(model, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    mean, spread = session.run(None, {"X": X})
+    np.testing.assert_allclose(mean, model.predict(X), rtol=1e-10)
+    scaled = model[0].transform(X)
+    if kind == "gaussian":
+        expected = model[1].predict(scaled, return_std=True)[1]
+    else:
+        expected = model[1].predict_quantiles(scaled)
+        assert session.get_modelmeta().custom_metadata_map["quantiles"] == "[0.05, 0.5, 0.95]"
+    np.testing.assert_allclose(spread, expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
