@@ -37,7 +37,7 @@ class Preparation:
 
     Attributes
     ----------
-    n_features, n_outputs : int
+    n_features, n_targets : int
         Columns of X, and of y.
     output : Output
         The output activation: says what targets are without a loss.
@@ -52,7 +52,7 @@ class Preparation:
     """
 
     n_features: int
-    n_outputs: int
+    n_targets: int
     output: Output
     dtype: str
     device: Device
@@ -151,7 +151,7 @@ class Preparation:
             y = check_targets(
                 given_y,
                 n_samples=n_samples,
-                n_outputs=self.n_outputs,
+                n_targets=self.n_targets,
                 loss=loss,
                 device=self.device,
                 dtype=dtype if target is None else np.float64,
@@ -189,7 +189,7 @@ class Preparation:
         else:
             X.require_names(self.feature_names)
             # Of each number its value in float64, its magnitude, and parts of sums of squares.
-            n_numbers = self.n_features + (0 if y is None else self.n_outputs)
+            n_numbers = self.n_features + (0 if y is None else self.n_targets)
             blocks = X.blocks(40 * n_numbers)
         for where, rows in blocks:
             index = "" if where is None else f"[{where.start}:{where.stop}]"
@@ -199,7 +199,7 @@ class Preparation:
                 target = check_targets(
                     look(f"y{index}", rows[1]),
                     n_samples=columns[0].shape[0],
-                    n_outputs=self.n_outputs,
+                    n_targets=self.n_targets,
                     loss=loss_function(None, self.output),
                     device=self.device,
                     dtype=np.float64,
