@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from nnbackend.core.types import Array
+from nnbackend.data.classify import Place
 from nnbackend.data.columns import arrow_numbers, join, numbers, pandas_numbers, polars_numbers
 from nnbackend.data.given import Given, Nested
+from nnbackend.data.library_columns import typed_arrow, typed_pandas, typed_polars
+from nnbackend.data.typed import TypedColumn
 from nnbackend.errors import InputError
 
 __all__ = ["ArrowTable", "Column", "Frame", "PandasFrame", "PolarsFrame"]
@@ -35,6 +38,10 @@ class Column(Given):
         del names
         return numbers(self.name, "", self._numbers(self.value))
 
+    def _objects(self) -> Any:
+        # A column is no table, which is said before its values are looked at.
+        return np.empty(self.n_rows)
+
 
 class Frame(Nested):
     """A data frame of a library that is not known here: has columns, and is an array to NumPy."""
@@ -44,6 +51,9 @@ class Frame(Nested):
     def __init__(self, name: str, value: Any, columns: Any) -> None:
         super().__init__(name, value)
         self.columns = tuple(columns)
+
+    def _columns(self) -> tuple[Sequence[Any], Callable[[Place, int], TypedColumn]]:
+        return self._columns_of(self._converted(self.value), self.columns)
 
     def _read(self, names: Sequence[str] | None) -> Array:
         positions = self._positions(names)
@@ -112,6 +122,13 @@ class _Table(Frame):
             self.n_rows,
         )
 
+    def _columns(self) -> tuple[Sequence[Any], Callable[[Place, int], TypedColumn]]:
+        return self.columns or (), self._typed
+
+    @abstractmethod
+    def _typed(self, place: Place, position: int) -> TypedColumn:
+        """Return a column as it is."""
+
     @abstractmethod
     def _column(self, position: int) -> np.ndarray[Any, Any]:
         """Return a column as an array of whatever dtype, its gaps as NaN or None."""
@@ -128,6 +145,9 @@ class PandasFrame(_Table):
 
     def _column(self, position: int) -> np.ndarray[Any, Any]:
         return pandas_numbers(self.value.iloc[:, position])
+
+    def _typed(self, place: Place, position: int) -> TypedColumn:
+        return typed_pandas(place, self.value.iloc[:, position])
 
     def _is_uniform(self) -> bool:
         dtypes = set(self.value.dtypes)
@@ -146,6 +166,9 @@ class PolarsFrame(_Table):
     def _column(self, position: int) -> np.ndarray[Any, Any]:
         return polars_numbers(self.value.to_series(position))
 
+    def _typed(self, place: Place, position: int) -> TypedColumn:
+        return typed_polars(place, self.value.to_series(position))
+
     def _renaming(self, names: Sequence[str]) -> str:
         return _assignment(self, names) or super()._renaming(names)
 
@@ -157,6 +180,9 @@ class ArrowTable(_Table):
 
     def _column(self, position: int) -> np.ndarray[Any, Any]:
         return arrow_numbers(self.value.column(position))
+
+    def _typed(self, place: Place, position: int) -> TypedColumn:
+        return typed_arrow(place, self.value.column(position))
 
     def _renaming(self, names: Sequence[str]) -> str:
         if len(names) != len(self.columns or ()):

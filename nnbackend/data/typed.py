@@ -47,7 +47,8 @@ class TypedColumn:
         """Which rows are gaps (n_rows,)."""
         if self.kind in ("number", "boolean"):
             return np.isnan(self.values)
-        return self.values == (NO_WORD if self.kind == "text" else NO_DATE)
+        gap = NO_WORD if self.kind == "text" else NO_DATE
+        return np.equal(self.values, gap)
 
     def take(self, rows: _Array | slice) -> TypedColumn:
         """Return the column's rows with these indices, or where a mask is true."""
