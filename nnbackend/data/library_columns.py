@@ -98,13 +98,17 @@ def typed_arrow(place: Place, column: Any) -> TypedColumn:
         column = column.dictionary_encode()
     codes = [np.empty(0, np.int64)]
     words: list[Any] = []
+    dictionary, offset = None, 0
     for chunk in getattr(column, "chunks", [column]):
+        if dictionary is None or not chunk.dictionary.equals(dictionary):
+            dictionary, offset = chunk.dictionary, len(words)
+            try:
+                words += dictionary.to_pylist()
+            except UnicodeDecodeError as error:
+                advice = f"decode it first ({error.reason})"
+                raise place.refusal("text that is not UTF-8", advice) from error
         own = chunk.indices.cast("int64").fill_null(NO_WORD).to_numpy(zero_copy_only=False)
-        codes.append(np.where(own < 0, NO_WORD, own + len(words)))
-        try:
-            words += chunk.dictionary.to_pylist()
-        except UnicodeDecodeError as error:
-            raise place.refusal(f"text that is not UTF-8 ({error})", "decode it first") from error
+        codes.append(np.where(own < 0, NO_WORD, own + offset))
     return text(place, np.concatenate(codes), words)
 
 
