@@ -188,7 +188,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     given = _given(options)
     net, table = given.net, given.table
-    n_outputs = net.structure.n_targets
+    networks = net.networks if isinstance(net, Stack) else (net,)
+    n_outputs = networks[0].structure.n_targets
     if n_outputs > 1 and net.output != "softmax":
         raise InputError(
             f"expected a model of one target, got one of {n_outputs}, which one column "
