@@ -90,7 +90,9 @@ def typed_array(place: Place, values: _Array) -> TypedColumn:
         return text(place, *encoded(values.tolist()))
     if kind in "OT":
         return _typed_objects(place, values.tolist())
-    advice = "make columns of its parts" if kind in "Vc" else "convert it to numbers"
+    if kind == "c":
+        raise place.refusal("complex numbers (Complex data not supported)", "make columns of parts")
+    advice = "make columns of its parts" if kind == "V" else "convert it to numbers"
     raise place.refusal(f"dtype {values.dtype}", f"{advice}, or leave it out")
 
 

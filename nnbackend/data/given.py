@@ -128,7 +128,8 @@ class Given(ABC):
                 )
         chosen = list(places) if names is None else [name for name in names if name in places]
         columns = {name: column(Place(self.name, name), places[name]) for name in chosen}
-        table = Table(columns, self.n_rows, self.name)
+        n_rows = max((len(each.values) for each in columns.values()), default=self.n_rows)
+        table = Table(columns, n_rows, self.name)
         return table if names is None else table.only(names)
 
     def _columns(self) -> tuple[Sequence[Any], Callable[[Place, int], TypedColumn]]:
@@ -148,7 +149,8 @@ class Given(ABC):
             if isinstance(self.value, list | tuple | dict):
                 hint = "pass rows of equal length, or a data frame such as pandas.DataFrame"
             raise InputError(
-                f"expected a table (n_rows, n_columns), got {shown}; {hint}", argument=self.name
+                f"expected a table (n_rows, n_columns), got {shown}. Reshape your data: {hint}",
+                argument=self.name,
             )
         labels = labels or [f"x{i}" for i in range(values.shape[1])]
         return labels, lambda place, i: typed_array(place, values[:, i])
