@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend.data.classify import Place, typed_array
 from nnbackend.data.text_columns import as_kind, text_column, words_as
 from nnbackend.data.text_files import require_distinct
 from nnbackend.data.typed import TypedColumn
-from nnbackend.data.typed_frames import typed_array
 from nnbackend.errors import InputError, MissingDependencyError
 
 __all__ = ["read_excel"]
@@ -112,5 +112,5 @@ def _typed_cells(
     if kind is not None and any(isinstance(item, str) for item in items):
         words = text_column([None if item is None else _spelled(item) for item in items])
         return words_as(name, path, words, kind)
-    column = typed_array("DATA", name, np.asarray(items, dtype=object))
+    column = typed_array(Place("DATA", name), np.asarray(items, dtype=object))
     return column if kind is None else as_kind(name, path, column, kind)

@@ -13,6 +13,7 @@ import numpy as np
 
 from nnbackend.checks import nearest
 from nnbackend.data.arrow_columns import is_plain, typed_arrow
+from nnbackend.data.classify import Place, typed_array
 from nnbackend.data.excel import read_excel
 from nnbackend.data.numpy_files import read_npy, read_npz
 from nnbackend.data.parquet import INDEX_COLUMN
@@ -29,7 +30,6 @@ from nnbackend.data.text_columns import (
 )
 from nnbackend.data.text_files import read_text, require_distinct
 from nnbackend.data.typed import Table, TypedColumn
-from nnbackend.data.typed_frames import typed_array
 from nnbackend.errors import InputError, MissingDependencyError
 
 __all__ = ["FORMATS", "FileTable", "file_suffix", "listed", "read_table"]
@@ -325,7 +325,7 @@ def _typed_array(name: str, path: str, values: _Array, kind: str | None) -> Type
     if values.dtype.kind in "US":
         found = text_column([str(word) for word in values.astype(np.str_).tolist()])
         return typed_words(found) if kind is None else words_as(name, path, found, kind)
-    column = typed_array("DATA", name, values)
+    column = typed_array(Place("DATA", name), values)
     return column if kind is None else as_kind(name, path, column, kind)
 
 
