@@ -185,6 +185,7 @@ def _predict(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from nnbackend.cli.evaluation import evaluate
+    from nnbackend.model.stack import Stack
 
     given = _given(options)
     net, table = given.net, given.table
