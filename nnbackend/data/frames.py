@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,9 +119,9 @@ class _Table(Frame):
             self.n_rows,
         )
 
-    def table(self) -> Table:
+    def table(self, only: Collection[str] | None = None) -> Table:
         """Return it as a table of typed columns, one after the other."""
-        return table_of(self.name, self.columns or (), self._typed, self.n_rows)
+        return table_of(self.name, self.columns or (), self._typed, self.n_rows, only)
 
     @abstractmethod
     def _typed(self, position: int) -> TypedColumn:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from nnbackend.core.types import Array
 from nnbackend.data.stored_chunks import stored_chunks
-from nnbackend.data.typed import Table
+from nnbackend.data.typed import Table, TypedColumn
 from nnbackend.data.typed_frames import table_of, typed_array
 from nnbackend.device import Device, in_library_of
 from nnbackend.errors import InputError
 
-__all__ = ["Foreign", "Given", "Native", "Nested"]
+__all__ = ["Foreign", "Given", "Native", "Nested", "Typed"]
 
 
 # The names of the dtypes of real numbers that NumPy and CuPy know, in any library.
@@ -102,10 +102,16 @@ class Given(ABC):
     def _read(self, names: Sequence[str] | None) -> Array:
         """Return a NumPy or CuPy array of whatever dtype."""
 
-    def table(self) -> Table:
+    def table(self, only: Collection[str] | None = None) -> Table:
         """Return it as a table of typed columns, one after the other.
 
         The columns of an array are named ``x0``, ``x1``, ...
+
+        Parameters
+        ----------
+        only : collection of str, optional
+            Convert the columns of these names alone, if all of them are there. An array has no
+            names of its own.
 
         Raises
         ------
@@ -127,9 +133,11 @@ class Given(ABC):
                 argument=self.name,
             )
         labels = self.columns or [f"x{i}" for i in range(x.shape[1])]
-        return table_of(
-            self.name, labels, lambda i: typed_array(self.name, str(labels[i]), x[:, i]), len(x)
-        )
+
+        def column(i: int) -> TypedColumn:
+            return typed_array(self.name, str(labels[i]), x[:, i])
+
+        return table_of(self.name, labels, column, len(x), only if self.columns else None)
 
     def _table_array(self) -> Array:
         """Return a NumPy array of whatever dtype, which keeps numbers beside text as they are."""
@@ -279,6 +287,39 @@ class Nested(Given):
         if stored is not None:
             stored.require(0, array, "pass the array's numbers, array[:]")
         return array
+
+
+class Typed(Given):
+    """A table of typed columns, such as a file is read as."""
+
+    __slots__ = ("columns",)
+
+    def __init__(self, name: str, value: Table) -> None:
+        super().__init__(name, value)
+        self.columns = tuple(value.columns)
+
+    @property
+    def n_rows(self) -> int:
+        """The number of rows."""
+        return int(self.value.n_rows)
+
+    def table(self, only: Collection[str] | None = None) -> Table:
+        """Return the table."""
+        del only
+        table: Table = self.value
+        return table
+
+    def _read(self, names: Sequence[str] | None) -> Array:
+        table: Table = self.value if names is None else self.value.only(names)
+        for name, column in table.columns.items():
+            if column.kind not in ("number", "boolean"):
+                raise InputError(
+                    f"expected numbers in column {name!r}, got {column.kind}; give the network an "
+                    "encoder, net.encode_with(nb.TableEncoder().fit(X))",
+                    argument=self.name,
+                )
+        columns = [column.values for column in table.columns.values()]
+        return np.stack(columns, axis=1) if columns else np.empty((table.n_rows, 0))
 
 
 def _kind(x: Any) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from datetime import date
 from decimal import Decimal
 from numbers import Real
@@ -24,22 +25,30 @@ _GAPS = ("NoneType", "NAType", "NaTType")
 
 
 def table_of(
-    argument: str, labels: Sequence[Any], column: Callable[[int], TypedColumn], n_rows: int
+    argument: str,
+    labels: Sequence[Any],
+    column: Callable[[int], TypedColumn],
+    n_rows: int,
+    only: Collection[str] | None = None,
 ) -> Table:
     """Return a table of columns by position, named by their labels.
+
+    With ``only`` it has the columns of these names alone, if they are all there.
 
     Raises
     ------
     InputError
         If two columns have one name.
     """
-    names = [str(label) for label in labels]
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if len(set(names)) < len(names):
+    names = [(i, str(label)) for i, label in enumerate(labels)]
+    if only is not None and set(only) <= {name for _, name in names}:
+        names = [(i, name) for i, name in names if name in only]
+    twice = [name for name, count in Counter(name for _, name in names).items() if count > 1]
+    if twice:
         raise InputError(
-            f"expected distinct column names, got {twice!r} twice; rename one", argument=argument
+            f"expected distinct column names, got {twice[0]!r} twice; rename one", argument=argument
         )
-    return Table({name: column(i) for i, name in enumerate(names)}, n_rows, argument)
+    return Table({name: column(i) for i, name in names}, n_rows, argument)
 
 
 def typed_array(argument: str, label: str, values: _Array) -> TypedColumn:
