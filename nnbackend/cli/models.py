@@ -76,8 +76,6 @@ class _Given:
 
 def _given(options: argparse.Namespace) -> _Given:
     """Read a model and a file, by the kinds that the model knows."""
-    import numpy as np
-
     from nnbackend.cli.request import texts_of
     from nnbackend.cli.run_folder import model_file
     from nnbackend.data.tables import read_table
@@ -98,7 +96,7 @@ def _given(options: argparse.Namespace) -> _Given:
     na = target.na if options.na is None else texts_of(options.na)
     table = read_table(options.data, kinds, na)
     if encoding is not None:
-        return _Given(net, table, target, encoding.apply(table, np.dtype(net.dtype)))
+        return _Given(net, table, target, table)
     known = net.feature_names or ()
     missing = [name for name in known if name not in table.columns]
     if known and not missing:

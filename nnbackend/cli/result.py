@@ -159,9 +159,9 @@ class Result:
         }
         points = _plane(dataset) if dataset.class_names is not None else None
         if points is not None:
-            encode = None if dataset.encoding is None else _encoder(dataset.encoding)
+            table_of = None if dataset.encoding is None else _tables(dataset.encoding)
             pictures["decision_boundary.png"] = lambda: decision_boundary(
-                net, points, dataset.y, title, encode
+                net, points, dataset.y, title, table_of
             )
         for name, draw in pictures.items():
             yield name, drawn(name, draw)
@@ -230,27 +230,27 @@ def run(
 
 def _plane(dataset: Dataset) -> np.ndarray[Any, Any] | None:
     """Return the examples as points, if their features are two numbers."""
-    if dataset.encoding is None or dataset.table is None:
+    if dataset.encoding is None:
         return dataset.X if dataset.X.shape[1] == 2 else None
     names = dataset.encoding.feature_names
-    columns = [dataset.table.columns[name] for name in names]
+    columns = [dataset.X.columns[name] for name in names]
     if [column.kind for column in columns] != ["number", "number"]:
         return None
     points = np.stack([column.values for column in columns], axis=1)
     return None if np.isnan(points).any() else points
 
 
-def _encoder(encoding: TableEncoding) -> Callable[[np.ndarray[Any, Any]], Any]:
-    """Return the function that makes inputs of the network of points."""
+def _tables(encoding: TableEncoding) -> Callable[[np.ndarray[Any, Any]], Table]:
+    """Return the function that makes a table of points."""
 
-    def encode(points: np.ndarray[Any, Any]) -> Any:
+    def table_of(points: np.ndarray[Any, Any]) -> Table:
         columns = {
             name: TypedColumn("number", values)
             for name, values in zip(encoding.feature_names, points.T, strict=True)
         }
-        return encoding.apply(Table(columns, len(points)), np.float64)
+        return Table(columns, len(points))
 
-    return encode
+    return table_of
 
 
 def _part(dataset: Dataset, rows: np.ndarray[Any, Any]) -> tuple[Any, Any, Any]:
@@ -265,8 +265,8 @@ def _csv(dataset: Dataset, rows: np.ndarray[Any, Any]) -> bytes:
         return b""
     classes, y = dataset.class_names, dataset.y[rows]
     target = TypedColumn("number", y) if classes is None else TypedColumn("text", y, classes)
-    if dataset.table is not None:
-        features = dataset.table.take(rows).columns
+    if isinstance(dataset.X, Table):
+        features = dataset.X.take(rows).columns
     else:
         columns = dataset.X[rows].astype(np.float64).T
         names = dataset.feature_names

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,7 +179,7 @@ def _set_up(options: argparse.Namespace, communicator: Any) -> _Run:
         rows = split(dataset, shares.validation, shares.held_out, experiment.training.seed)
         if isinstance(dataset.X, Table):
             encoding = _fitted(dataset.features(rows.training), request.column_kinds)
-            dataset = dataset.encoded(encoding, experiment.network.dtype)
+            dataset = replace(dataset, encoding=encoding)
         net = experiment.make_network(dataset)
         if is_writer and folder is None:
             folder = RunFolder.made(options.out, dataset.name)

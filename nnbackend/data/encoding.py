@@ -12,6 +12,7 @@ import numpy as np
 
 from nnbackend.core.encoding import DATE_PARTS, CategoryEncoding, DateEncoding, NumberEncoding
 from nnbackend.core.types import Array, Namespace
+from nnbackend.data.given import Given
 from nnbackend.data.text_columns import KIND_WORDS, as_kind, words_as
 from nnbackend.data.typed import NO_DATE, Table, TypedColumn
 from nnbackend.errors import InputError
@@ -318,12 +319,12 @@ class TableEncoding:
     @property
     def feature_names(self) -> tuple[str, ...]:
         """The names of the columns that predictions take."""
-        return tuple(column.name for column in self._used)
+        return tuple(column.name for column in self.used)
 
     @property
     def output_names(self) -> tuple[str, ...]:
         """The names of the inputs of the network."""
-        return tuple(name for column in self._used for name in column.output_names)
+        return tuple(name for column in self.used for name in column.output_names)
 
     @property
     def n_outputs(self) -> int:
@@ -331,13 +332,27 @@ class TableEncoding:
         return len(self.output_names)
 
     @property
-    def _used(self) -> list[ColumnEncoding]:
+    def used(self) -> list[ColumnEncoding]:
+        """The columns that predictions take."""
         return [column for column in self.columns if not isinstance(column, Dropped)]
 
     @property
     def raw_names(self) -> tuple[str, ...]:
         """The names of all columns of the training table, the dropped ones included."""
         return tuple(column.name for column in self.columns)
+
+    @property
+    def has_no_names(self) -> bool:
+        """Whether the columns are named as those of an array are: x0, x1, ..."""
+        return self.raw_names == tuple(f"x{i}" for i in range(len(self.columns)))
+
+    def table(self, given: Given) -> Table:
+        """Return what a caller gave as a table of the columns ``feature_names``; see ``chosen``."""
+        is_named = given.columns is not None
+        # Where one is missing, ``chosen`` says so.
+        has_all = is_named and set(self.feature_names) <= set(map(str, given.columns or ()))
+        table = given.table(self.feature_names if has_all else None)
+        return self.chosen(table, is_named=is_named)
 
     def chosen(self, table: Table, *, is_named: bool) -> Table:
         """Return the columns ``feature_names`` of a table.
@@ -357,8 +372,7 @@ class TableEncoding:
             If a column is missing.
         """
         names = self.raw_names
-        has_no_names = names == tuple(f"x{i}" for i in range(len(names)))
-        if not is_named or (has_no_names and not set(names) <= set(table.columns)):
+        if not is_named or (self.has_no_names and not set(names) <= set(table.columns)):
             if len(table.columns) != len(names):
                 raise InputError(
                     f"expected the {len(names)} columns of the training data, got "
@@ -384,7 +398,7 @@ class TableEncoding:
         InputError
             If a column is missing, of another kind than in training, or holds an infinite number.
         """
-        used = self._used
+        used = self.used
         table = table.only(column.name for column in used)
         given = [column.of(table) for column in used]
         result = np.empty((table.n_rows, self.n_outputs), dtype)

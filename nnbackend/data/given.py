@@ -17,7 +17,7 @@ from nnbackend.data.typed import Table, TypedColumn
 from nnbackend.device import Device, in_library_of
 from nnbackend.errors import InputError
 
-__all__ = ["Foreign", "Given", "Native", "Nested"]
+__all__ = ["Foreign", "Given", "Native", "Nested", "Typed"]
 
 
 # The names of the dtypes of real numbers that NumPy and CuPy know, in any library.
@@ -319,6 +319,38 @@ class Nested(Given):
         if stored is not None:
             stored.require(0, array, "pass the array's numbers, array[:]")
         return array
+
+
+class Typed(Given):
+    """A table of typed columns, such as a file is read as."""
+
+    __slots__ = ("columns",)
+
+    def __init__(self, name: str, value: Table) -> None:
+        super().__init__(name, value)
+        self.columns = tuple(value.columns)
+
+    @property
+    def n_rows(self) -> int:
+        """The number of rows."""
+        return int(self.value.n_rows)
+
+    def table(self, names: Sequence[str] | None = None) -> Table:
+        """Return the table, or its columns of these names."""
+        table: Table = self.value
+        return table if names is None else table.only(names)
+
+    def _read(self, names: Sequence[str] | None) -> Array:
+        table: Table = self.value if names is None else self.value.only(names)
+        for name, column in table.columns.items():
+            if column.kind not in ("number", "boolean"):
+                raise InputError(
+                    f"expected numbers in column {name!r}, got {column.kind}; give the network an "
+                    "encoder, net.encode_with(nb.TableEncoder().fit(X))",
+                    argument=self.name,
+                )
+        columns = [column.values for column in table.columns.values()]
+        return np.stack(columns, axis=1) if columns else np.empty((table.n_rows, 0))
 
 
 def _kind(x: Any) -> str:

@@ -71,7 +71,7 @@ class Stream:
     def __init__(
         self, preparation: Preparation, source: Source, loss: Loss, batch_size: int, shuffle: bool
     ) -> None:
-        source.require_names(preparation.feature_names)
+        source, preparation = preparation.reading(source)
         row = source.checked(0, 1)
         if row.y is None:
             raise InputError(

@@ -15,11 +15,13 @@ from nnbackend.data.door import look
 from nnbackend.data.encoding import TableEncoding, described
 from nnbackend.data.source import Source
 from nnbackend.errors import InputError
+from nnbackend.floating_point import own_errors
+from nnbackend.io.sklearn import EncodingEstimator
 
 __all__ = ["TableEncoder"]
 
 
-class TableEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class TableEncoder(EncodingEstimator, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Turn the columns of a table into inputs of a network, each by what it holds.
 
     - Numbers: x becomes (x - median) / (third - first quartile), and then
@@ -111,6 +113,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.max_categories = max_categories
         self.dtype = dtype
 
+    @own_errors
     def fit(self, X: Any, y: Any = None) -> TableEncoder:
         """Learn what each column becomes.
 
@@ -142,6 +145,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             del self.feature_names_in_
         return self
 
+    @own_errors
     def transform(self, X: Any) -> Any:
         """Return the inputs of a network.
 
@@ -157,14 +161,13 @@ class TableEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         given = look("X", X)
-        table, is_named = given.table(), given.columns is not None
-        if not is_named and len(table.columns) != self.n_features_in_:
+        shape: Any = getattr(X, "shape", ())
+        if given.columns is None and len(shape) == 2 and shape[1] != self.n_features_in_:
             raise ValueError(
-                f"X has {len(table.columns)} features, but {type(self).__name__} is expecting "
+                f"X has {shape[1]} features, but {type(self).__name__} is expecting "
                 f"{self.n_features_in_} features as input"
             )
-        chosen = self.encoding_.chosen(table, is_named=is_named)
-        return self.encoding_.apply(chosen, self._dtype())
+        return self.encoding_.apply(self.encoding_.table(given), self._dtype())
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray[Any, Any]:
         """Return the names of the columns that ``transform`` returns.

@@ -60,6 +60,12 @@ def folded(net: Any) -> tuple[list[Array], list[Array]]:
     """Return weights and biases in float64 with which the network needs no standardization."""
     if not isinstance(net, Network):
         raise InputError(f"expected a nnbackend.Network, got {type(net).__name__}", argument="net")
+    if net.encoding is not None:
+        raise InputError(
+            "expected a network without an encoder, which belongs to no layer, got one that takes "
+            "tables; convert net.copy().encode_with(None), and encode its tables before",
+            argument="net",
+        )
     host = net.to("cpu")
     weights = [W.astype(np.float64) for W in host.weights]
     biases = [b.astype(np.float64) for b in host.biases]

@@ -217,14 +217,18 @@ def _networks(contents: Contents, device: Device, count: int | None) -> list[Net
     claims, standardized = _claims(contents, structure, str(dtype), stack)
     arrays = {name: contents.array(name, claim) for name, claim in claims.items()}
     names: dict[str, Any] = {}
-    for key, size in name_counts(structure).items():
+    encoding = _encoding(contents, structure.layer_sizes[0])
+    for key, size in name_counts(structure, encoding).items():
         value = description.get(key)
         problem = _problem_of_names(value, size)
         require(problem is None, f"its {key} are {problem}")
         names[key] = None if value is None else tuple(value)
+    require(
+        encoding is None or names["feature_names"] == encoding.feature_names,
+        "its feature_names are not the columns of its encoding",
+    )
     layers = range(len(structure.weight_shapes))
     target = _target(contents, names["class_names"])
-    encoding = _encoding(contents, structure.layer_sizes[0])
     networks = []
     # Without a stack, its index is that of the whole array.
     for each in (...,) if count is None else range(count):
@@ -308,11 +312,12 @@ def _listed(value: Any) -> list[str] | None:
     return None
 
 
-def name_counts(structure: Structure) -> dict[str, int]:
+def name_counts(structure: Structure, encoding: TableEncoding | None = None) -> dict[str, int]:
     """Return how many feature and class names a network has, if it has any."""
     n_outputs = structure.layer_sizes[-1]
     n_classes = max(2, n_outputs) if structure.output.name == "sigmoid" else n_outputs
-    return {"feature_names": structure.layer_sizes[0], "class_names": n_classes}
+    n_features = structure.layer_sizes[0] if encoding is None else len(encoding.feature_names)
+    return {"feature_names": n_features, "class_names": n_classes}
 
 
 def _problem_of_names(value: Any, size: int) -> str | None:
@@ -341,7 +346,14 @@ def _is_unicode(text: str) -> bool:
 def checked_names(net: Network) -> dict[str, Any]:
     """Return a network's feature and class names: a list or tuple of strings each, or None."""
     names: dict[str, Any] = {}
-    for key, size in name_counts(net.structure).items():
+    if net.encoding is not None and tuple(net.feature_names or ()) != net.encoding.feature_names:
+        raise InputError(
+            f"expected the names of the columns that its encoding takes, "
+            f"{list(net.encoding.feature_names)!r}, got {net.feature_names!r}; they are set by "
+            "net.encode_with",
+            argument="net.feature_names",
+        )
+    for key, size in name_counts(net.structure, net.encoding).items():
         given = getattr(net, key)
         names[key] = given.tolist() if isinstance(given, np.ndarray) else given
         if problem := _problem_of_names(names[key], size):

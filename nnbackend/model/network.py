@@ -121,10 +121,11 @@ class Network:
         different. A later frame is then read by name: its columns may be in any order, further ones
         are ignored, and a missing one is an error. Arrays go by position, and so does a frame that
         is given to a network without names.
+    encoding : TableEncoding or None
+        Makes the inputs of a table, X, which is data as it comes; set by ``encode_with``. It is
+        saved with the network, and ``feature_names`` are the columns that it takes.
     target : Target or None
         What the command learnt, and how it reads a file's column of it; saved with the network.
-    encoding : TableEncoding or None
-        What the command made of a table's columns; saved with the network.
 
     Raises
     ------
@@ -176,8 +177,8 @@ class Network:
         self.target_standardization: Standardization | None = None
         self.feature_names: tuple[str, ...] | None = None
         self.class_names: tuple[str, ...] | None = None
-        self.target: Target | None = None
         self.encoding: TableEncoding | None = None
+        self.target: Target | None = None
 
     @classmethod
     def from_structure(
@@ -359,7 +360,7 @@ class Network:
             if columns is not None:
                 setattr(net, name, Standardization(*map(move, columns)))
         net.feature_names, net.class_names = self.feature_names, self.class_names
-        net.target, net.encoding = self.target, self.encoding
+        net.encoding, net.target = self.encoding, self.target
         return net
 
     def __getstate__(self) -> dict[str, Any]:
@@ -374,8 +375,8 @@ class Network:
             "target_standardization": host.target_standardization,
             "feature_names": self.feature_names,
             "class_names": self.class_names,
-            "target": self.target,
             "encoding": self.encoding,
+            "target": self.target,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -389,7 +390,63 @@ class Network:
             if state[name] is not None:
                 setattr(self, name, Standardization(*map(device.place, state[name])))
         self.feature_names, self.class_names = state["feature_names"], state["class_names"]
-        self.target, self.encoding = state.get("target"), state.get("encoding")
+        self.encoding, self.target = state.get("encoding"), state.get("target")
+
+    def encode_with(self, encoder: Any) -> Network:
+        """Make an encoder part of the network, which then takes tables as they come.
+
+        From then on, training and prediction take data frames of pandas and polars, pyarrow tables
+        and arrays with text, dates and gaps for X, and turn their columns into the network's
+        inputs. A frame is read by name: its columns may be in any order, and further ones are
+        ignored. ``standardize``, if it is called afterwards, standardizes what the encoder makes.
+
+        Parameters
+        ----------
+        encoder : TableEncoder, TableEncoding or None
+            A fitted ``TableEncoder``, or the ``encoding`` of another network; None takes the
+            network's away.
+
+        Returns
+        -------
+        Network
+            The network itself.
+
+        Raises
+        ------
+        InputError
+            If it is not an encoder, is not fitted, or makes another number of inputs than the
+            network has.
+
+        Examples
+        --------
+        >>> import nnbackend as nb
+        >>> X = [[1.5, "blue"], [None, "red"], [2.5, "blue"], [2.0, "red"]]
+        >>> encoder = nb.TableEncoder().fit(X)
+        >>> net = nb.Network([len(encoder.get_feature_names_out()), 8, 1]).encode_with(encoder)
+        >>> net.predict(X).shape
+        (4,)
+        """
+        if encoder is None:
+            if self.encoding is not None:
+                self.encoding = self.feature_names = None
+            return self
+        encoding = getattr(encoder, "encoding_", encoder)
+        if not isinstance(encoding, TableEncoding):
+            hint = "; call its fit first" if hasattr(encoder, "fit") else ""
+            raise InputError(
+                f"expected a fitted TableEncoder, got {type(encoder).__name__}{hint}",
+                argument="encoder",
+            )
+        n_inputs = self._structure.layer_sizes[0]
+        if encoding.n_outputs != n_inputs:
+            raise InputError(
+                f"expected an encoder that makes {n_inputs} inputs, as many as the network's "
+                f"input layer, got {encoding.n_outputs}; make the network with "
+                "len(encoder.get_feature_names_out()) of them",
+                argument="encoder",
+            )
+        self.encoding, self.feature_names = encoding, encoding.feature_names
+        return self
 
     @_on_device
     def standardize(self, X: Any, y: Any = None) -> Network:
@@ -466,6 +523,7 @@ class Network:
             self.standardization,
             self.target_standardization,
             self.feature_names,
+            self.encoding,
         )
 
     def _follow(self, result: Array, given: Given) -> Array:
