@@ -365,7 +365,10 @@ NO_TABLES = {
     "dict": (lambda: {"a": [1]}, "got builtins.dict. Reshape your data: .*pandas.DataFrame"),
     "vector": (lambda: np.zeros(3), r"got shape \(3,\)\. Reshape your data: for one example"),
     "ragged": (lambda: [[1, 2], [3]], r"got shape \(2,\). Reshape your data: pass rows of equal"),
-    "series": (lambda: require("pandas").Series(["a"]), r"shape \(1,\). Reshape your data: .*X.to_frame\(\)"),
+    "series": (
+        lambda: require("pandas").Series(["a"]),
+        r"shape \(1,\). Reshape your data: .*X.to_frame\(\)",
+    ),
     "lazy": (lambda: require("polars").LazyFrame({"a": [1]}), r"pass X.collect\(\)"),
     "cube": (lambda: np.zeros((1, 2, 3)), r"got shape \(1, 2, 3\)"),
 }
