@@ -108,6 +108,34 @@ def test_frames_are_read_by_name_and_arrays_by_position(trained):
         assert np.array_equal(trained.predict_proba(frame), expected)
 
 
+def test_a_table_whose_names_are_those_of_an_array_is_read_by_name():
+    table = pd.DataFrame({"x0": [1.0, 2.0, 4.0] * 10, "x1": 1, "x2": [True, False, True] * 10})
+    net = network_of(encoder_of(table))
+    expected = net.predict_proba(table)
+    assert net.feature_names == ("x0", "x2")
+    renamed = table.rename(columns={"x0": "a"})
+    for same in (table[["x2", "x0"]], table.to_numpy(dtype=object), renamed):
+        assert np.array_equal(net.predict_proba(same), expected)
+
+
+def test_a_source_is_trained_on_as_its_table(tmp_path):
+    TABLE.assign(big=CLASSES).to_parquet(tmp_path / "1.parquet", row_group_size=50)
+    source = nb.sources.Parquet(tmp_path, target="big")
+    encoder = nb.TableEncoder().fit(source)
+    assert encoder.encoding_ == encoder_of().encoding_
+    from_source, in_memory = network_of(encoder), network_of(encoder)
+    for net, data in ((from_source, (source,)), (in_memory, (TABLE, CLASSES))):
+        net.standardize(data[0])
+        nb.train(net, *data, epochs=3, batch_size=16, shuffle=False)
+    assert from_source.feature_names == ("size", "colour", "ok", "when")
+    mean = from_source.standardization.mean
+    np.testing.assert_allclose(mean, in_memory.standardization.mean, atol=1e-12)
+    np.testing.assert_allclose(from_source.parameters, in_memory.parameters, atol=1e-6)
+    fewer = nb.sources.Parquet(tmp_path, target="big", features=["size", "ok"])
+    with pytest.raises(nb.InputError, match="colour"):
+        nb.train(from_source, fewer, epochs=1, batch_size=16)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

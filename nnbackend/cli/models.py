@@ -183,10 +183,12 @@ def _predict(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from nnbackend.cli.evaluation import evaluate
+    from nnbackend.model.stack import Stack
 
     given = _given(options)
     net, table = given.net, given.table
-    n_outputs = net.layer_sizes[-1]
+    networks = net.networks if isinstance(net, Stack) else (net,)
+    n_outputs = networks[0].structure.n_targets
     if n_outputs > 1 and net.output != "softmax":
         raise InputError(
             f"expected a model of one target, got one of {n_outputs}, which one column "

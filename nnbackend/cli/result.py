@@ -14,6 +14,7 @@ from nnbackend._version import __version__
 from nnbackend.cli.evaluation import Split, evaluate
 from nnbackend.cli.table_csv import table_csv
 from nnbackend.cli.terminal import to_json
+from nnbackend.data.encoding import described
 from nnbackend.data.typed import Table, TypedColumn
 from nnbackend.errors import InputError, NNBackendError
 from nnbackend.io.files import write_atomically
@@ -66,6 +67,7 @@ class Result:
         """Return all figures as JSON can hold them."""
         net, history = self.network, self.history
         learning_rate = self.experiment.training.optimizer.learning_rate
+        target, encoding = self.dataset.target, self.dataset.encoding
         return {
             "dataset": self.dataset.name,
             "samples": {
@@ -73,6 +75,8 @@ class Result:
                 "validation": len(self.rows.validation),
                 "held_out": len(self.rows.held_out),
             },
+            **({} if target is None else {"data": dict(target.facts)}),
+            **({} if encoding is None else {"columns": dict(described(encoding.columns))}),
             "network": {
                 "layer_sizes": net.layer_sizes,
                 "hidden": list(net.hidden),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -345,6 +345,16 @@ class TableEncoding:
         """Whether the columns are named as those of an array are: x0, x1, ..."""
         return self.raw_names == tuple(f"x{i}" for i in range(len(self.columns)))
 
+    def wanted(self, labels: Iterable[Any] | None) -> tuple[str, ...] | None:
+        """Return the columns to read of a table with labels, if it has some; None for all of them.
+
+        All are read of an array, and where the training table was one and the labels are others.
+        """
+        if labels is None:
+            return None
+        is_known = set(self.feature_names) <= set(map(str, labels))
+        return self.feature_names if is_known or not self.has_no_names else None
+
     def chosen(self, table: Table, *, is_named: bool) -> Table:
         """Return the columns ``feature_names`` of a table.
 
@@ -363,7 +373,7 @@ class TableEncoding:
             If a column is missing.
         """
         names = self.raw_names
-        if not is_named or (self.has_no_names and not set(names) <= set(table.columns)):
+        if not is_named or self.wanted(table.columns) is None:
             if len(table.columns) != len(names):
                 raise InputError(
                     f"expected the {len(names)} columns of the training data, got "

@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 
 from nnbackend.checks import nearest
-from nnbackend.data.source import BLOCK_BYTES, BUFFER_BYTES, Rows, Source
+from nnbackend.data.classify import Place
+from nnbackend.data.library_columns import typed_arrow
+from nnbackend.data.source import BLOCK_BYTES, BUFFER_BYTES, Rows, Source, TableRows
+from nnbackend.data.typed import Table
 from nnbackend.errors import InputError, MissingDependencyError
 
 __all__ = ["INDEX_COLUMN", "Parquet"]
@@ -33,7 +36,8 @@ class Parquet(Source):
     target : str, sequence of str, or None
         The column of y; several make y a matrix (n_samples, n_outputs).
     features : sequence of str, optional
-        The columns of X, in this order; by default all others.
+        The columns of X, in this order; by default all others. ``read`` takes numbers without
+        gaps, ``read_table`` text, dates and gaps too.
     sample_weight : str, optional
         The column of weights.
     buffer_bytes : int, default 2**28
@@ -44,8 +48,9 @@ class Parquet(Source):
     Raises
     ------
     InputError
-        If a file or column is missing, not numeric, or differs from the first file's; on reading,
-        if a value is missing. The message names file and column.
+        If a file or column is missing or differs from the first file's, or targets or weights are
+        not numeric; on reading, if features are not numeric, or a value is missing. The message
+        names file and column.
     MissingDependencyError
         If pyarrow is not installed.
 
@@ -123,12 +128,13 @@ class Parquet(Source):
                 argument="features, target, sample_weight",
             )
         names_of = {"target": targets, "sample_weight": weights, "features": self.feature_names}
-        parts = {}
         for argument, names in names_of.items():
-            dtypes = [_dtype(argument, name, types, self._groups[0][0]) for name in names]
-            parts[argument] = (list(names), np.result_type(*dtypes) if dtypes else None)
-        self._parts = [parts[name] for name in ("features", "target", "sample_weight")]
+            _require_columns(argument, names, types, self._groups[0][0])
         self._types = {name: types[name] for name in used}
+        self._path = os.fspath(path)
+        self._targets, self._weights = list(targets), list(weights)
+        self._dtype("target", self._targets)
+        self._dtype("sample_weight", self._weights)
 
     @property
     def n_samples(self) -> int:
@@ -138,7 +144,7 @@ class Parquet(Source):
     @property
     def n_features(self) -> int:
         """The number of columns of X."""
-        return len(self._parts[0][0])
+        return len(self.feature_names or ())
 
     @property
     def block_rows(self) -> int:
@@ -147,48 +153,118 @@ class Parquet(Source):
 
     def read(self, start: int, stop: int) -> Rows:
         """Return the rows ``start`` to ``stop - 1``."""
-        X, y, weight = (
-            np.empty((stop - start, len(names)), dtype) if names else None
-            for names, dtype in self._parts
+        parts = {
+            "features": list(self.feature_names or ()),
+            "target": self._targets,
+            "sample_weight": self._weights,
+        }
+        arrays = {
+            argument: np.empty((stop - start, len(names)), self._dtype(argument, names))
+            for argument, names in parts.items()
+        }
+        for file, place, batch in self._batches(start, stop, list(self._types)):
+            for argument, names in parts.items():
+                for j, name in enumerate(names):
+                    arrays[argument][place, j] = _complete(file, name, batch.column(name))
+        return Rows(arrays["features"], *self._ends(arrays))
+
+    def read_table(self, start: int, stop: int, names: Sequence[str] | None = None) -> TableRows:
+        """Return the rows ``start`` to ``stop - 1`` with features as they are stored."""
+        import pyarrow as pa
+
+        own = self.feature_names or ()
+        chosen = [name for name in own if names is None or name in names]
+        ends = {"target": self._targets, "sample_weight": self._weights}
+        arrays = {
+            argument: np.empty((stop - start, len(columns)), self._dtype(argument, columns))
+            for argument, columns in ends.items()
+        }
+        chunks: dict[str, list[Any]] = {name: [] for name in chosen}
+        needed = [*chosen, *self._targets, *self._weights]
+        texts = [name for name in chosen if _is_text(self._types[name])]
+        for file, place, batch in self._batches(start, stop, needed, texts):
+            for name in chosen:
+                chunks[name].append(batch.column(name))
+            for argument, columns in ends.items():
+                for j, name in enumerate(columns):
+                    arrays[argument][place, j] = _complete(file, name, batch.column(name))
+        table = Table(
+            {
+                name: typed_arrow(
+                    Place(self._path, name), pa.chunked_array(parts), finds_dates=False
+                )
+                for name, parts in chunks.items()
+            },
+            stop - start,
+            self._path,
         )
-        first, last = np.searchsorted(self._starts, [start, stop - 1], "right") - 1
-        for group in range(first, last + 1):
-            self._fill((X, y, weight), start, stop, group)
-        if y is not None and self._n_targets is None:
-            y = y[:, 0]
-        return Rows(X, y, None if weight is None else weight[:, 0])  # type: ignore[arg-type]
+        return TableRows(table if names is None else table.only(names), *self._ends(arrays))
 
-    def _fill(self, arrays: Sequence[_Array | None], start: int, stop: int, group: int) -> None:
-        """Write what a row group has of the rows ``start`` to ``stop - 1`` into their arrays."""
-        file, index = self._groups[group]
-        first, last = int(self._starts[group]), int(self._starts[group + 1])
-        begin, end = max(start, first), min(stop, last)
-        columns = list(self._types)
+    def _ends(self, arrays: dict[str, _Array]) -> tuple[_Array | None, _Array | None]:
+        """Return targets and weights as ``Rows`` has them."""
+        y, weights = arrays["target"], arrays["sample_weight"]
+        return (
+            None if not self._targets else y[:, 0] if self._n_targets is None else y,
+            weights[:, 0] if self._weights else None,
+        )
+
+    def _dtype(self, argument: str, names: Sequence[str]) -> np.dtype[Any]:
+        """Return the NumPy dtype of columns of numbers."""
+        import pyarrow.types as pt
+
+        for name in names:
+            kind = self._types[name]
+            if not (pt.is_integer(kind) or pt.is_floating(kind) or pt.is_boolean(kind)):
+                hint = "encode it with nb.TableEncoder, or leave it out"
+                raise InputError(
+                    f"expected numbers, got {kind} in column {name!r} of {self._groups[0][0]!r}; "
+                    f"{hint if argument == 'features' else 'number classes from 0'}",
+                    argument=argument,
+                )
+        dtypes = [np.dtype(self._types[name].to_pandas_dtype()) for name in names]
+        return np.result_type(*dtypes) if dtypes else np.dtype(np.float64)
+
+    def _batches(
+        self, start: int, stop: int, columns: list[str], as_dictionary: Sequence[str] = ()
+    ) -> Iterator[tuple[str, slice, Any]]:
+        """Yield the file of a batch of rows, where they are from ``start`` on, and the batch.
+
+        The columns ``as_dictionary`` are read as codes of their words.
+        """
+        first_group, last_group = np.searchsorted(self._starts, [start, stop - 1], "right") - 1
+        # A table of no columns has rows all the same.
+        columns = columns or list(self._types)[:1]
         batch_rows = max(1, BLOCK_BYTES // (8 * len(columns)))
-        with _opened(file) as content:
-            self._require_unchanged(file, index, last - first, content)
-            row = first
-            for batch in content.iter_batches(batch_rows, [index], columns):
-                low, high = max(begin, row), min(end, row + len(batch))
-                if low < high:
-                    part = batch.slice(low - row, high - low)
-                    for (names, _), array in zip(self._parts, arrays, strict=True):
-                        for j, name in enumerate(names):
-                            values = _complete(file, name, part.column(name))
-                            array[low - start : high - start, j] = values  # type: ignore[index]
-                row += len(batch)
-                if row >= end:
-                    return
+        for group in range(first_group, last_group + 1):
+            file, index = self._groups[group]
+            row, last = int(self._starts[group]), int(self._starts[group + 1])
+            begin, end = max(start, row), min(stop, last)
+            with _opened(file, as_dictionary) as content:
+                self._require_unchanged(file, index, last - row, content, as_dictionary)
+                for batch in content.iter_batches(batch_rows, [index], columns):
+                    low, high = max(begin, row), min(end, row + len(batch))
+                    if low < high:
+                        part = batch.slice(low - row, high - low)
+                        yield file, slice(low - start, high - start), part
+                    row += len(batch)
+                    if row >= end:
+                        break
 
-    def _require_unchanged(self, file: str, index: int, n_rows: int, content: Any) -> None:
+    def _require_unchanged(
+        self, file: str, index: int, n_rows: int, content: Any, as_dictionary: Sequence[str]
+    ) -> None:
         """Raise an InputError if a row group is not what it was when the source was made."""
         advice = "leave the files as they are while they are in use"
         types = _types(file, content.schema_arrow)
+        for name in as_dictionary:
+            words = getattr(types.get(name), "value_type", types.get(name))
+            # Those of a dictionary are no large ones, whatever the file says.
+            types[name] = self._types[name] if _is_text(words) else words
         for name, kind in self._types.items():
             if types.get(name) != kind:
                 raise InputError(
                     f"expected column {name!r} of {file!r} to be {kind}, as at first, got "
-                    f"{types.get(name, 'none')}; {advice}",
+                    f"{types.get(name) or 'none'}; {advice}",
                     argument="path",
                 )
         has_group = index < content.num_row_groups
@@ -214,7 +290,7 @@ def _parquet_files(path: str | os.PathLike[str]) -> list[str]:
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[Any]:
+def _opened(file: str, as_dictionary: Sequence[str] = ()) -> Iterator[Any]:
     """Open a Parquet file for a moment; what pyarrow has against it is said with its name."""
     try:
         import pyarrow as pa
@@ -226,7 +302,9 @@ def _opened(file: str) -> Iterator[Any]:
         ) from error
     try:
         # A buffer per column, in place of whole columns as they are stored.
-        with pq.ParquetFile(file, buffer_size=2**14) as content:
+        with pq.ParquetFile(
+            file, buffer_size=2**14, read_dictionary=list(as_dictionary)
+        ) as content:
             yield content
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
@@ -246,30 +324,25 @@ def _types(file: str, schema: Any) -> dict[str, Any]:
     return types
 
 
-def _dtype(argument: str, name: str, types: dict[str, Any], file: str) -> np.dtype[Any]:
-    """Return the NumPy dtype of a column of numbers."""
-    import pyarrow.types as pt
+def _require_columns(argument: str, names: Sequence[str], types: dict[str, Any], file: str) -> None:
+    for name in names:
+        if name not in types:
+            raise InputError(
+                f"no column {name!r} in {file!r}{nearest(str(name), types)}", argument=argument
+            )
 
-    if name not in types:
-        raise InputError(
-            f"no column {name!r} in {file!r}{nearest(str(name), types)}", argument=argument
-        )
-    kind = types[name]
-    if not (pt.is_integer(kind) or pt.is_floating(kind) or pt.is_boolean(kind)):
-        hint = "number classes from 0" if argument == "target" else "encode it, or leave it out"
-        raise InputError(
-            f"expected numbers, got {kind} in column {name!r} of {file!r}; {hint}",
-            argument=argument,
-        )
-    dtype: np.dtype[Any] = np.dtype(kind.to_pandas_dtype())
-    return dtype
+
+def _is_text(kind: Any) -> bool:
+    """Whether pyarrow reads a column of a type as a dictionary."""
+    return str(kind) in ("string", "large_string", "binary", "large_binary")
 
 
 def _complete(file: str, name: str, values: Any) -> _Array:
     if values.null_count:
         raise InputError(
             f"expected no missing values, got {values.null_count} in column {name!r} of "
-            f"{file!r}, in {len(values)} rows that were read; remove or impute them",
+            f"{file!r}, in {len(values)} rows that were read; remove or impute "
+            "them, or encode the table with nb.TableEncoder",
             argument="path",
         )
     column: _Array = values.to_numpy(zero_copy_only=False)

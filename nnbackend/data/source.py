@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nnbackend.checks import positive_integer
-from nnbackend.data.typed import Table, TypedColumn
+from nnbackend.data.classify import Place, typed_array
+from nnbackend.data.typed import Table
 from nnbackend.errors import InputError
 
-__all__ = ["BLOCK_BYTES", "BUFFER_BYTES", "Rows", "Source", "digest", "leave"]
+__all__ = ["BLOCK_BYTES", "BUFFER_BYTES", "Rows", "Source", "TableRows", "digest", "leave"]
 
 
 BUFFER_BYTES = 2**28
@@ -62,6 +63,22 @@ class Rows(NamedTuple):
     def nbytes(self) -> int:
         """The memory of the rows, in bytes."""
         return sum(column.nbytes for column in self if column is not None)
+
+
+class TableRows(NamedTuple):
+    """Some rows of a source before their columns are encoded.
+
+    Attributes
+    ----------
+    table : Table
+        The features as they are stored: text, dates and gaps among them.
+    y, sample_weight : array or None
+        As for ``Rows``.
+    """
+
+    table: Table
+    y: _Array | None = None
+    sample_weight: _Array | None = None
 
 
 class Source(ABC):
@@ -119,6 +136,42 @@ class Source(ABC):
         every other. Its arrays are used, or copied, before the next call, which may return the
         same arrays with other rows.
         """
+
+    def read_table(self, start: int, stop: int, names: Sequence[str] | None = None) -> TableRows:
+        """Return the rows ``start`` to ``stop - 1`` with features as they are stored.
+
+        By default those of ``read``, which are called ``feature_names``, else x0, x1, ...
+
+        Parameters
+        ----------
+        start, stop : int
+            As for ``read``.
+        names : sequence of str, optional
+            Return these features alone, in this order; by default all.
+
+        Raises
+        ------
+        InputError
+            If a feature is missing.
+        """
+        X, y, sample_weight = self.checked(start, stop)
+        own = self.feature_names or [f"x{i}" for i in range(X.shape[1])]
+        chosen = [(i, name) for i, name in enumerate(own) if names is None or name in names]
+        columns = {name: typed_array(Place("X", name), X[:, i]) for i, name in chosen}
+        table = Table(columns, stop - start)
+        return TableRows(table if names is None else table.only(names), y, sample_weight)
+
+    def table(self, start: int, stop: int, names: Sequence[str] | None = None) -> Table:
+        """Return the table of ``read_table(start, stop, names)``."""
+        return self.read_table(start, stop, names).table
+
+    def tables(self) -> Iterator[Table]:
+        """Yield all rows as tables, in blocks that take no more than a buffer."""
+        # Of a value, itself, a mask, and what is computed of it.
+        size = max(1, self.buffer_bytes // (40 * self.n_features))
+        size = max(1, size - size % self.block_rows)
+        for start in range(0, self.n_samples, size):
+            yield self.table(start, min(start + size, self.n_samples))
 
     @property
     def block_rows(self) -> int:
@@ -186,27 +239,6 @@ class Source(ABC):
             if self.n_samples - stop < (batch_size or 1):
                 stop = self.n_samples
             yield slice(start, stop), self.checked(start, stop)
-
-    def table(self, start: int, stop: int) -> Table:
-        """Return the columns of X of the rows ``start`` to ``stop - 1`` as a typed table.
-
-        By default those of ``read``, which are numbers. A source whose columns are text, dates or
-        have gaps overrides it.
-        """
-        X = self.checked(start, stop).X
-        names = self.feature_names or tuple(f"x{i}" for i in range(X.shape[1]))
-        columns = {
-            name: TypedColumn("number", X[:, i].astype(np.float64)) for i, name in enumerate(names)
-        }
-        return Table(columns, len(X), "X")
-
-    def tables(self) -> Iterator[Table]:
-        """Yield all rows as typed tables, in blocks that take no more than a buffer."""
-        # Of a number, its value, a mask, and what is computed of it.
-        size = max(1, self.buffer_bytes // (40 * self.n_features))
-        size = max(1, size - size % self.block_rows)
-        for start in range(0, self.n_samples, size):
-            yield self.table(start, min(start + size, self.n_samples))
 
     def require_names(self, feature_names: tuple[str, ...] | None) -> None:
         """Raise an InputError if the columns of X are not those, or in another order."""

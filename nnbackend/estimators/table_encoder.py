@@ -162,7 +162,10 @@ class TableEncoder(EncodingEstimator, TransformerMixin, BaseEstimator):  # type:
         """
         check_is_fitted(self)
         given = look("X", X)
-        table, is_named = given.table(self.encoding_.feature_names), given.columns is not None
+        table, is_named = (
+            given.table(self.encoding_.wanted(given.columns)),
+            given.columns is not None,
+        )
         if not is_named and len(table.columns) != self.n_features_in_:
             raise ValueError(
                 f"X has {len(table.columns)} features, but {type(self).__name__} is expecting "

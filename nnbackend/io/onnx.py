@@ -41,8 +41,10 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     float32 is too coarse for a standardized feature, by the rule by which ``standardize`` says it
     of a target (a mean more than 839 deviations from 0, mostly). The outputs of a
     network with a sigmoid or softmax output are ``label``, what ``predict`` returns, and
-    ``probabilities``, what ``predict_proba`` does; else ``prediction``, what ``predict`` returns.
-    Shapes and dtypes are theirs as well: a label is int64, even of a class with a name.
+    ``probabilities``, what ``predict_proba`` does; else ``prediction``, what ``predict`` returns,
+    and for a gaussian output the deviation ``std`` (n_samples,), for a quantile output all
+    ``quantiles`` (n_samples, n_levels). Shapes and dtypes are theirs as well: a label is int64,
+    even of a class with a name.
 
     Parameters
     ----------
@@ -68,7 +70,8 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     -----
     The operators are ndonnx's, of opset 21, which onnxruntime reads from version 1.19 on (1.26 to
     1.31 round some constants of float64 models to float32). The metadata hold ``nnbackend_version``
-    and, where the network has them, ``feature_names`` and ``class_names`` as JSON lists.
+    and, where the network has them, ``feature_names``, ``class_names`` and the levels ``quantiles``
+    as JSON lists.
 
     Of a Pipeline the file holds all steps, those before the network as skl2onnx writes them. Its
     input is ``X`` where all columns are numbers, or all are text; else each column that a step
@@ -164,7 +167,11 @@ def traced(exported: Network | Stack) -> Any:
         names["columns"] = {column.name: column.kind for column in net.encoding.used}
     model.graph.name = model.producer_name = "nnbackend"
     model.producer_version = __version__
-    metadata = {key: json.dumps(value) for key, value in names.items() if value is not None}
+    metadata = {
+        key: json.dumps(value)
+        for key, value in {**names, "quantiles": net.quantiles}.items()
+        if value is not None
+    }
     onnx.helper.set_model_props(model, {"nnbackend_version": __version__, **metadata})
     return model
 
@@ -243,7 +250,8 @@ def _forward(xp: Namespace, net: Network, arrays: Mapping[str, Array], X: Array)
     biases = [arrays[f"biases.{layer}"] for layer in layers]
     A = structure.output.function(xp, propagation.logits(xp, structure, weights, biases, A))
     if net.target_standardization is not None:
-        A = _standardization(arrays, "target_standardization").undo(xp, A)
+        target = _standardization(arrays, "target_standardization")
+        A = structure.output.restored(xp, A, target)
     return A
 
 
@@ -275,10 +283,10 @@ def _outputs(xp: Namespace, net: Network, A: Array) -> dict[str, Array]:
     """Return what ``Network.predict`` and ``Network.predict_proba`` do, by name."""
     if net.output == "softmax":
         return {"label": xp.argmax(A, axis=-1), "probabilities": A}
-    has_one = net.layer_sizes[-1] == 1
-    result = xp.astype(A > 0.5, xp.int64) if net.output == "sigmoid" else A
+    output, has_one = net.structure.output, net.structure.n_targets == 1
+    result = xp.astype(A > 0.5, xp.int64) if net.output == "sigmoid" else output.point(A)
     if has_one:
         result = xp.squeeze(result, axis=1)
     if net.output != "sigmoid":
-        return {"prediction": result}
+        return {"prediction": result, **output.spread(A)}
     return {"label": result, "probabilities": xp.concat([1.0 - A, A], axis=1) if has_one else A}

@@ -154,14 +154,20 @@ def _network(argument: str, before: _Before, mlp: Any, last: Any, device: str | 
         output=mlp.out_activation_,
         dropout=getattr(mlp, "dropout", 0.0),
         device=device,
+        quantiles=getattr(mlp, "quantiles_", None),
     )
+
+    def placed(mean: Array, scale: Array) -> Standardization:
+        home = get_device(net.device)
+        return Standardization(*(home.place(x, np.float64, copy=True) for x in (mean, scale)))
+
     if scaler is not None:
         mean = scaler.mean_ if scaler.with_mean else np.zeros(net.layer_sizes[0])
         scale = scaler.scale_ if scaler.with_std else np.ones(net.layer_sizes[0])
-        home = get_device(net.device)
-        net.standardization = Standardization(
-            *(home.place(x, np.float64, copy=True) for x in (mean, scale))
-        )
+        net.standardization = placed(mean, scale)
+    target = getattr(mlp, "target_standardization_", None)
+    if target is not None:
+        net.target_standardization = placed(*target)
     if encoder is None:
         names = getattr(last if scaler is None else scaler, "feature_names_in_", None)
         net.feature_names = None if names is None else tuple(names.tolist())
@@ -249,6 +255,12 @@ def to_sklearn(net: Network) -> Any:
     >>> estimator.classes_.tolist(), estimator.predict_proba([[0.0, 0.0]]).tolist()
     (['no', 'yes'], [[0.5, 0.5]])
     """
+    if isinstance(net, Network) and net.structure.output.is_distribution:
+        raise InputError(
+            "expected a network with an output that scikit-learn's networks have, got "
+            f"output={net.output!r}",
+            argument="net",
+        )
     weights, biases = folded(net)
     options: dict[str, Any] = {"hidden_layer_sizes": tuple(net.layer_sizes[1:-1])}
     if net.hidden:
