@@ -362,10 +362,13 @@ def test_columns_of_no_kind_are_refused(make, message):
 
 
 NO_TABLES = {
-    "dict": (lambda: {"a": [1]}, "got builtins.dict; .* pandas.DataFrame"),
-    "vector": (lambda: np.zeros(3), r"got shape \(3,\); for one example"),
-    "ragged": (lambda: [[1, 2], [3]], r"got shape \(2,\); pass rows of equal"),
-    "series": (lambda: require("pandas").Series(["a"]), r"shape \(1,\); .*X.to_frame\(\)"),
+    "dict": (lambda: {"a": [1]}, "got builtins.dict. Reshape your data: .*pandas.DataFrame"),
+    "vector": (lambda: np.zeros(3), r"got shape \(3,\)\. Reshape your data: for one example"),
+    "ragged": (lambda: [[1, 2], [3]], r"got shape \(2,\). Reshape your data: pass rows of equal"),
+    "series": (
+        lambda: require("pandas").Series(["a"]),
+        r"shape \(1,\). Reshape your data: .*X.to_frame\(\)",
+    ),
     "lazy": (lambda: require("polars").LazyFrame({"a": [1]}), r"pass X.collect\(\)"),
     "cube": (lambda: np.zeros((1, 2, 3)), r"got shape \(1, 2, 3\)"),
 }

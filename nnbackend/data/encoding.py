@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from nnbackend.core.encoding import DATE_PARTS, CategoryEncoding, DateEncoding, NumberEncoding
 from nnbackend.core.types import Array, Namespace
+from nnbackend.data.given import Given
 from nnbackend.data.text_columns import KIND_WORDS, as_kind, words_as
 from nnbackend.data.typed import NO_DATE, Table, TypedColumn
 from nnbackend.errors import InputError
@@ -345,15 +346,13 @@ class TableEncoding:
         """Whether the columns are named as those of an array are: x0, x1, ..."""
         return self.raw_names == tuple(f"x{i}" for i in range(len(self.columns)))
 
-    def wanted(self, labels: Iterable[Any] | None) -> tuple[str, ...] | None:
-        """Return the columns to read of a table with labels, if it has some; None for all of them.
-
-        All are read of an array, and where the training table was one and the labels are others.
-        """
-        if labels is None:
-            return None
-        is_known = set(self.feature_names) <= set(map(str, labels))
-        return self.feature_names if is_known or not self.has_no_names else None
+    def table(self, given: Given) -> Table:
+        """Return what a caller gave as a table of the columns ``feature_names``; see ``chosen``."""
+        is_named = given.columns is not None
+        # Where one is missing, ``chosen`` says so.
+        has_all = is_named and set(self.feature_names) <= set(map(str, given.columns or ()))
+        table = given.table(self.feature_names if has_all else None)
+        return self.chosen(table, is_named=is_named)
 
     def chosen(self, table: Table, *, is_named: bool) -> Table:
         """Return the columns ``feature_names`` of a table.
@@ -373,7 +372,9 @@ class TableEncoding:
             If a column is missing.
         """
         names = self.raw_names
-        if not is_named or self.wanted(table.columns) is None:
+        if not is_named or (
+            self.has_no_names and not set(self.feature_names) <= set(table.columns)
+        ):
             if len(table.columns) != len(names):
                 raise InputError(
                     f"expected the {len(names)} columns of the training data, got "

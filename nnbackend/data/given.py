@@ -336,7 +336,7 @@ class Typed(Given):
         return int(self.value.n_rows)
 
     def table(self, names: Sequence[str] | None = None) -> Table:
-        """Return the table, or these columns of it."""
+        """Return the table, or its columns of these names."""
         table: Table = self.value
         return table if names is None else table.only(names)
 

@@ -36,8 +36,7 @@ class _Encoded(Native):
     __slots__ = ("columns",)
 
     def __init__(self, given: Given, encoding: TableEncoding, dtype: Any) -> None:
-        columns = given.columns
-        table = encoding.chosen(given.table(encoding.wanted(columns)), is_named=columns is not None)
+        table = encoding.table(given)
         x = encoding.apply(table, dtype)
         if dtype != np.float64 and not np.isfinite(x).all():
             x = encoding.apply(table)  # the message shows the number that is too large

@@ -162,17 +162,13 @@ class TableEncoder(EncodingEstimator, TransformerMixin, BaseEstimator):  # type:
         """
         check_is_fitted(self)
         given = look("X", X)
-        table, is_named = (
-            given.table(self.encoding_.wanted(given.columns)),
-            given.columns is not None,
-        )
-        if not is_named and len(table.columns) != self.n_features_in_:
+        shape: Any = getattr(X, "shape", ())
+        if given.columns is None and len(shape) == 2 and shape[1] != self.n_features_in_:
             raise ValueError(
-                f"X has {len(table.columns)} features, but {type(self).__name__} is expecting "
+                f"X has {shape[1]} features, but {type(self).__name__} is expecting "
                 f"{self.n_features_in_} features as input"
             )
-        chosen = self.encoding_.chosen(table, is_named=is_named)
-        return self.encoding_.apply(chosen, self._dtype())
+        return self.encoding_.apply(self.encoding_.table(given), self._dtype())
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray[Any, Any]:
         """Return the names of the columns that ``transform`` returns.
