@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nnbackend.cli.naming import naming
 from nnbackend.cli.parser import add_json, add_na, add_target
 from nnbackend.cli.printing import print_lines, score_lines
-from nnbackend.cli.terminal import csv_text, to_json, write_csv
+from nnbackend.cli.terminal import csv_text, printable, to_json, write_csv
 from nnbackend.errors import InputError
 
 if TYPE_CHECKING:
@@ -229,11 +229,15 @@ def _export(options: argparse.Namespace) -> None:
     outputs = ["label", "probabilities"] if is_classifier else ["prediction"]
     if isinstance(net, Stack) and not is_classifier:
         outputs.append("std")
+    encoding = (net.networks[0] if isinstance(net, Stack) else net).encoding
+    inputs = ["X"] if encoding is None else list(encoding.feature_names)
     if options.json and not _is_standard_output(options.out):
-        sys.stdout.write(to_json({"file": options.out, "inputs": ["X"], "outputs": outputs}))
+        sys.stdout.write(to_json({"file": options.out, "inputs": inputs, "outputs": outputs}))
         return
-    X = f"X (n_samples, {net.layer_sizes[0]}) {net.dtype}"
-    lines = [("file", options.out), ("input", X), ("outputs", ", ".join(outputs))]
+    taken = [("input", f"X (n_samples, {net.layer_sizes[0]}) {net.dtype}")]
+    if encoding is not None:
+        taken = [("inputs", f"{printable(', '.join(inputs))}, each (n_samples, 1)")]
+    lines = [("file", options.out), *taken, ("outputs", ", ".join(outputs))]
     print_lines(lines, sys.stderr if _is_standard_output(options.out) else None)
 
 

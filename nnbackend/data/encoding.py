@@ -372,7 +372,9 @@ class TableEncoding:
             If a column is missing.
         """
         names = self.raw_names
-        if not is_named or (self.has_no_names and not set(names) <= set(table.columns)):
+        if not is_named or (
+            self.has_no_names and not set(self.feature_names) <= set(table.columns)
+        ):
             if len(table.columns) != len(names):
                 raise InputError(
                     f"expected the {len(names)} columns of the training data, got "

@@ -341,7 +341,7 @@ class Typed(Given):
         return table if names is None else table.only(names)
 
     def _read(self, names: Sequence[str] | None) -> Array:
-        table: Table = self.value if names is None else self.value.only(names)
+        table = self.table(names)
         for name, column in table.columns.items():
             if column.kind not in ("number", "boolean"):
                 raise InputError(

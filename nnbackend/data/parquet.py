@@ -257,7 +257,9 @@ class Parquet(Source):
         advice = "leave the files as they are while they are in use"
         types = _types(file, content.schema_arrow)
         for name in as_dictionary:
-            types[name] = getattr(types.get(name), "value_type", types.get(name))
+            words = getattr(types.get(name), "value_type", types.get(name))
+            # Those of a dictionary are no large ones, whatever the file says.
+            types[name] = self._types[name] if _is_text(words) else words
         for name, kind in self._types.items():
             if types.get(name) != kind:
                 raise InputError(

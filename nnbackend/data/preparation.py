@@ -13,6 +13,7 @@ from nnbackend.core.losses import Loss, loss_function
 from nnbackend.core.standardization import Moments, Standardization
 from nnbackend.core.types import Array
 from nnbackend.data.door import look
+from nnbackend.data.encoded import Encoded
 from nnbackend.data.encoding import TableEncoding
 from nnbackend.data.examples import Data
 from nnbackend.data.given import Given, Native
@@ -25,7 +26,6 @@ from nnbackend.data.validation import (
     place,
 )
 from nnbackend.device import Device, require_same_device
-from nnbackend.errors import InputError
 
 __all__ = ["Preparation"]
 
@@ -140,22 +140,23 @@ class Preparation:
             return given, self.feature_names
         return _Encoded(given, self.encoding, dtype), None
 
-    def reading(self, source: Source) -> tuple[Source, Preparation]:
+    def reading(self, source: Source, dtype: Any = None) -> tuple[Source, Preparation]:
         """Return a source whose features are numbers, and the preparation that takes them.
+
+        An encoding's are in ``dtype``, by default what the preparation needs.
 
         Raises
         ------
         InputError
             If its columns are not those of the network.
         """
-        if self.encoding is not None:
-            raise InputError(
-                "expected a table in memory for a network with an encoder, got a source; encode "
-                "its rows before, or pass a data frame",
-                argument="X",
-            )
-        source.require_names(self.feature_names)
-        return source, self
+        if self.encoding is None:
+            source.require_names(self.feature_names)
+            return source, self
+        if dtype is None:
+            dtype = self.dtype if self.standardization is None else np.float64
+        taking = replace(self, encoding=None, feature_names=None)
+        return Encoded(source, self.encoding, dtype), taking
 
     def examples(
         self,
@@ -237,7 +238,7 @@ class Preparation:
         if isinstance(X, Given):
             blocks = [(None, (X, y))]
         else:
-            X, taking = self.reading(X)
+            X, taking = self.reading(X, np.float64)
             # Of each number its value in float64, its magnitude, and parts of sums of squares.
             n_numbers = self.n_features + (0 if y is None else self.n_targets)
             blocks = X.blocks(40 * n_numbers)

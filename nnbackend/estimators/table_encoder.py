@@ -16,6 +16,7 @@ from nnbackend.data.encoding import TableEncoding, described
 from nnbackend.data.source import Source
 from nnbackend.errors import InputError
 from nnbackend.floating_point import own_errors
+from nnbackend.io.skl2onnx import register
 from nnbackend.io.sklearn import EncodingEstimator
 
 __all__ = ["TableEncoder"]
@@ -225,3 +226,6 @@ class TableEncoder(EncodingEstimator, TransformerMixin, BaseEstimator):  # type:
         tags.input_tags.string = True
         tags.input_tags.categorical = True
         return tags
+
+
+register(TableEncoder)
