@@ -202,7 +202,12 @@ COLUMNS = {"a": [1.0, 2.0], "b": [1, 2], "t": ["x", "y"]}
 BAD_PARQUET = [
     (COLUMNS, {"target": "z"}, r"target: no column 'z' in '.*1.parquet'"),
     (COLUMNS, {"target": "t"}, r"target: expected numbers, got string in column 't' .*from 0"),
-    (COLUMNS, {"target": "a"}, r"features: expected numbers, got string in column 't'"),
+    (
+        {"a": [1.0], "l": [[1.0]]},
+        {"target": "a"},
+        r"features: expected numbers, got list.* in column 'l' of .*; encode it, or leave it out",
+    ),
+    (COLUMNS, {"target": "b", "sample_weight": "t"}, r"sample_weight: .* string in column 't'"),
     (COLUMNS, {"target": "b", "features": []}, "features: expected names of at least one"),
     (COLUMNS, {"target": "b", "features": ["a", "a"]}, "distinct columns, got 'a' twice"),
     (COLUMNS, {"target": "b", "features": ["a", "b"]}, "distinct columns, got 'b' twice"),
@@ -215,6 +220,17 @@ def test_parquet_columns_that_cannot_be_learnt_are_refused(tmp_path, columns, op
     pq.write_table(pa.table(columns), tmp_path / "1.parquet")
     with pytest.raises(InputError, match=message):
         Parquet(tmp_path, **options)
+
+
+def test_parquet_features_that_are_no_numbers_are_refused_where_numbers_are_read(tmp_path):
+    pq.write_table(pa.table(COLUMNS), tmp_path / "1.parquet")
+    source = Parquet(tmp_path / "1.parquet", "b")
+    message = r"features: .* string in column 't' of .*; encode the source with nb.TableEncoder, or"
+    with pytest.raises(InputError, match=message):
+        source.read(0, 2)
+    with pytest.raises(InputError, match=message):
+        nb.train(network(2), source, epochs=1)
+    assert Parquet(tmp_path / "1.parquet", "b", features=["a"]).read(0, 2).X.shape == (2, 1)
 
 
 def test_parquet_files_that_do_not_fit_are_refused_by_name(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -79,36 +79,31 @@ class ColumnEncoding(ABC):
         InputError
             If the table's column is of another kind, or holds an infinite number.
         """
-        column = converted(self.name, table.columns[self.name], self.kind, table.name)
-        require_finite(self.name, column, table.name)
-        return self.given(column)
+        return self.given(converted(self.name, table, self.kind))
 
 
-def converted(name: str, column: TypedColumn, kind: str, argument: str) -> TypedColumn:
-    """Return a column as one of a kind: gaps as any, text as what all of it spells.
+def converted(name: str, table: Table, kind: str) -> TypedColumn:
+    """Return a table's column as one of a kind: gaps as any, text as what all of it spells.
 
     Raises
     ------
     InputError
-        If a value is not of that kind.
+        If a value is not of that kind, or is an infinite number.
     """
+    column = table.columns[name]
     try:
-        if column.kind == "text":
-            return words_as(name, argument, column, kind)
-        return as_kind(name, argument, column, kind)
+        turned = words_as if column.kind == "text" else as_kind
+        column = turned(name, table.name, column, kind, first_row=table.first_row)
     except InputError as error:
-        raise InputError(error.message, argument) from error
-
-
-def require_finite(name: str, column: TypedColumn, argument: str) -> None:
-    """Raise an InputError if a column holds an infinite number."""
-    if column.kind == "number" and np.isinf(column.values).any():
+        raise InputError(error.message, table.name) from error
+    if kind == "number" and np.isinf(column.values).any():
         row = int(np.argmax(np.isinf(column.values)))
         raise InputError(
             f"expected finite numbers or gaps in column {name!r}, got {column.values[row]} in "
-            f"row {row}; make it a gap, or correct it",
-            argument=argument,
+            f"row {table.first_row + row}; make it a gap, or correct it",
+            argument=table.name,
         )
+    return column
 
 
 @dataclass(frozen=True)
@@ -356,20 +351,19 @@ class TableEncoding:
         InputError
             If a column is missing.
         """
-        names = self.raw_names
+        names, needed = self.raw_names, self.feature_names
         has_no_names = names == tuple(f"x{i}" for i in range(len(names)))
-        if not is_named or (has_no_names and not set(names) <= set(table.columns)):
+        if not is_named or (has_no_names and not set(needed) <= set(table.columns)):
             if len(table.columns) != len(names):
                 raise InputError(
                     f"expected the {len(names)} columns of the training data, got "
                     f"{len(table.columns)}",
                     argument=table.name,
                 )
-            columns = dict(zip(names, table.columns.values(), strict=True))
-            table = Table(columns, table.n_rows, table.name)
-        return table.only(self.feature_names)
+            table = replace(table, columns=dict(zip(names, table.columns.values(), strict=True)))
+        return table.only(needed)
 
-    def apply(self, table: Table, dtype: Any = np.float64) -> _Array:
+    def apply(self, table: Table, dtype: Any = np.float64, *, out: _Array | None = None) -> _Array:
         """Return the inputs of the network (n_rows, n_outputs).
 
         Parameters
@@ -378,6 +372,8 @@ class TableEncoding:
             With the columns ``feature_names``, in any order; others are ignored.
         dtype : float32 or float64, default float64
             The dtype of the result; all is computed in float64.
+        out : array (n_rows, n_outputs), optional
+            Where to write the result, in its dtype; by default a new array.
 
         Raises
         ------
@@ -387,13 +383,15 @@ class TableEncoding:
         used = self._used
         table = table.only(column.name for column in used)
         given = [column.of(table) for column in used]
-        result = np.empty((table.n_rows, self.n_outputs), dtype)
-        for rows in _blocks(table.n_rows):
-            start = 0
-            for column, values in zip(used, given, strict=True):
-                stop = start + len(column.output_names)
-                result[rows, start:stop] = column.apply(np, values[rows])
-                start = stop
+        result = np.empty((table.n_rows, self.n_outputs), dtype) if out is None else out
+        widths = [len(column.output_names) for column in used]
+        # The largest numbers overflow to infinity, which is squashed.
+        with np.errstate(over="ignore"):
+            for rows in _blocks(table.n_rows):
+                start = 0
+                for column, values, width in zip(used, given, widths, strict=True):
+                    result[rows, start : start + width] = column.apply(np, values[rows])
+                    start += width
         return result
 
     def to_json(self) -> list[dict[str, Any]]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from nnbackend.checks import nearest
-from nnbackend.data.source import BLOCK_BYTES, BUFFER_BYTES, Rows, Source
+from nnbackend.data.arrow_columns import is_plain, is_text, typed_arrow
+from nnbackend.data.source import BLOCK_BYTES, BUFFER_BYTES, Rows, Source, TableRows
+from nnbackend.data.typed import Table
 from nnbackend.errors import InputError, MissingDependencyError
 
 __all__ = ["INDEX_COLUMN", "Parquet"]
@@ -33,7 +35,8 @@ class Parquet(Source):
     target : str, sequence of str, or None
         The column of y; several make y a matrix (n_samples, n_outputs).
     features : sequence of str, optional
-        The columns of X, in this order; by default all others.
+        The columns of X, in this order; by default all others. Those of text and dates, and those
+        with gaps, are for ``TableEncoder``, whose ``transform`` makes a source of numbers of them.
     sample_weight : str, optional
         The column of weights.
     buffer_bytes : int, default 2**28
@@ -44,8 +47,9 @@ class Parquet(Source):
     Raises
     ------
     InputError
-        If a file or column is missing, not numeric, or differs from the first file's; on reading,
-        if a value is missing. The message names file and column.
+        If a file or column is missing, differs from the first file's, or holds lists or the like,
+        or if targets or weights are no numbers; on reading, if features are no numbers or a value
+        is missing. The message names file and column.
     MissingDependencyError
         If pyarrow is not installed.
 
@@ -79,6 +83,7 @@ class Parquet(Source):
     ) -> None:
         super().__init__(buffer_bytes=buffer_bytes)
         self._groups: list[tuple[str, int]] = []
+        self._stored_bytes = 0
         n_rows: list[int] = []
         types: dict[str, Any] = {}
         for file in _parquet_files(path):
@@ -99,7 +104,9 @@ class Parquet(Source):
                 types = types or found
                 for i in range(content.num_row_groups):
                     self._groups.append((file, i))
-                    n_rows.append(content.metadata.row_group(i).num_rows)
+                    group = content.metadata.row_group(i)
+                    n_rows.append(group.num_rows)
+                    self._stored_bytes += group.total_byte_size
         self._starts = np.cumsum([0, *n_rows])
         if self.n_samples == 0:
             raise InputError(
@@ -123,12 +130,12 @@ class Parquet(Source):
                 argument="features, target, sample_weight",
             )
         names_of = {"target": targets, "sample_weight": weights, "features": self.feature_names}
-        parts = {}
         for argument, names in names_of.items():
-            dtypes = [_dtype(argument, name, types, self._groups[0][0]) for name in names]
-            parts[argument] = (list(names), np.result_type(*dtypes) if dtypes else None)
-        self._parts = [parts[name] for name in ("features", "target", "sample_weight")]
+            _require_plain(argument, names, types, self._groups[0][0])
         self._types = {name: types[name] for name in used}
+        self._names = {argument: list(names) for argument, names in names_of.items()}
+        for argument in ("target", "sample_weight"):
+            self._empty(argument, 0)
 
     @property
     def n_samples(self) -> int:
@@ -138,7 +145,7 @@ class Parquet(Source):
     @property
     def n_features(self) -> int:
         """The number of columns of X."""
-        return len(self._parts[0][0])
+        return len(self._names["features"])
 
     @property
     def block_rows(self) -> int:
@@ -147,45 +154,95 @@ class Parquet(Source):
 
     def read(self, start: int, stop: int) -> Rows:
         """Return the rows ``start`` to ``stop - 1``."""
-        X, y, weight = (
-            np.empty((stop - start, len(names)), dtype) if names else None
-            for names, dtype in self._parts
-        )
-        first, last = np.searchsorted(self._starts, [start, stop - 1], "right") - 1
-        for group in range(first, last + 1):
-            self._fill((X, y, weight), start, stop, group)
+        arrays = {argument: self._empty(argument, stop - start) for argument in self._names}
+        for rows, file, batch in self._batches(start, stop, list(self._types)):
+            self._fill(arrays, rows, file, batch)
+        return Rows(arrays["features"], *self._labels(arrays))  # type: ignore[arg-type]
+
+    def read_table(self, start: int, stop: int, names: Collection[str] | None = None) -> TableRows:
+        """Return the rows ``start`` to ``stop - 1`` with X as a typed table."""
+        import pyarrow as pa
+
+        labels = ("target", "sample_weight")
+        arrays = {argument: self._empty(argument, stop - start) for argument in labels}
+        used = [name for name in self._names["features"] if names is None or name in names]
+        parts: dict[str, list[Any]] = {name: [] for name in used}
+        file = ""
+        columns = used + [name for argument in labels for name in self._names[argument]]
+        for rows, file, batch in self._batches(start, stop, columns, has_words=True):
+            self._fill(arrays, rows, file, batch)
+            for name in used:
+                parts[name].append(batch.column(name))
+        # Column by column, of which Arrow's memory is given back.
+        typed = {name: typed_arrow(name, file, pa.chunked_array(parts.pop(name))) for name in used}
+        return TableRows(Table(typed, stop - start, "X", start), *self._labels(arrays))
+
+    @property
+    def table_bytes(self) -> int:
+        """How much memory a row of a typed table takes, in bytes, with what is computed of it."""
+        n_texts = sum(is_text(self._types[name]) for name in self._names["features"])
+        if n_texts == 0:
+            return super().table_bytes
+        # A word may be in no other row: as Arrow has it, as Python does, and in a dictionary.
+        return super().table_bytes + 240 * n_texts + 2 * self._stored_bytes // self.n_samples
+
+    def _empty(self, argument: str, n_rows: int) -> _Array | None:
+        """Return a matrix for the columns that an argument names; None if it names none."""
+        names, file = self._names[argument], self._groups[0][0]
+        if not names:
+            return None
+        dtypes = [_dtype(argument, name, self._types[name], file) for name in names]
+        return np.empty((n_rows, len(names)), np.result_type(*dtypes))
+
+    def _fill(
+        self, arrays: Mapping[str, _Array | None], rows: slice, file: str, batch: Any
+    ) -> None:
+        """Write a batch into rows of the matrices."""
+        for argument, array in arrays.items():
+            for j, name in enumerate(self._names[argument]):
+                values = _complete(argument, file, name, batch.column(name))
+                array[rows, j] = values  # type: ignore[index]
+
+    def _labels(self, arrays: Mapping[str, _Array | None]) -> tuple[_Array | None, _Array | None]:
+        """Return y and weights of the matrices."""
+        y, weight = arrays["target"], arrays["sample_weight"]
         if y is not None and self._n_targets is None:
             y = y[:, 0]
-        return Rows(X, y, None if weight is None else weight[:, 0])  # type: ignore[arg-type]
+        return y, None if weight is None else weight[:, 0]
 
-    def _fill(self, arrays: Sequence[_Array | None], start: int, stop: int, group: int) -> None:
-        """Write what a row group has of the rows ``start`` to ``stop - 1`` into their arrays."""
-        file, index = self._groups[group]
-        first, last = int(self._starts[group]), int(self._starts[group + 1])
-        begin, end = max(start, first), min(stop, last)
-        columns = list(self._types)
+    def _batches(
+        self, start: int, stop: int, columns: list[str], *, has_words: bool = False
+    ) -> Iterator[tuple[slice, str, Any]]:
+        """Yield the rows ``start`` to ``stop - 1``: their place among these, their file, a batch.
+
+        With ``has_words`` text comes as dictionaries.
+        """
+        words = [name for name in columns if has_words and is_text(self._types[name])]
         batch_rows = max(1, BLOCK_BYTES // (8 * len(columns)))
-        with _opened(file) as content:
-            self._require_unchanged(file, index, last - first, content)
-            row = first
-            for batch in content.iter_batches(batch_rows, [index], columns):
-                low, high = max(begin, row), min(end, row + len(batch))
-                if low < high:
-                    part = batch.slice(low - row, high - low)
-                    for (names, _), array in zip(self._parts, arrays, strict=True):
-                        for j, name in enumerate(names):
-                            values = _complete(file, name, part.column(name))
-                            array[low - start : high - start, j] = values  # type: ignore[index]
-                row += len(batch)
-                if row >= end:
-                    return
+        first, last = np.searchsorted(self._starts, [start, stop - 1], "right") - 1
+        for group in range(first, last + 1):
+            file, index = self._groups[group]
+            row, end = int(self._starts[group]), int(self._starts[group + 1])
+            with _opened(file, words) as content:
+                self._require_unchanged(file, index, end - row, content)
+                for batch in content.iter_batches(batch_rows, [index], columns):
+                    low, high = max(start, row), min(stop, row + len(batch))
+                    if low < high:
+                        yield (
+                            slice(low - start, high - start),
+                            file,
+                            batch.slice(low - row, high - low),
+                        )
+                    row += len(batch)
+                    if row >= stop:
+                        return
 
     def _require_unchanged(self, file: str, index: int, n_rows: int, content: Any) -> None:
         """Raise an InputError if a row group is not what it was when the source was made."""
         advice = "leave the files as they are while they are in use"
         types = _types(file, content.schema_arrow)
         for name, kind in self._types.items():
-            if types.get(name) != kind:
+            if name not in types or _of_values(types[name]) != _of_values(kind):
                 raise InputError(
                     f"expected column {name!r} of {file!r} to be {kind}, as at first, got "
                     f"{types.get(name, 'none')}; {advice}",
@@ -214,8 +271,11 @@ def _parquet_files(path: str | os.PathLike[str]) -> list[str]:
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[Any]:
-    """Open a Parquet file for a moment; what pyarrow has against it is said with its name."""
+def _opened(file: str, words: Sequence[str] = ()) -> Iterator[Any]:
+    """Open a Parquet file for a moment; what pyarrow has against it is said with its name.
+
+    The columns ``words``, which are text, come as dictionaries.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -226,7 +286,7 @@ def _opened(file: str) -> Iterator[Any]:
         ) from error
     try:
         # A buffer per column, in place of whole columns as they are stored.
-        with pq.ParquetFile(file, buffer_size=2**14) as content:
+        with pq.ParquetFile(file, buffer_size=2**14, read_dictionary=list(words)) as content:
             yield content
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
@@ -246,30 +306,55 @@ def _types(file: str, schema: Any) -> dict[str, Any]:
     return types
 
 
-def _dtype(argument: str, name: str, types: dict[str, Any], file: str) -> np.dtype[Any]:
+def _require_plain(
+    argument: str, names: Sequence[str], types: Mapping[str, Any], file: str
+) -> None:
+    """Raise an InputError if a column is missing, or of lists or the like."""
+    for name in names:
+        if name not in types:
+            raise InputError(
+                f"no column {name!r} in {file!r}{nearest(str(name), types)}", argument=argument
+            )
+        if not is_plain(types[name]):
+            raise _no_numbers(argument, name, types[name], file)
+
+
+def _of_values(kind: Any) -> Any:
+    """Return the type of a column's values, which may be held as a dictionary."""
+    import pyarrow.types as pt
+
+    return kind.value_type if pt.is_dictionary(kind) else kind
+
+
+def _dtype(argument: str, name: str, kind: Any, file: str) -> np.dtype[Any]:
     """Return the NumPy dtype of a column of numbers."""
     import pyarrow.types as pt
 
-    if name not in types:
-        raise InputError(
-            f"no column {name!r} in {file!r}{nearest(str(name), types)}", argument=argument
-        )
-    kind = types[name]
     if not (pt.is_integer(kind) or pt.is_floating(kind) or pt.is_boolean(kind)):
-        hint = "number classes from 0" if argument == "target" else "encode it, or leave it out"
-        raise InputError(
-            f"expected numbers, got {kind} in column {name!r} of {file!r}; {hint}",
-            argument=argument,
-        )
+        raise _no_numbers(argument, name, kind, file)
     dtype: np.dtype[Any] = np.dtype(kind.to_pandas_dtype())
     return dtype
 
 
-def _complete(file: str, name: str, values: Any) -> _Array:
+def _no_numbers(argument: str, name: str, kind: Any, file: str) -> InputError:
+    hint = "encode it, or leave it out"
+    if argument == "target":
+        hint = "number classes from 0"
+    elif argument == "features" and is_plain(kind):
+        hint = "encode the source with nb.TableEncoder, or leave the column out"
+    return InputError(
+        f"expected numbers, got {kind} in column {name!r} of {file!r}; {hint}", argument=argument
+    )
+
+
+def _complete(argument: str, file: str, name: str, values: Any) -> _Array:
     if values.null_count:
+        advice = "remove or impute them"
+        if argument == "features":
+            advice += ", or encode the source with nb.TableEncoder"
         raise InputError(
             f"expected no missing values, got {values.null_count} in column {name!r} of "
-            f"{file!r}, in {len(values)} rows that were read; remove or impute them",
+            f"{file!r}, in {len(values)} rows that were read; {advice}",
             argument="path",
         )
     column: _Array = values.to_numpy(zero_copy_only=False)

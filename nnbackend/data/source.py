@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from nnbackend.checks import positive_integer
 from nnbackend.data.typed import Table, TypedColumn
 from nnbackend.errors import InputError
 
-__all__ = ["BLOCK_BYTES", "BUFFER_BYTES", "Rows", "Source", "digest", "leave"]
+__all__ = ["BLOCK_BYTES", "BUFFER_BYTES", "Rows", "Source", "TableRows", "digest", "leave"]
 
 
 BUFFER_BYTES = 2**28
@@ -38,7 +38,7 @@ _LEFT: dict[int, tuple[threading.Thread, threading.Event]] = {}
 
 def leave(source: Source, thread: threading.Thread, done: threading.Event) -> None:
     """Note that a thread is still in the source's ``read``, whose rows nobody waits for."""
-    _LEFT[id(source)] = thread, done
+    _LEFT[id(source.origin)] = thread, done
 
 
 class Rows(NamedTuple):
@@ -62,6 +62,22 @@ class Rows(NamedTuple):
     def nbytes(self) -> int:
         """The memory of the rows, in bytes."""
         return sum(column.nbytes for column in self if column is not None)
+
+
+class TableRows(NamedTuple):
+    """Some rows of a source whose columns are numbers, text or dates, and may have gaps.
+
+    Attributes
+    ----------
+    X : Table
+        The columns, as they are.
+    y, sample_weight : arrays or None
+        As of ``Rows``.
+    """
+
+    X: Table
+    y: _Array | None = None
+    sample_weight: _Array | None = None
 
 
 class Source(ABC):
@@ -131,10 +147,11 @@ class Source(ABC):
 
     def checked(self, start: int, stop: int) -> Rows:
         """Return ``read(start, stop)``, or raise an InputError where it is not what was asked."""
-        thread, done = _LEFT.get(id(self), (None, None))
+        origin = id(self.origin)
+        thread, done = _LEFT.get(origin, (None, None))
         if done is not None and thread is not threading.current_thread():
             done.wait()
-            _LEFT.pop(id(self), None)
+            _LEFT.pop(origin, None)
         rows = self.read(start, stop)
         if not isinstance(rows, Rows) or not all(
             isinstance(column, np.ndarray | None) for column in rows
@@ -187,26 +204,51 @@ class Source(ABC):
                 stop = self.n_samples
             yield slice(start, stop), self.checked(start, stop)
 
-    def table(self, start: int, stop: int) -> Table:
-        """Return the columns of X of the rows ``start`` to ``stop - 1`` as a typed table.
+    @property
+    def origin(self) -> Source:
+        """The source that reads: another one, where this one only changes its rows."""
+        return self
 
-        By default those of ``read``, which are numbers. A source whose columns are text, dates or
-        have gaps overrides it.
+    def read_table(self, start: int, stop: int, names: Collection[str] | None = None) -> TableRows:
+        """Return the rows ``start`` to ``stop - 1`` with X as a typed table.
+
+        By default it is made of the numbers of ``read``. A source whose columns are text or dates,
+        or have gaps, overrides it: a column is of one kind in all blocks but those where it has
+        nothing but gaps.
+
+        Parameters
+        ----------
+        start, stop : int
+            As for ``read``.
+        names : collection of str, optional
+            The columns that are needed, all of them known; by default all.
         """
-        X = self.checked(start, stop).X
-        names = self.feature_names or tuple(f"x{i}" for i in range(X.shape[1]))
+        X, y, weight = self.checked(start, stop)
+        known = self.feature_names or tuple(f"x{i}" for i in range(X.shape[1]))
         columns = {
-            name: TypedColumn("number", X[:, i].astype(np.float64)) for i, name in enumerate(names)
+            name: TypedColumn("number", X[:, i].astype(np.float64))
+            for i, name in enumerate(known)
+            if names is None or name in names
         }
-        return Table(columns, len(X), "X")
+        return TableRows(Table(columns, len(X), "X", start), y, weight)
+
+    @property
+    def table_bytes(self) -> int:
+        """How much memory a row of a typed table takes, in bytes, with what is computed of it."""
+        # Of a number its value, a mask, and what is computed of it.
+        return 48 * self.n_features
+
+    def pieces(self, start: int, stop: int) -> Iterator[slice]:
+        """Yield the rows ``start`` to ``stop - 1`` in runs whose tables take half a buffer."""
+        size = max(1, self.buffer_bytes // 2 // self.table_bytes)
+        size = max(1, size - size % min(size, self.block_rows))
+        for first in range(start, stop, size):
+            yield slice(first, min(first + size, stop))
 
     def tables(self) -> Iterator[Table]:
         """Yield all rows as typed tables, in blocks that take no more than a buffer."""
-        # Of a number, its value, a mask, and what is computed of it.
-        size = max(1, self.buffer_bytes // (40 * self.n_features))
-        size = max(1, size - size % self.block_rows)
-        for start in range(0, self.n_samples, size):
-            yield self.table(start, min(start + size, self.n_samples))
+        for rows in self.pieces(0, self.n_samples):
+            yield self.read_table(rows.start, rows.stop).X
 
     def require_names(self, feature_names: tuple[str, ...] | None) -> None:
         """Raise an InputError if the columns of X are not those, or in another order."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend.data.arrow_columns import is_plain, typed_arrow
-from nnbackend.data.text_columns import gaps, text_column, typed_words
+from nnbackend.data.text_columns import gaps, text_column
 from nnbackend.data.typed import NO_DATE, Table, TypedColumn
 from nnbackend.errors import InputError
 
@@ -76,7 +76,7 @@ def typed_pandas(argument: str, label: str, column: Any) -> TypedColumn:
         # Whatever they are made of, they are categories.
         categories = [str(category) for category in dtype.categories]
         words = np.asarray([*categories, None], dtype=object)
-        return typed_words(text_column_of(column.cat.codes.to_numpy().astype(np.int64), words))
+        return text_column_of(column.cat.codes.to_numpy().astype(np.int64), words)
     if str(dtype).startswith("period"):
         return typed_array(argument, label, column.dt.to_timestamp().to_numpy())
     if str(dtype).startswith("interval"):

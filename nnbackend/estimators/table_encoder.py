@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from nnbackend.checks import positive_integer
 from nnbackend.data.deciding import EncodingOptions, Survey
 from nnbackend.data.door import look
+from nnbackend.data.encoded import Encoded
 from nnbackend.data.encoding import TableEncoding, described
 from nnbackend.data.source import Source
 from nnbackend.errors import InputError
@@ -147,15 +148,18 @@ class TableEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : frame of pandas or polars, pyarrow.Table, or array (n_samples, n_features)
+        X : frame of pandas or polars, pyarrow.Table, array (n_samples, n_features), or source
             A frame is read by name: its columns may be in any order, and further ones are ignored.
 
         Returns
         -------
         array (n_samples, n_features_out)
-            Or a frame, with ``set_output``.
+            Or a frame, with ``set_output``. Of a source, a source whose rows are encoded as they
+            are read, with the same targets and weights: ``nb.train`` takes it.
         """
         check_is_fitted(self)
+        if isinstance(X, Source):
+            return Encoded(X, self.encoding_, self._dtype())
         given = look("X", X)
         table, is_named = given.table(), given.columns is not None
         if not is_named and len(table.columns) != self.n_features_in_:
