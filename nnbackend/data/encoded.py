@@ -44,7 +44,7 @@ class Encoded(Source):
         self._needed = frozenset(needed) if has_needed else None
         self.feature_names = encoding.output_names
         # What is missing is said now.
-        self._table(source.read_table(0, 1, self._needed).X)
+        self._chosen(next(source.tables(0, 1, self._needed)).X)
 
     @property
     def origin(self) -> Source:
@@ -70,19 +70,19 @@ class Encoded(Source):
         """Return the rows ``start`` to ``stop - 1``, encoded."""
         X = np.empty((stop - start, self.n_features), self._dtype)
         labels: list[tuple[Any, ...]] = []
-        for rows in self._source.pieces(start, stop):
-            table, y, weight = self._source.read_table(rows.start, rows.stop, self._needed)
-            place = slice(rows.start - start, rows.stop - start)
-            self._encoding.apply(self._table(table), out=X[place])
+        end = 0
+        for table, *label in self._source.tables(start, stop, self._needed):
+            begin, end = end, end + table.n_rows
+            self._encoding.apply(self._chosen(table), out=X[begin:end])
             # The source may read the next rows into the same arrays.
-            labels.append(tuple(x if x is None else np.array(x) for x in (y, weight)))
+            labels.append(tuple(x if x is None else np.array(x) for x in label))
         y, weight = (
             None if parts[0] is None else np.concatenate(parts)
             for parts in zip(*labels, strict=True)
         )
         return Rows(X, y, weight)
 
-    def _table(self, table: Table) -> Table:
+    def _chosen(self, table: Table) -> Table:
         """Return the columns that the encoding takes."""
         if self._needed is not None:
             return table.only(self._encoding.feature_names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -317,13 +318,27 @@ class TableEncoding:
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """The names of the inputs of the network."""
-        return tuple(name for column in self._used for name in column.output_names)
+        """The names of the inputs of the network, all different.
+
+        A name that a column before has as well gets a number: column "a" with the value "b=c", and
+        column "a=b" with the value "c".
+        """
+        names = [name for column in self._used for name in column.output_names]
+        if len(set(names)) < len(names):
+            taken = set(names)
+            seen: set[str] = set()
+            for i, name in enumerate(names):
+                if name in seen:
+                    number = next(n for n in itertools.count(2) if f"{name} ({n})" not in taken)
+                    names[i] = f"{name} ({number})"
+                    taken.add(names[i])
+                seen.add(names[i])
+        return tuple(names)
 
     @property
     def n_outputs(self) -> int:
         """The number of inputs of the network."""
-        return len(self.output_names)
+        return sum(len(column.output_names) for column in self._used)
 
     @property
     def _used(self) -> list[ColumnEncoding]:

@@ -12,7 +12,14 @@ import numpy as np
 
 from nnbackend.checks import nearest
 from nnbackend.data.arrow_columns import is_plain, is_text, typed_arrow
-from nnbackend.data.source import BLOCK_BYTES, BUFFER_BYTES, Rows, Source, TableRows
+from nnbackend.data.source import (
+    BLOCK_BYTES,
+    BUFFER_BYTES,
+    BYTES_PER_VALUE,
+    Rows,
+    Source,
+    TableRows,
+)
 from nnbackend.data.typed import Table
 from nnbackend.errors import InputError, MissingDependencyError
 
@@ -83,7 +90,6 @@ class Parquet(Source):
     ) -> None:
         super().__init__(buffer_bytes=buffer_bytes)
         self._groups: list[tuple[str, int]] = []
-        self._stored_bytes = 0
         n_rows: list[int] = []
         types: dict[str, Any] = {}
         for file in _parquet_files(path):
@@ -104,9 +110,7 @@ class Parquet(Source):
                 types = types or found
                 for i in range(content.num_row_groups):
                     self._groups.append((file, i))
-                    group = content.metadata.row_group(i)
-                    n_rows.append(group.num_rows)
-                    self._stored_bytes += group.total_byte_size
+                    n_rows.append(content.metadata.row_group(i).num_rows)
         self._starts = np.cumsum([0, *n_rows])
         if self.n_samples == 0:
             raise InputError(
@@ -159,32 +163,44 @@ class Parquet(Source):
             self._fill(arrays, rows, file, batch)
         return Rows(arrays["features"], *self._labels(arrays))  # type: ignore[arg-type]
 
-    def read_table(self, start: int, stop: int, names: Collection[str] | None = None) -> TableRows:
-        """Return the rows ``start`` to ``stop - 1`` with X as a typed table."""
+    def tables(
+        self, start: int = 0, stop: int | None = None, names: Collection[str] | None = None
+    ) -> Iterator[TableRows]:
+        """Yield rows as typed tables, in order, in blocks that take no more than half a buffer.
+
+        Each row group is decoded once.
+        """
+        used = [name for name in self._names["features"] if names is None or name in names]
+        labels = self._names["target"] + self._names["sample_weight"]
+        stop = self.n_samples if stop is None else stop
+        parts: list[tuple[str, Any]] = []
+        room = self.buffer_bytes // 2
+        for _, file, batch in self._batches(start, stop, used + labels, has_words=True):
+            n_bytes = sum(_typed_bytes(batch.column(name)) for name in used)
+            if parts and n_bytes > room:
+                rows = self._typed(start, used, parts)
+                yield rows
+                start += rows.X.n_rows
+                parts, room = [], self.buffer_bytes // 2
+            parts.append((file, batch))
+            room -= n_bytes
+        yield self._typed(start, used, parts)
+
+    def _typed(self, start: int, used: list[str], parts: list[tuple[str, Any]]) -> TableRows:
+        """Return batches of files, which begin with the row ``start``, as a table and labels."""
         import pyarrow as pa
 
-        labels = ("target", "sample_weight")
-        arrays = {argument: self._empty(argument, stop - start) for argument in labels}
-        used = [name for name in self._names["features"] if names is None or name in names]
-        parts: dict[str, list[Any]] = {name: [] for name in used}
-        file = ""
-        columns = used + [name for argument in labels for name in self._names[argument]]
-        for rows, file, batch in self._batches(start, stop, columns, has_words=True):
-            self._fill(arrays, rows, file, batch)
-            for name in used:
-                parts[name].append(batch.column(name))
-        # Column by column, of which Arrow's memory is given back.
-        typed = {name: typed_arrow(name, file, pa.chunked_array(parts.pop(name))) for name in used}
-        return TableRows(Table(typed, stop - start, "X", start), *self._labels(arrays))
-
-    @property
-    def table_bytes(self) -> int:
-        """How much memory a row of a typed table takes, in bytes, with what is computed of it."""
-        n_texts = sum(is_text(self._types[name]) for name in self._names["features"])
-        if n_texts == 0:
-            return super().table_bytes
-        # A word may be in no other row: as Arrow has it, as Python does, and in a dictionary.
-        return super().table_bytes + 240 * n_texts + 2 * self._stored_bytes // self.n_samples
+        n_rows = sum(len(batch) for _, batch in parts)
+        arrays = {name: self._empty(name, n_rows) for name in ("target", "sample_weight")}
+        stop = 0
+        for file, batch in parts:
+            first, stop = stop, stop + len(batch)
+            self._fill(arrays, slice(first, stop), file, batch)
+        columns = {}
+        for name in used:
+            column = pa.chunked_array([batch.column(name) for _, batch in parts])
+            columns[name] = typed_arrow(name, "X", column)
+        return TableRows(Table(columns, n_rows, "X", start), *self._labels(arrays))
 
     def _empty(self, argument: str, n_rows: int) -> _Array | None:
         """Return a matrix for the columns that an argument names; None if it names none."""
@@ -317,6 +333,16 @@ def _require_plain(
             )
         if not is_plain(types[name]):
             raise _no_numbers(argument, name, types[name], file)
+
+
+def _typed_bytes(column: Any) -> int:
+    """Return the memory that an array takes as a typed column, and what is computed of it."""
+    n_bytes = BYTES_PER_VALUE * len(column)
+    if is_text(_of_values(column.type)):
+        n_words = max(1, len(column.dictionary))
+        # A word as Arrow has it, as Python does, and in two dictionaries.
+        n_bytes += min(len(column), n_words) * (2 * column.dictionary.nbytes // n_words + 240)
+    return n_bytes
 
 
 def _of_values(kind: Any) -> Any:

@@ -14,7 +14,16 @@ from nnbackend.checks import positive_integer
 from nnbackend.data.typed import Table, TypedColumn
 from nnbackend.errors import InputError
 
-__all__ = ["BLOCK_BYTES", "BUFFER_BYTES", "Rows", "Source", "TableRows", "digest", "leave"]
+__all__ = [
+    "BLOCK_BYTES",
+    "BUFFER_BYTES",
+    "BYTES_PER_VALUE",
+    "Rows",
+    "Source",
+    "TableRows",
+    "digest",
+    "leave",
+]
 
 
 BUFFER_BYTES = 2**28
@@ -26,6 +35,10 @@ BLOCK_BYTES = 2**20
 
 # Runs of rows, and rows of each, that stand for all of the data.
 _DIGEST_RUNS = 8
+
+
+# Of a value in a typed table: itself, a mask, and what is computed of it.
+BYTES_PER_VALUE = 48
 
 
 _Array = np.ndarray[Any, Any]
@@ -209,46 +222,34 @@ class Source(ABC):
         """The source that reads: another one, where this one only changes its rows."""
         return self
 
-    def read_table(self, start: int, stop: int, names: Collection[str] | None = None) -> TableRows:
-        """Return the rows ``start`` to ``stop - 1`` with X as a typed table.
+    def tables(
+        self, start: int = 0, stop: int | None = None, names: Collection[str] | None = None
+    ) -> Iterator[TableRows]:
+        """Yield rows as typed tables, in order, in blocks that take no more than half a buffer.
 
-        By default it is made of the numbers of ``read``. A source whose columns are text or dates,
-        or have gaps, overrides it: a column is of one kind in all blocks but those where it has
-        nothing but gaps.
+        By default they are made of the numbers of ``read``. A source whose columns are text or
+        dates, or have gaps, overrides it: a column is of one kind in all blocks but those where it
+        has nothing but gaps.
 
         Parameters
         ----------
         start, stop : int
-            As for ``read``.
+            The rows ``start`` to ``stop - 1``, by default all.
         names : collection of str, optional
             The columns that are needed, all of them known; by default all.
         """
-        X, y, weight = self.checked(start, stop)
-        known = self.feature_names or tuple(f"x{i}" for i in range(X.shape[1]))
-        columns = {
-            name: TypedColumn("number", X[:, i].astype(np.float64))
-            for i, name in enumerate(known)
-            if names is None or name in names
-        }
-        return TableRows(Table(columns, len(X), "X", start), y, weight)
-
-    @property
-    def table_bytes(self) -> int:
-        """How much memory a row of a typed table takes, in bytes, with what is computed of it."""
-        # Of a number its value, a mask, and what is computed of it.
-        return 48 * self.n_features
-
-    def pieces(self, start: int, stop: int) -> Iterator[slice]:
-        """Yield the rows ``start`` to ``stop - 1`` in runs whose tables take half a buffer."""
-        size = max(1, self.buffer_bytes // 2 // self.table_bytes)
+        known = self.feature_names or tuple(f"x{i}" for i in range(self.n_features))
+        stop = self.n_samples if stop is None else stop
+        size = max(1, self.buffer_bytes // 2 // (BYTES_PER_VALUE * len(known)))
         size = max(1, size - size % min(size, self.block_rows))
         for first in range(start, stop, size):
-            yield slice(first, min(first + size, stop))
-
-    def tables(self) -> Iterator[Table]:
-        """Yield all rows as typed tables, in blocks that take no more than a buffer."""
-        for rows in self.pieces(0, self.n_samples):
-            yield self.read_table(rows.start, rows.stop).X
+            X, y, weight = self.checked(first, min(first + size, stop))
+            columns = {
+                name: TypedColumn("number", X[:, i].astype(np.float64))
+                for i, name in enumerate(known)
+                if names is None or name in names
+            }
+            yield TableRows(Table(columns, len(X), "X", first), y, weight)
 
     def require_names(self, feature_names: tuple[str, ...] | None) -> None:
         """Raise an InputError if the columns of X are not those, or in another order."""

@@ -207,17 +207,20 @@ def words_of(strings: Any) -> TypedColumn:
     if not pa.types.is_dictionary(strings.type):
         strings = strings.dictionary_encode()
     strings = strings.unify_dictionaries()
-    words: list[Any] = [] if strings.num_chunks == 0 else strings.chunk(0).dictionary.to_pylist()
-    # A dictionary may have a gap, or a word twice, and end with one for the gaps.
+    if strings.num_chunks == 0:
+        return TypedColumn("text", np.empty(0, np.int64))
+    dictionary = strings.chunk(0).dictionary
+    # Gaps come last. A dictionary may have words that do not occur, one twice, and a gap.
+    n_words = len(dictionary)
+    parts = [chunk.indices.cast("int64").fill_null(n_words).to_numpy() for chunk in strings.chunks]
+    indices = np.concatenate(parts)
+    used = np.flatnonzero(np.bincount(indices, minlength=n_words)[:n_words])
     places: dict[str, int] = {}
-    for word in words:
-        if word:
-            places.setdefault(word, len(places))
-    codes = np.asarray([*(places.get(word, NO_WORD) for word in words), NO_WORD], np.int64)
-    parts = [
-        chunk.indices.cast("int64").fill_null(len(words)).to_numpy() for chunk in strings.chunks
+    codes = np.full(n_words + 1, NO_WORD, np.int64)
+    codes[used] = [
+        places.setdefault(word, len(places)) if word else NO_WORD
+        for word in dictionary.take(pa.array(used)).to_pylist()
     ]
-    indices = np.concatenate([np.empty(0, np.int64), *parts])
     return TypedColumn("text", codes[indices], tuple(places))
 
 

@@ -129,8 +129,8 @@ class TableEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         survey = Survey(self._options())
         if isinstance(X, Source):
             names: tuple[Any, ...] | None = X.feature_names
-            for table in X.tables():
-                survey.update(table)
+            for rows in X.tables():
+                survey.update(rows.X)
         else:
             given = look("X", X)
             names = given.columns
