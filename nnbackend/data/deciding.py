@@ -327,9 +327,8 @@ class _Column:
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         kept = [value for value, n in ordered if n >= fewest][: options.max_categories]
         if not kept and (self.asked is None or self.forgets):
-            return Dropped(
-                name, kind, f"{len(counts)} values, none of them in {fewest} rows or more"
-            )
+            n_values = f"more than {_MOST_VALUES}" if self.forgets else f"{len(counts)}"
+            return Dropped(name, kind, f"{n_values} values, none of them in {fewest} rows or more")
         rare = sorted(value for value, _ in ordered[len(kept) :][:_MOST_RARE])
         return Categories(name, kind, tuple(sorted(kept)), tuple(rare), self.n_missing > 0)
 

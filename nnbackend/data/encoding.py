@@ -254,8 +254,8 @@ class Dates(ColumnEncoding):
     @property
     def description(self) -> str:
         """What the column becomes, in a few words."""
-        gaps = ", with gaps" if self.encoding.marks_gaps else ""
-        return f"date: {', '.join(self.encoding.parts)}{gaps}"
+        parts = f": {', '.join(self.encoding.parts)}" if self.encoding.parts else ""
+        return f"date{parts}{', with gaps' if self.encoding.marks_gaps else ''}"
 
     def facts(self) -> dict[str, Any]:
         """Return what was learnt."""

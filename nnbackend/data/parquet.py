@@ -233,7 +233,7 @@ class Parquet(Source):
 
         With ``has_words`` text comes as dictionaries.
         """
-        words = [name for name in columns if has_words and is_text(self._types[name])]
+        words = [name for name in columns if has_words and _is_text(self._types[name])]
         batch_rows = max(1, BLOCK_BYTES // (8 * len(columns)))
         first, last = np.searchsorted(self._starts, [start, stop - 1], "right") - 1
         for group in range(first, last + 1):
@@ -258,7 +258,7 @@ class Parquet(Source):
         advice = "leave the files as they are while they are in use"
         types = _types(file, content.schema_arrow)
         for name, kind in self._types.items():
-            if name not in types or _of_values(types[name]) != _of_values(kind):
+            if name not in types or not _are_alike(types[name], kind):
                 raise InputError(
                     f"expected column {name!r} of {file!r} to be {kind}, as at first, got "
                     f"{types.get(name, 'none')}; {advice}",
@@ -338,18 +338,23 @@ def _require_plain(
 def _typed_bytes(column: Any) -> int:
     """Return the memory that an array takes as a typed column, and what is computed of it."""
     n_bytes = BYTES_PER_VALUE * len(column)
-    if is_text(_of_values(column.type)):
+    if hasattr(column, "dictionary") and is_text(column.type.value_type):
         n_words = max(1, len(column.dictionary))
         # A word as Arrow has it, as Python does, and in two dictionaries.
         n_bytes += min(len(column), n_words) * (2 * column.dictionary.nbytes // n_words + 240)
     return n_bytes
 
 
-def _of_values(kind: Any) -> Any:
-    """Return the type of a column's values, which may be held as a dictionary."""
+def _are_alike(kind: Any, other: Any) -> bool:
+    """Whether two types are of the same values, which may be held as a dictionary."""
+    return kind == other or (_is_text(kind) and _is_text(other))
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a column is one of text, which may be held as a dictionary."""
     import pyarrow.types as pt
 
-    return kind.value_type if pt.is_dictionary(kind) else kind
+    return is_text(kind.value_type if pt.is_dictionary(kind) else kind)
 
 
 def _dtype(argument: str, name: str, kind: Any, file: str) -> np.dtype[Any]:

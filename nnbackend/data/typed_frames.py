@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
 from numbers import Real
 from typing import Any
@@ -125,6 +125,9 @@ def _objects(argument: str, label: str, values: _Array) -> TypedColumn:
     try:
         column = pa.array(values, from_pandas=True)
     except (pa.ArrowException, OverflowError, ValueError, TypeError):
+        return _mixed(argument, label, values.tolist())
+    if pa.types.is_date(column.type) and any(isinstance(item, datetime) for item in values):
+        # Arrow cuts off the time of those that have one.
         return _mixed(argument, label, values.tolist())
     return typed_arrow_column(argument, label, column)
 

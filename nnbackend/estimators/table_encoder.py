@@ -225,4 +225,6 @@ class TableEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.allow_nan = True
         tags.input_tags.string = True
         tags.input_tags.categorical = True
+        # The option decides.
+        tags.transformer_tags.preserves_dtype = []
         return tags
