@@ -4,6 +4,7 @@
 import datetime as dt
 import json
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -161,10 +162,9 @@ def test_scikit_learns_checks(estimator, check):
         ([None] * 5, "dropped: all missing"),
         ([f"name {i}" for i in range(30)], "dropped: a value of its own in every row"),
         (list(range(30)), "dropped: row numbers, a value of its own in every row"),
-        (
-            [f"x{i}" for i in range(15)] * 2 + ["y"],
-            "dropped: a value of its own in every row",
-        ),
+        ([f"x{i}" for i in range(30)] + [None], "dropped: a value of its own in every row"),
+        (["a", "b", "c", None], "dropped: 3 values, none of them in 2 rows or more"),
+        (["a", "a", "b", "c"], "category of 1 value and 2 rare ones together"),
         ([1.0, None] * 5, "category of 1 value, with gaps"),
         (["x", None] * 5, "category of 1 value, with gaps"),
         ([0, 1] * 5, "number"),
@@ -172,7 +172,7 @@ def test_scikit_learns_checks(estimator, check):
         (["2020-01-01", "2020-02-01"] * 5, "date: season, trend"),
         (["2020-01-01", "soon"] * 5, "category of 2 values"),
         (["2020-01-01", None] * 5, "date, with gaps"),
-        (["a"] * 5 + ["b"] * 3 + ["c"], "category of 2 values and 1 rare ones together"),
+        (["a"] * 5 + ["b"] * 3 + ["c"], "category of 2 values and 1 rare one"),
         ([0.5, 1e300, -1e300, None], "number, with gaps as 0.5"),
     ],
 )
@@ -543,6 +543,32 @@ def test_a_network_trains_on_an_encoded_source_as_on_the_encoded_table(tmp_path)
     assert nets[0].feature_names == tuple(encoder.get_feature_names_out())
 
 
+def test_memory_stays_within_a_buffer_and_what_is_learnt(tmp_path):
+    n = 40_000
+    columns = {f"n{i}": RNG.normal(size=n) for i in range(6)}
+    columns |= {f"c{i}": [f"value {j}" for j in RNG.integers(0, 30, n)] for i in range(6)}
+    columns["name"] = [f"a long name that no other row has {i}" for i in range(n)]
+    pq.write_table(pa.table(columns), tmp_path / "1.parquet", row_group_size=5000)
+    del columns
+    buffer_bytes = 2**20
+    source = Parquet(tmp_path / "1.parquet", None, buffer_bytes=buffer_bytes)
+    assert len(list(source.tables())) > 20
+    encoder = nb.TableEncoder({"name": "drop"}).fit(source)
+    tracemalloc.start()
+    try:
+        # Of 40 000 rows the sample has all numbers.
+        nb.TableEncoder({"name": "drop"}).fit(source)
+        assert tracemalloc.get_traced_memory()[1] < buffer_bytes + 2 * 6 * 8 * n
+        tracemalloc.reset_peak()
+        encoded = encoder.transform(source)
+        for _ in encoded.blocks(0):
+            pass
+        peak = tracemalloc.get_traced_memory()[1] - tracemalloc.get_traced_memory()[0]
+        assert peak < buffer_bytes
+    finally:
+        tracemalloc.stop()
+
+
 def test_only_the_columns_that_are_needed_are_read(tmp_path):
     data = table()
     encoder = nb.TableEncoder().fit(data)
@@ -636,6 +662,22 @@ def test_any_json_is_refused(stored):
     if stored != []:
         with pytest.raises(ValueError, match=r".+"):
             TableEncoding.from_json(stored)
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value"),
+    [(0, "fill", 10**400), (0, "scale", 0.0), (0, "scale", -1), (0, "centre", float("nan")),
+     (3, "values", ["a", "a"]), (3, "values", []), (3, "values", [1]),
+     (4, "parts", ["trend", "year"]), (4, "parts", ["noon"]), (4, "trend", None),
+     (0, "name", "count"), (0, "kind", "text")],
+)  # fmt: skip
+def test_json_that_is_odd_is_refused(place, key, value):
+    stored = json.loads(json.dumps(STORED))
+    stored[place][key] = value
+    if key == "values":
+        stored[place]["rare"] = []
+    with pytest.raises(ValueError, match=r"'size'|'colour'|'when'|one name"):
+        TableEncoding.from_json(stored)
 
 
 def test_an_encoding_compares_by_what_it_holds():

@@ -133,7 +133,7 @@ class Survey:
         for column in self._columns.values():
             column.update(table, is_chosen)
         self._n_rows += table.n_rows
-        if len(self._priority) > 2 * _SAMPLE:
+        if len(self._priority) > _SAMPLE + _SAMPLE // 4:
             self._thin_out()
 
     def encoding(self) -> TableEncoding:
@@ -242,7 +242,7 @@ class _Column:
             return
         moments = Moments.of(np, present[:, None])
         self.moments = self.moments.merge(np, moments) if self.moments else moments
-        self.is_whole = self.is_whole and bool((present == np.floor(present)).all())
+        self.is_whole &= column.kind != "number" or bool((present == np.floor(present)).all())
         if self.sample is not None:
             self.sample.append(column.take(is_chosen))
 

@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -182,7 +183,7 @@ class Categories(ColumnEncoding):
             return str(bool(value))
         return str(int(value)) if float(value).is_integer() else repr(float(value))
 
-    @property
+    @cached_property
     def codes(self) -> dict[Any, int]:
         """The index of the input that each value has."""
         index = {value: i for i, value in enumerate(self.values)}
@@ -214,6 +215,8 @@ class Categories(ColumnEncoding):
         """What the column becomes, in a few words."""
         n_values = f"{len(self.values)} value{'s' * (len(self.values) != 1)}"
         rare = f" and {len(self.rare)} rare ones together" if self.rare else ""
+        if len(self.rare) == 1:
+            rare = " and 1 rare one"
         return f"category of {n_values}{rare}{', with gaps' if self.marks_gaps else ''}"
 
     def facts(self) -> dict[str, Any]:
@@ -472,6 +475,7 @@ def _categories(name: str, kind: str, stored: Mapping[str, Any]) -> Categories:
     else:
         _require(all(map(_is_finite, every)), f"a value of {name!r} is odd")
         values, rare = ([float(value) for value in part] for part in (values, rare))  # type: ignore[union-attr]
+        every = [*values, *rare]
     _require(every and len(set(every)) == len(every), f"the values of {name!r} are not distinct")
     return Categories(name, kind, tuple(values), tuple(rare), stored["marks_gaps"])  # type: ignore[arg-type]
 
@@ -502,7 +506,10 @@ def _number(name: str, stored: Any) -> NumberEncoding:
 
 
 def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def described(columns: Sequence[ColumnEncoding]) -> list[tuple[str, str]]:

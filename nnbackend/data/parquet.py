@@ -31,6 +31,10 @@ _Array = np.ndarray[Any, Any]
 INDEX_COLUMN = re.compile(r"__index_level_\d+__")
 
 
+# A short word as Python has it, and in two dictionaries.
+_BYTES_PER_WORD = 240
+
+
 class Parquet(Source):
     """Rows of a Parquet file, or of all those in a folder, row group after row group.
 
@@ -166,22 +170,25 @@ class Parquet(Source):
     def tables(
         self, start: int = 0, stop: int | None = None, names: Collection[str] | None = None
     ) -> Iterator[TableRows]:
-        """Yield rows as typed tables, in order, in blocks that take no more than half a buffer.
+        """Yield rows as typed tables, in order, in blocks that take a quarter of a buffer.
 
         Each row group is decoded once.
         """
         used = [name for name in self._names["features"] if names is None or name in names]
         labels = self._names["target"] + self._names["sample_weight"]
         stop = self.n_samples if stop is None else stop
+        words = [name for name in used if _is_text(self._types[name])]
         parts: list[tuple[str, Any]] = []
-        room = self.buffer_bytes // 2
-        for _, file, batch in self._batches(start, stop, used + labels, has_words=True):
+        room = most = self.buffer_bytes // 4
+        # As if no word were twice in a batch, so that one of them has room.
+        most_rows = most // (BYTES_PER_VALUE * len(used) + _BYTES_PER_WORD * len(words))
+        for _, file, batch in self._batches(start, stop, used + labels, words, most_rows):
             n_bytes = sum(_typed_bytes(batch.column(name)) for name in used)
             if parts and n_bytes > room:
                 rows = self._typed(start, used, parts)
                 yield rows
                 start += rows.X.n_rows
-                parts, room = [], self.buffer_bytes // 2
+                parts, room = [], most
             parts.append((file, batch))
             room -= n_bytes
         yield self._typed(start, used, parts)
@@ -227,14 +234,20 @@ class Parquet(Source):
         return y, None if weight is None else weight[:, 0]
 
     def _batches(
-        self, start: int, stop: int, columns: list[str], *, has_words: bool = False
+        self,
+        start: int,
+        stop: int,
+        columns: list[str],
+        words: Sequence[str] = (),
+        most_rows: int | None = None,
     ) -> Iterator[tuple[slice, str, Any]]:
         """Yield the rows ``start`` to ``stop - 1``: their place among these, their file, a batch.
 
-        With ``has_words`` text comes as dictionaries.
+        The columns ``words``, which are text, come as dictionaries. A batch has ``most_rows``
+        at most.
         """
-        words = [name for name in columns if has_words and _is_text(self._types[name])]
-        batch_rows = max(1, BLOCK_BYTES // (8 * len(columns)))
+        batch_rows = BLOCK_BYTES // (8 * len(columns))
+        batch_rows = max(1, batch_rows if most_rows is None else min(batch_rows, most_rows))
         first, last = np.searchsorted(self._starts, [start, stop - 1], "right") - 1
         for group in range(first, last + 1):
             file, index = self._groups[group]
@@ -340,8 +353,8 @@ def _typed_bytes(column: Any) -> int:
     n_bytes = BYTES_PER_VALUE * len(column)
     if hasattr(column, "dictionary") and is_text(column.type.value_type):
         n_words = max(1, len(column.dictionary))
-        # A word as Arrow has it, as Python does, and in two dictionaries.
-        n_bytes += min(len(column), n_words) * (2 * column.dictionary.nbytes // n_words + 240)
+        word_bytes = 2 * column.dictionary.nbytes // n_words + _BYTES_PER_WORD
+        n_bytes += min(len(column), n_words) * word_bytes
     return n_bytes
 
 

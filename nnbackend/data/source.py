@@ -225,7 +225,7 @@ class Source(ABC):
     def tables(
         self, start: int = 0, stop: int | None = None, names: Collection[str] | None = None
     ) -> Iterator[TableRows]:
-        """Yield rows as typed tables, in order, in blocks that take no more than half a buffer.
+        """Yield rows as typed tables, in order, in blocks that take a quarter of a buffer.
 
         By default they are made of the numbers of ``read``. A source whose columns are text or
         dates, or have gaps, overrides it: a column is of one kind in all blocks but those where it
@@ -240,7 +240,7 @@ class Source(ABC):
         """
         known = self.feature_names or tuple(f"x{i}" for i in range(self.n_features))
         stop = self.n_samples if stop is None else stop
-        size = max(1, self.buffer_bytes // 2 // (BYTES_PER_VALUE * len(known)))
+        size = max(1, self.buffer_bytes // 4 // (BYTES_PER_VALUE * len(known)))
         size = max(1, size - size % min(size, self.block_rows))
         for first in range(start, stop, size):
             X, y, weight = self.checked(first, min(first + size, stop))

@@ -73,8 +73,9 @@ class TableEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     Notes
     -----
     Fitting passes over the rows once, so a source (``nb.sources.Parquet``) may be larger than
-    memory. Medians and quartiles are exact up to 65 536 rows, and beyond those of a sample of so
-    many rows, which depends on the number of the rows alone.
+    memory. Beside a buffer it takes up to 1 MiB per column of numbers or dates, and the words of
+    each column of text, 100 000 at most. Medians and quartiles are exact up to 65 536 rows, and
+    beyond those of a sample of so many rows, which depends on the number of the rows alone.
 
     References
     ----------
@@ -90,6 +91,22 @@ class TableEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     ['x0', 'x0=missing', 'x1=blue', 'x1=red']
     >>> encoder.transform([[2.0, "green"]])
     array([[0., 0., 0., 0.]])
+
+    Of a source, which may be larger than memory, it makes one that a network trains on:
+
+    >>> import tempfile
+    >>> import pyarrow as pa
+    >>> import pyarrow.parquet as pq
+    >>> table = pa.table({"size": [1.5, None, 2.5], "paint": ["red", "red", None], "y": [0, 1, 1]})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pq.write_table(table, f"{folder}/1.parquet")
+    ...     source = nb.sources.Parquet(folder, target="y")
+    ...     encoder = nb.TableEncoder().fit(source)
+    ...     encoded = encoder.transform(source)
+    ...     net = nb.Network([encoded.n_features, 8, 1], output="sigmoid")
+    ...     history = nb.train(net, encoded, epochs=2, batch_size=2)
+    >>> net.feature_names
+    ('size', 'size=missing', 'paint=red', 'paint=(missing)')
     """
 
     if TYPE_CHECKING:
