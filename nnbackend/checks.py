@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from nnbackend.errors import InputError
 
-__all__ = ["lookup", "nearest", "positive_integer", "real"]
+__all__ = ["listed", "lookup", "nearest", "positive_integer", "real"]
 
 T = TypeVar("T")
 
@@ -21,6 +21,19 @@ def nearest(name: str, known: Collection[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(sorted(known))}"
+
+
+def listed(names: Sequence[Any], most: int | None = 8, show: Callable[[Any], str] = repr) -> str:
+    """Return names as a line shows them: ``most`` of them, if there is a most, and how many more.
+
+    Examples
+    --------
+    >>> listed(["a", "b", "c"], most=2)
+    "'a', 'b' and 1 more"
+    """
+    most = len(names) if most is None else most
+    shown = ", ".join(show(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def lookup(argument: str, name: Any, table: Mapping[str, T]) -> T:

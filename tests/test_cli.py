@@ -194,7 +194,8 @@ TYPED = {
     "dropout": ("0.1", 0.1),
     "dtype": ("float64", "float64"),
     "device": ("auto", "auto"),
-    "loss": ("squared_error", "squared_error"),
+    "loss": ("quantile", "quantile"),
+    "quantiles": ("0.1,0.9", [0.1, 0.9]),
     "optimizer": ("sgd", "sgd"),
     "epochs": ("2", 2),
     "batch_size": ("full", None),
@@ -213,11 +214,12 @@ TYPED = {
 def test_every_option_is_told_by_history_and_command(run):
     typed = [f"--{name.replace('_', '-')}={text}" for name, (text, _) in TYPED.items()]
     values = {name: value for name, (_, value) in TYPED.items()}
-    code, out, err = run("train", *typed, "--out", "r", "--json")
+    code, out, err = run("train", "--dataset", "diabetes", *typed, "--out", "r", "--json")
     assert (code, err) == (0, "")
     options = json.loads(out)["options"]
     assert {name: options[name] for name in TYPED} == {**values, "optimizer": repr(nb.SGD())}
-    assert json.loads(Path("r/command.json").read_text())["options"] == values
+    stored = json.loads(Path("r/command.json").read_text())["options"]
+    assert stored == {"dataset": "diabetes", **values}
     assert run("train", "--resume", "r")[0] == 0
     # Those that are not typed are there, and nothing is stored.
     code, out, _ = run("train", *QUICK, "--out", "s", "--json")

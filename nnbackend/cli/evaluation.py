@@ -8,12 +8,21 @@ from typing import Any
 import numpy as np
 
 from nnbackend.checks import positive_integer
+from nnbackend.core.distributions import Distribution, QuantileOutput
 from nnbackend.data.datasets import Dataset
 from nnbackend.errors import InputError
 from nnbackend.model.network import Network
 from nnbackend.model.stack import Stack
 
-__all__ = ["Split", "evaluate", "finite_predictions", "split"]
+__all__ = [
+    "Split",
+    "evaluate",
+    "finite_outputs",
+    "finite_predictions",
+    "split",
+]
+
+_Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ def evaluate(net: Network | Stack, X: Any, y: np.ndarray[Any, Any]) -> dict[str,
 
     Parameters
     ----------
-    net : Network
+    net : Network or Stack
         With one target.
     X : array (n_samples, n_features)
         Features.
@@ -122,7 +131,10 @@ def evaluate(net: Network | Stack, X: Any, y: np.ndarray[Any, Any]) -> dict[str,
     -------
     dict of str to float
         ``n_samples``; ``accuracy``, ``macro_f1`` and ``log_loss`` for classes; ``r2`` (of two or
-        more examples), ``rmse`` and ``mae`` for values, the latter two in units of the target.
+        more examples), ``rmse`` and ``mae`` for values, the latter two in units of the target. Of a
+        distribution, also ``nll``, the mean negative log-likelihood, or ``pinball``, the mean
+        pinball loss of all levels, in units of the target; and ``coverage``, the share of the
+        values within the central interval that ``expected_coverage`` of them should lie within.
 
     Raises
     ------
@@ -159,12 +171,49 @@ def evaluate(net: Network | Stack, X: Any, y: np.ndarray[Any, Any]) -> dict[str,
             "rmse": rmse,
             "mae": mae,
         }
+        if isinstance(net, Network) and isinstance(net.structure.output, Distribution):
+            A = np.ldexp(finite_outputs(net, X).astype(np.float64), -exponent)
+            scores |= _of_distribution(net.structure.output, A, y, exponent)
     return {"n_samples": len(y), **{name: float(score) for name, score in scores.items()}}
 
 
-def finite_predictions(net: Network | Stack, X: Any) -> np.ndarray[Any, Any]:
+def _of_distribution(
+    distribution: Distribution, A: _Array, y: _Array, exponent: int
+) -> dict[str, Any]:
+    """Return the scores of outputs of float64, in units of 2**exponent, for values in these."""
+    from sklearn.metrics import mean_pinball_loss
+
+    scores: dict[str, Any]
+    if isinstance(distribution, QuantileOutput):
+        levels = zip(distribution.quantiles, A.T, strict=True)
+        losses = [mean_pinball_loss(y, quantile, alpha=level) for level, quantile in levels]
+        with np.errstate(over="ignore"):
+            scores = {"pinball": np.ldexp(np.mean(losses), exponent)}
+    else:
+        mean, std = A.T
+        with np.errstate(over="ignore"):
+            distance = (y - mean) / std
+            losses = np.log(std) + 0.5 * distance**2 + 0.5 * np.log(2.0 * np.pi)
+            scores = {"nll": np.mean(losses) + exponent * np.log(2.0)}
+    expected = distribution.usual_coverage
+    if expected is not None:
+        lower, upper = distribution.interval(np, A, expected).T
+        scores["expected_coverage"] = round(expected, 9)
+        scores["coverage"] = np.mean((lower <= y) & (y <= upper))
+    return scores
+
+
+def finite_predictions(net: Network | Stack, X: Any) -> _Array:
     """Return ``net.predict(X)``; raise an InputError if one of the values is not finite."""
-    predicted: np.ndarray[Any, Any] = net.predict(X)
+    return _finite(net, net.predict(X))
+
+
+def finite_outputs(net: Network, X: Any) -> _Array:
+    """Return ``net.forward(X)``; raise an InputError if one of the values is not finite."""
+    return _finite(net, net.forward(X))
+
+
+def _finite(net: Network | Stack, predicted: _Array) -> _Array:
     bad = np.argwhere(~np.isfinite(predicted))
     if len(bad):
         raise InputError(

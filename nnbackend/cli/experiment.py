@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
 from nnbackend.checks import real
 from nnbackend.cli.presets import DEFAULTS
+from nnbackend.core.distributions import DISTRIBUTIONS, Distribution, output
+from nnbackend.errors import InputError
 from nnbackend.training.history import EarlyStopping
 from nnbackend.training.options import TrainingOptions
 
@@ -26,7 +28,7 @@ class NetworkOptions:
     ----------
     hidden : sequence of int
         Units of each hidden layer.
-    activation, initializer, dropout, dtype, device
+    activation, initializer, dropout, dtype, device, quantiles
         As for ``Network``, where ``activation`` is ``hidden``.
     """
 
@@ -36,6 +38,7 @@ class NetworkOptions:
     dropout: float = 0.0
     dtype: str = "float32"
     device: str = "cpu"
+    quantiles: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,13 +150,18 @@ class Experiment:
         from nnbackend.model.network import Network
 
         n_classes = 0 if dataset.class_names is None else len(dataset.class_names)
-        output, n_outputs = {0: ("identity", 1), 2: ("sigmoid", 1)}.get(
-            n_classes, ("softmax", n_classes)
-        )
+        distribution = self._distribution(n_classes)
+        if distribution is not None:
+            name, n_outputs = distribution.name, distribution.n_outputs
+        else:
+            name, n_outputs = {0: ("identity", 1), 2: ("sigmoid", 1)}.get(
+                n_classes, ("softmax", n_classes)
+            )
         net = Network(
             [dataset.n_inputs, *self.network.hidden, n_outputs],
             hidden=self.network.activation,
-            output=output,
+            output=name,
+            quantiles=self.network.quantiles,
             initializer=self.network.initializer,
             dropout=self.network.dropout,
             dtype=self.network.dtype,
@@ -163,3 +171,22 @@ class Experiment:
         net.feature_names, net.class_names = dataset.feature_names, dataset.class_names
         net.target = dataset.target
         return net if dataset.encoding is None else net.encode_with(dataset.encoding)
+
+    def _distribution(self, n_classes: int) -> Distribution | None:
+        """Return the output that a loss on a distribution asks for; None for other losses."""
+        loss, quantiles = self.training.loss, self.network.quantiles
+        if quantiles is not None and loss != "quantile":
+            raise InputError(
+                f"expected --loss quantile along with it, got {loss or 'no --loss'}",
+                argument="quantiles",
+            )
+        if loss not in DISTRIBUTIONS:
+            return None
+        if n_classes:
+            raise InputError(
+                f"expected a target of numbers for {loss!r}, got {n_classes} classes; leave it "
+                "out, or use --task regression if they are quantities",
+                argument="loss",
+            )
+        chosen = output("loss", str(loss), quantiles)
+        return chosen if isinstance(chosen, Distribution) else None

@@ -6,12 +6,14 @@ import argparse
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nnbackend.checks import listed
 from nnbackend.cli.naming import naming
 from nnbackend.cli.parser import add_json, add_na, add_target
-from nnbackend.cli.printing import print_lines, score_lines
+from nnbackend.cli.printing import LINE_NAMES, print_lines, score_lines
 from nnbackend.cli.terminal import csv_text, printable, to_json, write_csv
 from nnbackend.errors import InputError
 
@@ -26,12 +28,18 @@ __all__ = ["add"]
 
 def add(commands: Any) -> None:
     """Declare the commands."""
-    names = {"path": "MODEL", "X": "DATA", "device": "--device"}
+    names = {"path": "MODEL", "X": "DATA", "device": "--device", "coverage": "--coverage"}
     parser = commands.add_parser("predict", help="apply a saved model to a file")
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("data", metavar="DATA")
     parser.add_argument(
         "--probabilities", action="store_true", help="add a column for each class's probability"
+    )
+    parser.add_argument(
+        "--coverage",
+        type=float,
+        metavar="SHARE",
+        help="add the ends, lower and upper, of intervals that hold this share of the targets",
     )
     parser.add_argument("--out", metavar="FILE", help="write CSV there instead of to the terminal")
     parser.add_argument("--device", default="cpu", metavar="NAME")
@@ -81,12 +89,10 @@ def _given(options: argparse.Namespace) -> _Given:
     from nnbackend.data.tables import read_table
     from nnbackend.data.target import Target
     from nnbackend.io.models import read
-    from nnbackend.model.stack import Stack
 
     net = read(model_file(options.model), device=options.device)
-    one = net.networks[0] if isinstance(net, Stack) else net
-    target = one.target or Target.of_classes(_class_names(net))
-    encoding = one.encoding
+    target = net.target or Target.of_classes(_class_names(net))
+    encoding = net.encoding
     kinds = dict.fromkeys(net.feature_names or (), "number")
     if encoding is not None:
         kinds = {column.name: column.kind for column in encoding.columns if column.output_names}
@@ -128,11 +134,8 @@ def _class_names(net: Network | Stack) -> tuple[str, ...] | None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    import numpy as np
-
     from nnbackend.cli.evaluation import finite_predictions
     from nnbackend.cli.run_folder import model_file
-    from nnbackend.model.stack import Stack
 
     given = _given(options)
     net, X = given.net, given.X
@@ -149,12 +152,7 @@ def _predict(options: argparse.Namespace) -> None:
         columns = [("prediction", values)]
     else:
         columns = [(f"prediction_{k}", values.tolist()) for k, values in enumerate(predicted.T)]
-    if isinstance(net, Stack) and net.noise is not None:
-        std = net.predict_std(X)
-        columns += [
-            (name.replace("prediction", "std"), values.tolist())
-            for (name, _), values in zip(columns, np.atleast_2d(std.T), strict=True)
-        ]
+    columns += _spread(net, X, options.coverage)
     if options.probabilities:
         probability = net.predict_proba(X)
         names = net.class_names or tuple(str(k) for k in range(probability.shape[1]))
@@ -181,14 +179,46 @@ def _predict(options: argparse.Namespace) -> None:
         write_atomically(options.out, text.encode())
 
 
+def _spread(net: Network | Stack, X: Any, coverage: float | None) -> list[tuple[str, list[Any]]]:
+    """Return columns that say how far the targets are spread, of a model that knows it."""
+    import numpy as np
+
+    from nnbackend.cli.evaluation import finite_outputs
+    from nnbackend.model.stack import Stack
+
+    output = net.structure.output
+    if coverage is not None and not output.is_distribution:
+        raise InputError(
+            "expected a model that was trained with --loss gaussian or --loss quantile, got one "
+            f"with the output {net.output!r}, which tells no intervals",
+            argument="--coverage",
+        )
+    columns: list[tuple[str, Any]] = []
+    if isinstance(net, Stack):
+        if net.noise is not None:
+            # A row for each target.
+            std = np.atleast_2d(net.predict_std(X).T)
+            one = len(std) == 1
+            columns += [("std" if one else f"std_{k}", values) for k, values in enumerate(std)]
+    elif output.is_distribution:
+        for name, values in output.spread(finite_outputs(net, X)).items():
+            if name == "quantiles":
+                levels = zip(net.quantiles or (), values.T, strict=True)
+                columns += [(f"quantile_{level!r}", quantile) for level, quantile in levels]
+            else:
+                columns.append((name, values))
+        if coverage is not None:
+            ends = net.predict_interval(X, coverage).T
+            columns += zip(("lower", "upper"), ends, strict=True)
+    return [(name, values.tolist()) for name, values in columns]
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     from nnbackend.cli.evaluation import evaluate
-    from nnbackend.model.stack import Stack
 
     given = _given(options)
     net, table = given.net, given.table
-    networks = net.networks if isinstance(net, Stack) else (net,)
-    n_outputs = networks[0].structure.n_targets
+    n_outputs = net.structure.n_targets
     if n_outputs > 1 and net.output != "softmax":
         raise InputError(
             f"expected a model of one target, got one of {n_outputs}, which one column "
@@ -213,8 +243,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from nnbackend.cli.run_folder import model_file
     from nnbackend.io.models import read
-    from nnbackend.io.onnx import export_onnx
-    from nnbackend.model.stack import Stack
+    from nnbackend.io.onnx import exported
 
     model = model_file(options.model)
     net = read(model)
@@ -224,19 +253,15 @@ def _export(options: argparse.Namespace) -> None:
             argument="OUT",
         )
     with naming(path="OUT"):
-        export_onnx(net, options.out)
-    is_classifier = net.output in ("sigmoid", "softmax")
-    outputs = ["label", "probabilities"] if is_classifier else ["prediction"]
-    if isinstance(net, Stack) and not is_classifier:
-        outputs.append("std")
-    encoding = (net.networks[0] if isinstance(net, Stack) else net).encoding
-    inputs = ["X"] if encoding is None else list(encoding.feature_names)
+        graph = exported(net, options.out).graph
+    inputs, outputs = ([entry.name for entry in side] for side in (graph.input, graph.output))
     if options.json and not _is_standard_output(options.out):
         sys.stdout.write(to_json({"file": options.out, "inputs": inputs, "outputs": outputs}))
         return
     taken = [("input", f"X (n_samples, {net.layer_sizes[0]}) {net.dtype}")]
-    if encoding is not None:
-        taken = [("inputs", f"{printable(', '.join(inputs))}, each (n_samples, 1)")]
+    if net.encoding is not None:
+        names = printable(listed(inputs, LINE_NAMES, str))
+        taken = [("inputs", f"{names}, each (n_samples, 1)")]
     lines = [("file", options.out), *taken, ("outputs", ", ".join(outputs))]
     print_lines(lines, sys.stderr if _is_standard_output(options.out) else None)
 
@@ -248,33 +273,45 @@ def _is_standard_output(path: str) -> bool:
     return False
 
 
+def _facts(model: Network | Stack, most: int | None) -> dict[str, Any]:
+    """Return what a model is; of its names at most ``most``, as text, unless it is None."""
+    from nnbackend.data.encoding import described
+    from nnbackend.model.stack import Stack
+
+    def told(names: Sequence[str] | None) -> Any:
+        if names is None or most is None:
+            return None if names is None else list(names)
+        return listed(names, most, str)
+
+    net = model.networks[0] if isinstance(model, Stack) else model
+    noise = model.noise if isinstance(model, Stack) else None
+    return {
+        **({"members": len(model.networks)} if isinstance(model, Stack) else {}),
+        **({} if noise is None else {"noise": noise.tolist()}),
+        "layer sizes": net.layer_sizes,
+        "hidden": list(net.hidden),
+        "output": net.output,
+        **({} if net.quantiles is None else {"quantiles": list(net.quantiles)}),
+        "dropout": list(net.dropout),
+        "dtype": net.dtype,
+        "parameters": model.n_parameters,
+        "standardized": net.standardization is not None,
+        "features": told(net.feature_names),
+        "classes": told(net.class_names),
+        **({} if net.target is None else {"data": dict(net.target.facts)}),
+        **(
+            {} if net.encoding is None else {"columns": dict(described(net.encoding.columns, most))}
+        ),
+    }
+
+
 def _info(options: argparse.Namespace) -> None:
     from nnbackend.cli.run_folder import model_file
 
     if options.model is not None:
-        from nnbackend.data.encoding import described
         from nnbackend.io.models import read
-        from nnbackend.model.stack import Stack
 
-        model = read(model_file(options.model))
-        networks = model.networks if isinstance(model, Stack) else (model,)
-        noise = model.noise if isinstance(model, Stack) else None
-        net = networks[0]
-        facts = {
-            **({"members": len(networks)} if isinstance(model, Stack) else {}),
-            **({} if noise is None else {"noise": noise.tolist()}),
-            "layer sizes": net.layer_sizes,
-            "hidden": list(net.hidden),
-            "output": net.output,
-            "dropout": list(net.dropout),
-            "dtype": net.dtype,
-            "parameters": sum(each.n_parameters for each in networks),
-            "standardized": net.standardization is not None,
-            "features": None if net.feature_names is None else list(net.feature_names),
-            "classes": None if net.class_names is None else list(net.class_names),
-            **({} if net.target is None else {"data": dict(net.target.facts)}),
-            **({} if net.encoding is None else {"columns": dict(described(net.encoding.columns))}),
-        }
+        facts = _facts(read(model_file(options.model)), None if options.json else LINE_NAMES)
     else:
         from nnbackend.bench.environment import environment
 

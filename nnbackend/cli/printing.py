@@ -7,7 +7,10 @@ from typing import TextIO
 
 from nnbackend.cli.terminal import printable, show
 
-__all__ = ["complain", "print_lines", "score_lines"]
+__all__ = ["LINE_NAMES", "complain", "print_lines", "score_lines"]
+
+# As many names of columns or classes are told in a line.
+LINE_NAMES = 12
 
 
 def complain(who: str, sentence: str) -> None:
@@ -24,6 +27,9 @@ def score_lines(scores: dict[str, float], prefix: str = "") -> list[tuple[str, s
         "r2": "R2",
         "rmse": "RMSE",
         "mae": "MAE",
+        "nll": "negative log-likelihood",
+        "pinball": "mean pinball loss",
+        "coverage": f"coverage of {scores.get('expected_coverage', 0.0):g} intervals",
     }
     lines = [
         (f"{prefix}{titles[name]}", f"{score:.4f}")

@@ -17,6 +17,7 @@ from nnbackend.cli.naming import option_name
 from nnbackend.cli.parser import add_na, add_target
 from nnbackend.cli.presets import DEFAULTS, PRESETS, SCHEDULES, for_table
 from nnbackend.core.activations import ACTIVATIONS
+from nnbackend.core.distributions import LEVELS
 from nnbackend.core.initializers import INITIALIZERS
 from nnbackend.core.losses import LOSSES
 from nnbackend.core.optimizers import OPTIMIZERS, Optimizer, optimizer
@@ -100,6 +101,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = _Declarations(parser.add_argument_group("training"))
     losses = ", ".join(name for name in LOSSES if name != "poisson")
     add("loss", "NAME", losses, kind=str, default="by task")
+    add("quantiles", "Q,Q", "levels, with --loss quantile", kind=str, default=LEVELS)
     add("optimizer", "NAME", ", ".join(OPTIMIZERS), kind=str, default=DEFAULTS["optimizer"].name)
     add("learning_rate", "RATE", default=Tabular.learning_rate)
     add("weight_decay", "STRENGTH", default="by the number of steps")
@@ -370,8 +372,8 @@ def _parsed(arguments: list[str], parser: argparse.ArgumentParser) -> argparse.N
 
 def _is_plain(name: str, value: Any) -> bool:
     """Whether a stored value has its field's type; the value itself is checked later."""
-    if name in ("hidden", *_LISTS):
-        kind = int if name == "hidden" else str
+    if name in ("hidden", "quantiles", *_LISTS):
+        kind = {"hidden": int, "quantiles": float}.get(name, str)
         return isinstance(value, list) and all(type(entry) is kind for entry in value)
     if name == "batch_size" and value is None:
         return True
@@ -389,6 +391,16 @@ def _sizes(text: str) -> list[int]:
             f"expected units by layer such as 16,8, or 'none', got {text!r}", argument="--hidden"
         )
     return [int(part) for part in parts]
+
+
+def _levels(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"expected levels between 0 and 1 such as 0.05,0.5,0.95, got {text!r}",
+            argument="--quantiles",
+        ) from None
 
 
 def _column_kinds(texts: list[str]) -> list[str]:
@@ -424,6 +436,7 @@ def _batch_size(text: str) -> int | None:
 _CONVERSIONS: dict[str, Callable[[Any], Any]] = {
     "hidden": _sizes,
     "batch_size": _batch_size,
+    "quantiles": _levels,
     "drop": texts_of,
     "columns": _column_kinds,
     "na": texts_of,

@@ -81,6 +81,7 @@ class Result:
                 "layer_sizes": net.layer_sizes,
                 "hidden": list(net.hidden),
                 "output": net.output,
+                **({} if net.quantiles is None else {"quantiles": list(net.quantiles)}),
                 "dtype": net.dtype,
                 "device": net.device,
                 "n_parameters": net.n_parameters,

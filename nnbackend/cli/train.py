@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nnbackend.checks import real
 from nnbackend.cli.naming import naming, option_name
 from nnbackend.cli.parser import add_json
-from nnbackend.cli.printing import print_lines, score_lines
+from nnbackend.cli.printing import LINE_NAMES, print_lines, score_lines
 from nnbackend.cli.progress import first_interrupt_only, progress_bar
 from nnbackend.cli.request import FIELDS, Request, add_options
 from nnbackend.cli.terminal import printable, show, to_json
@@ -252,7 +252,7 @@ def _print_beginning(run: _Run, folder: RunFolder, *, is_resumed: bool) -> None:
     show(f"{printable(_describe(run.dataset))}\n{run.net}: {run.net.n_parameters:,} parameters")
     if run.dataset.target is not None:
         encoding = run.dataset.encoding
-        columns = [] if encoding is None else described(encoding.columns)
+        columns = [] if encoding is None else described(encoding.columns, LINE_NAMES)
         print_lines([*run.dataset.target.facts, *columns])
     if is_resumed:
         files = checkpoint_files(folder.checkpoints)

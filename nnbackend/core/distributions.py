@@ -73,6 +73,11 @@ class Distribution(Output):
             )
 
     @property
+    def usual_coverage(self) -> float | None:
+        """The coverage of the interval to judge the outputs by; None if they give no interval."""
+        raise NotImplementedError
+
+    @property
     def _columns(self) -> str:
         raise NotImplementedError
 
@@ -94,6 +99,11 @@ class GaussianOutput(Distribution):
     def n_outputs(self) -> int:
         """Two."""
         return 2
+
+    @property
+    def usual_coverage(self) -> float:
+        """0.9, of all that could be."""
+        return 0.9
 
     @property
     def _columns(self) -> str:
@@ -151,6 +161,17 @@ class QuantileOutput(Distribution):
         return len(self.quantiles)
 
     @property
+    def usual_coverage(self) -> float | None:
+        """The coverage of the widest interval between two levels as far from 0 as from 1."""
+        return max(self._coverages, default=None)
+
+    @property
+    def _coverages(self) -> list[float]:
+        """The coverages of the central intervals, of levels as far from 0 as from 1."""
+        own = [2 * level - 1 for level in self.quantiles if level > 0.5]
+        return [c for c in own if self._index(0.5 - 0.5 * c) is not None]
+
+    @property
     def _columns(self) -> str:
         return f"one for each of the quantiles {_listed(self.quantiles)}"
 
@@ -187,8 +208,7 @@ class QuantileOutput(Distribution):
 
     def _no_interval(self, coverage: float) -> str:
         """Return the message that the network has not learned an interval."""
-        own = [2 * level - 1 for level in self.quantiles if level > 0.5]
-        known = [c for c in own if self._index(0.5 - 0.5 * c) is not None]
+        known = self._coverages
         wanted = _listed([0.5 - 0.5 * coverage, 0.5 + 0.5 * coverage])
         expected = f"expected {_listed(known)}, " if known else ""
         remedy = f"train with the quantiles {wanted}, too"

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from nnbackend.checks import listed
 from nnbackend.core.encoding import DATE_PARTS, CategoryEncoding, DateEncoding, NumberEncoding
 from nnbackend.core.types import Array, Namespace
 from nnbackend.data.given import Given
@@ -528,9 +529,12 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
-def described(columns: Sequence[ColumnEncoding]) -> list[tuple[str, str]]:
-    """Return for each thing that columns become, which do: columns alike share a line."""
+def described(columns: Sequence[ColumnEncoding], most: int | None = None) -> list[tuple[str, str]]:
+    """Return for each thing that columns become, which do: columns alike share a line.
+
+    Of the names of a line, at most ``most`` are told, if it is given, and how many more there are.
+    """
     lines: dict[str, list[str]] = {}
     for column in columns:
         lines.setdefault(column.description, []).append(column.name)
-    return [(description, ", ".join(names)) for description, names in lines.items()]
+    return [(description, listed(names, most, str)) for description, names in lines.items()]

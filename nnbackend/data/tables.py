@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.checks import nearest
+from nnbackend.checks import listed, nearest
 from nnbackend.data.arrow_columns import is_plain, typed_arrow
 from nnbackend.data.classify import Place, typed_array
 from nnbackend.data.excel import read_excel
@@ -32,7 +32,7 @@ from nnbackend.data.text_files import read_text, require_distinct
 from nnbackend.data.typed import Table, TypedColumn
 from nnbackend.errors import InputError, MissingDependencyError
 
-__all__ = ["FORMATS", "FileTable", "file_suffix", "listed", "read_table"]
+__all__ = ["FORMATS", "FileTable", "file_suffix", "read_table"]
 
 _Array = np.ndarray[Any, Any]
 
@@ -136,12 +136,6 @@ class FileTable(Table):
         self.require_finite(names)
         columns = [self.columns[name].values for name in names]
         return np.stack(columns, axis=1) if columns else np.empty((self.n_rows, 0))
-
-
-def listed(names: Sequence[str], most: int = 8) -> str:
-    """Return names as a message shows them."""
-    shown = ", ".join(repr(name) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def file_suffix(path: str) -> str | None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend.checks import listed
 from nnbackend.data.datasets import Dataset
-from nnbackend.data.tables import FileTable, file_suffix, listed, read_table
+from nnbackend.data.tables import FileTable, file_suffix, read_table
 from nnbackend.data.target import Target
 from nnbackend.data.typed import KINDS, Table
 from nnbackend.errors import InputError

@@ -99,6 +99,11 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     >>> session.run(["probabilities"], {"X": [[0.0, 0.0]]})  # doctest: +SKIP
     [array([[0.5, 0.5]], dtype=float32)]
     """
+    exported(net, path)
+
+
+def exported(net: Any, path: str | os.PathLike[str]) -> Any:
+    """Write a file as ``export_onnx`` does; return what it holds, an ``onnx.ModelProto``."""
     head = None
     if not isinstance(net, Network | Stack):
         from nnbackend.io.sklearn import as_model
@@ -117,14 +122,13 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     if head is not None:
         model = behind(head, model)
     write_atomically(target, model.SerializeToString())
+    return model
 
 
-def traced(exported: Network | Stack) -> Any:
+def traced(whole: Network | Stack) -> Any:
     """Return the network, or the mean of those of a stack, as an ``onnx.ModelProto``."""
-    net, noise = (
-        (exported.networks[0], exported.noise) if isinstance(exported, Stack) else (exported, None)
-    )
-    names, tensors = checked_names(net), checked_tensors(exported)
+    net, noise = (whole.networks[0], whole.noise) if isinstance(whole, Stack) else (whole, None)
+    names, tensors = checked_names(net), checked_tensors(whole)
     n_bytes = sum(x.nbytes for x in tensors.values())
     if n_bytes > _LARGEST:
         raise InputError(
@@ -146,7 +150,7 @@ def traced(exported: Network | Stack) -> Any:
         X = encoded(xp, net.encoding, inputs)
     A = _forward(xp, net, parameters, X)
     each = A
-    if isinstance(exported, Stack):
+    if isinstance(whole, Stack):
         A = xp.mean(each, axis=0)
     outputs = _outputs(xp, net, xp.astype(A, ndonnx.from_numpy_dtype(returned)))
     if noise is not None:

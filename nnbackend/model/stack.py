@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend.core.structure import Structure
 from nnbackend.core.types import Array, Namespace
+from nnbackend.data.encoding import TableEncoding
+from nnbackend.data.target import Target
 from nnbackend.model.network import Network
 
 __all__ = ["Stack", "deviation"]
@@ -32,6 +35,11 @@ class Stack:
     labels: np.ndarray[Any, Any] | None = None
 
     @property
+    def structure(self) -> Structure:
+        """The structure of each network."""
+        return self.networks[0].structure
+
+    @property
     def layer_sizes(self) -> list[int]:
         """The sizes of all layers of each network."""
         return self.networks[0].layer_sizes
@@ -45,6 +53,21 @@ class Stack:
     def dtype(self) -> str:
         """The dtype of the parameters."""
         return self.networks[0].dtype
+
+    @property
+    def n_parameters(self) -> int:
+        """The number of parameters of all networks."""
+        return sum(net.n_parameters for net in self.networks)
+
+    @property
+    def encoding(self) -> TableEncoding | None:
+        """What columns of a table become, if the networks take tables."""
+        return self.networks[0].encoding
+
+    @property
+    def target(self) -> Target | None:
+        """What the target column of a file is, if it is known."""
+        return self.networks[0].target
 
     @property
     def feature_names(self) -> tuple[str, ...] | None:
