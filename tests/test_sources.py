@@ -16,9 +16,7 @@ from hypothesis import strategies as st
 import nnbackend as nb
 from nnbackend.core.losses import loss_function
 from nnbackend.core.standardization import Moments, Standardization
-from nnbackend.data import encoded, sources
-from nnbackend.data.door import look
-from nnbackend.data.encoded import Encoded
+from nnbackend.data import sources
 from nnbackend.data.parquet import Parquet
 from nnbackend.data.source import Rows, Source, digest
 from nnbackend.data.sources import Arrays, as_source
@@ -204,6 +202,12 @@ COLUMNS = {"a": [1.0, 2.0], "b": [1, 2], "t": ["x", "y"]}
 BAD_PARQUET = [
     (COLUMNS, {"target": "z"}, r"target: no column 'z' in '.*1.parquet'"),
     (COLUMNS, {"target": "t"}, r"target: expected numbers, got string in column 't' .*from 0"),
+    (
+        {"a": [1.0], "l": [[1.0]]},
+        {"target": "a"},
+        r"features: expected numbers, got list.* in column 'l' of .*; encode it, or leave it out",
+    ),
+    (COLUMNS, {"target": "b", "sample_weight": "t"}, r"sample_weight: .* string in column 't'"),
     (COLUMNS, {"target": "b", "features": []}, "features: expected names of at least one"),
     (COLUMNS, {"target": "b", "features": ["a", "a"]}, "distinct columns, got 'a' twice"),
     (COLUMNS, {"target": "b", "features": ["a", "b"]}, "distinct columns, got 'b' twice"),
@@ -218,14 +222,15 @@ def test_parquet_columns_that_cannot_be_learnt_are_refused(tmp_path, columns, op
         Parquet(tmp_path, **options)
 
 
-def test_text_of_parquet_is_refused_where_numbers_are_read(tmp_path):
+def test_parquet_features_that_are_no_numbers_are_refused_where_numbers_are_read(tmp_path):
     pq.write_table(pa.table(COLUMNS), tmp_path / "1.parquet")
-    source = Parquet(tmp_path, "a")
-    message = r"features: expected numbers, got string in column 't' of .*nb.TableEncoder"
+    source = Parquet(tmp_path / "1.parquet", "b")
+    message = r"features: .* string in column 't' of .*; encode the source with nb.TableEncoder, or"
     with pytest.raises(InputError, match=message):
-        source.read(0, 1)
+        source.read(0, 2)
     with pytest.raises(InputError, match=message):
         nb.train(network(2), source, epochs=1)
+    assert Parquet(tmp_path / "1.parquet", "b", features=["a"]).read(0, 2).X.shape == (2, 1)
 
 
 def test_parquet_files_that_do_not_fit_are_refused_by_name(tmp_path):
@@ -246,88 +251,6 @@ def test_without_pyarrow_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(nb.MissingDependencyError, match=r"needs pyarrow.* pip install"):
         Parquet("rows.parquet", "y")
-
-
-class Lengths:
-    """Encodes a number and the length of a word, both 0 where there is a gap."""
-
-    n_outputs = 2
-    feature_names = ("word", "a")
-
-    def apply(self, table, dtype):
-        assert list(table.columns) == ["word", "a"]
-        word, number = table.columns.values()
-        # A block of gaps alone has no words.
-        codes = word.values if word.kind == "text" else np.full(table.n_rows, -1)
-        lengths = np.array([*map(len, word.words), 0])[codes]
-        return np.stack([lengths, np.nan_to_num(number.values)], 1).astype(dtype)
-
-
-def write_tables(folder):
-    """Write rows of text, gaps, dates and decimals into two files of two row groups."""
-    table = pa.table({
-        "a": pa.array([1.5, None, 3, 4, 5, 6, 7, 8]),
-        "word": ["x", "yy", None, "", "zzz", "x", "yy", "x"],
-        "day": pa.array([0, 1, None, 3, 4, 5, 6, 7], pa.date32()),
-        "price": pa.array([1, 2, 3, 4, 5, 6, 7, None]).cast(pa.decimal128(21, 1)),
-        "list": [[1]] * 8,
-        "y": [0, 1] * 4,
-        "w": np.arange(8.0),
-    })  # fmt: skip
-    for i in range(2):
-        pq.write_table(table.slice(4 * i, 4), folder / f"{i}.parquet", row_group_size=2)
-    return table
-
-
-def test_tables_of_parquet_have_text_dates_decimals_and_gaps(tmp_path):
-    table = write_tables(tmp_path)
-    source = Parquet(tmp_path, "y", sample_weight="w")
-    names = ["word", "day", "a", "price"]
-    expected = look("X", table).table(names).columns
-    for start, stop in [(0, 8), (1, 7), (3, 4), (2, 6)]:
-        found, y, weight = source.read_table(start, stop, names)
-        assert (list(found.columns), found.n_rows) == (names, stop - start)
-        np.testing.assert_array_equal(y, np.arange(start, stop) % 2)
-        np.testing.assert_array_equal(weight, np.arange(start, stop))
-        for name, column in found.columns.items():
-            whole = expected[name].take(slice(start, stop))
-            assert column.kind == whole.kind or column.is_missing.all()
-            shown = [[c.shown(i) for i in range(stop - start)] for c in (column, whole)]
-            assert shown[0] == shown[1]
-    with pytest.raises(InputError, match=r"column 'list', got list<"):
-        source.table(0, 2)
-    with pytest.raises(InputError, match="got none named 'z'"):
-        source.table(0, 2, ["z"])
-    with pytest.raises(InputError, match=r"got 1 in column 'a' .*nb.TableEncoder"):
-        Parquet(tmp_path, "y", features=["a"]).read(0, 2)
-
-
-def test_tables_of_arrays_have_numbered_names():
-    source = Arrays(np.array([[1, 2], [3, 4]]))
-    table = source.table(1, 2)
-    assert {name: column.values.tolist() for name, column in table.columns.items()} == {
-        "x0": [3], "x1": [4]}  # fmt: skip
-    assert list(source.table(0, 1, ["x1"]).columns) == ["x1"]
-
-
-def test_an_encoded_source_trains_as_its_numbers_do(tmp_path, monkeypatch):
-    write_tables(tmp_path)
-    X = np.array([[1, 1.5], [2, 0], [0, 3], [0, 4], [3, 5], [1, 6], [2, 7], [1, 8]])
-    monkeypatch.setattr(encoded, "BLOCK_BYTES", 48)
-    raw = Parquet(tmp_path, "y", sample_weight="w", buffer_bytes=160)
-    source = encoded.Encoded(raw, Lengths(), "float64")
-    assert (source.n_samples, source.n_features, source.block_rows) == (8, 2, 2)
-    rows = source.read(0, 8)
-    np.testing.assert_array_equal(rows.X, X)
-    np.testing.assert_array_equal(rows.y, np.arange(8) % 2)
-    np.testing.assert_array_equal(rows.sample_weight, np.arange(8))
-    assert Encoded(Parquet(tmp_path, None), Lengths()).read(3, 5).y is None
-    weights = []
-    for data in (source, Arrays(X, np.arange(8) % 2, np.arange(8.0))):
-        net = network(2, seed=0, dtype="float64")
-        nb.train(net, data, epochs=2, batch_size=4, shuffle=False)
-        weights.append(net.parameters)
-    np.testing.assert_allclose(*weights, rtol=1e-12)
 
 
 def test_missing_values_are_refused_with_file_and_column(tmp_path):

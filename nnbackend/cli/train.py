@@ -45,7 +45,8 @@ def add(commands: Any) -> None:
         argument_default=argparse.SUPPRESS,
         help="train a network on a file, or on real data that comes along",
         description="Train a network. With no DATA, on the breast-cancer data of scikit-learn. "
-        "Defaults are in parentheses; with *, for a file: data that comes along has its own.",
+        "Defaults are in parentheses; with *, of tables: NPY and NPZ files, and data that comes "
+        "along, have others.",
     )
     add_options(parser)
     parser.add_argument(
@@ -172,7 +173,9 @@ def _set_up(options: argparse.Namespace, communicator: Any) -> _Run:
                 folder = RunFolder.begun(options.resume)
                 undo.callback(folder.abandon)
             request = _resumed(request, options)
-        dataset, experiment = request.dataset(), request.experiment()
+        dataset = request.dataset()
+        experiment = request.experiment(len(dataset.y))
+        request = request.settled(experiment)
         if team is not None and experiment.network.device == "cuda":
             experiment = experiment.on(f"cuda:{team.local_rank}")
         shares = experiment.split

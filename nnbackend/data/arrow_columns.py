@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.data.text_columns import as_kind, gaps, typed_words, words_as, words_of
+from nnbackend.data.text_columns import as_kind, gaps, words_as, words_of
 from nnbackend.data.typed import NO_DATE, TypedColumn
 
-__all__ = ["is_plain", "typed_arrow"]
+__all__ = ["is_plain", "is_text", "typed_arrow"]
 
 _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
@@ -22,14 +22,15 @@ def is_plain(kind: Any) -> bool:
         return is_plain(kind.value_type)
     checks = (pt.is_null, pt.is_boolean, pt.is_integer, pt.is_floating, pt.is_decimal, pt.is_date,
               pt.is_timestamp, pt.is_duration, pt.is_time)  # fmt: skip
-    return _is_text(kind) or any(check(kind) for check in checks)
+    return is_text(kind) or any(check(kind) for check in checks)
 
 
 def typed_arrow(name: str, path: str, column: Any, kind: str | None = None) -> TypedColumn:
     """Return a column whose type is plain.
 
-    Decimals and integers become the nearest float64, durations and times of the day seconds, and
-    text whose every word is a date of ISO 8601 dates.
+    Decimals and integers become the nearest float64, durations and times of the day seconds. Text
+    is text, whatever it spells, unless ``kind`` says otherwise: what becomes of a column depends
+    on its type alone, and not on which of its rows are there.
 
     Parameters
     ----------
@@ -48,14 +49,16 @@ def typed_arrow(name: str, path: str, column: Any, kind: str | None = None) -> T
     import pyarrow as pa
     import pyarrow.types as pt
 
-    if pt.is_dictionary(column.type) and not _is_text(column.type.value_type):
+    if pt.is_dictionary(column.type) and not is_text(column.type.value_type):
         column = column.cast(column.type.value_type)
     if column.null_count == len(column):
         return gaps(len(column), kind)
-    if pt.is_dictionary(column.type) or _is_text(column.type):
+    if pt.is_dictionary(column.type) or is_text(column.type):
         is_words = pt.is_dictionary(column.type)
         words = words_of(column if is_words else column.cast(pa.string()))
-        return typed_words(words) if kind is None else words_as(name, path, words, kind)
+        if kind is not None:
+            return words_as(name, path, words, kind)
+        return words if words.words else gaps(len(column))
     found = _stored(column)
     return found if kind is None else as_kind(name, path, found, kind)
 
@@ -80,7 +83,8 @@ def _stored(column: Any) -> TypedColumn:
     return TypedColumn("number", _floats(column))
 
 
-def _is_text(kind: Any) -> bool:
+def is_text(kind: Any) -> bool:
+    """Whether a type of Arrow is one of text."""
     import pyarrow.types as pt
 
     return bool(pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind))

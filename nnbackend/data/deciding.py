@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ from nnbackend.data.encoding import (
     Numbers,
     TableEncoding,
     converted,
-    require_finite,
 )
+from nnbackend.data.text_columns import as_kind, dates_of, gaps
 from nnbackend.data.typed import NO_DATE, Table, TypedColumn
 from nnbackend.errors import InputError
 
@@ -49,6 +49,13 @@ _FEWEST_IDENTIFIERS = 20
 _IDENTIFIER = re.compile(
     r"(unnamed: ?\d+|index|row[._ ]?(names?|id|num|number|nr)?|(.*[._ ])?id|)", re.IGNORECASE
 )
+
+# Beyond this, sums and differences may overflow.
+_LARGEST = float(np.finfo(np.float64).max)
+_HUGE = _LARGEST / 4
+
+# Numbers this much apart, as a share of their size, are equal but for rounding.
+_ROUNDING = 4 * float(np.finfo(np.float64).eps)
 
 _DAY = 86_400_000_000
 _YEAR = 366 * _DAY
@@ -81,8 +88,10 @@ class Survey:
     """What is known of a table's columns after some of its rows; ``encoding`` decides.
 
     The rows may come in any number of blocks, of which nothing is kept but counts, moments and a
-    sample of 65 536 rows, drawn by the rows' numbers: the result does not depend on how rows were
-    split into blocks, and is exact for a table of that many rows or fewer.
+    sample of 65 536 rows, drawn by the rows' numbers. It is exact for a table of that many rows or
+    fewer, and the result does not depend on how rows were split into blocks, but for the rounding
+    of means and deviations, and in columns of more than 100 000 different values, of which the
+    rarest are forgotten on the way.
 
     Parameters
     ----------
@@ -117,14 +126,14 @@ class Survey:
             self._columns = {
                 name: _Column(name, self._options.columns.get(name)) for name in table.columns
             }
-        table = table.only(self._columns)
+        table = replace(table.only(self._columns), first_row=self._n_rows)
         priority = _shuffled(np.arange(self._n_rows, self._n_rows + table.n_rows, dtype=np.uint64))
         is_chosen = priority < self._limit
         self._priority = np.concatenate([self._priority, priority[is_chosen]])
-        for name, column in self._columns.items():
-            column.update(table.columns[name], is_chosen, table.name, self._n_rows)
+        for column in self._columns.values():
+            column.update(table, is_chosen)
         self._n_rows += table.n_rows
-        if len(self._priority) > 2 * _SAMPLE:
+        if len(self._priority) > _SAMPLE + _SAMPLE // 4:
             self._thin_out()
 
     def encoding(self) -> TableEncoding:
@@ -184,7 +193,11 @@ def _shuffled(numbers: _Array) -> _Array:
 
 
 class _Column:
-    """What is known of one column."""
+    """What is known of one column.
+
+    Text is counted by its words, and, as long as all of them spell dates, seen as dates as well:
+    which of the two it is, is known only at the end.
+    """
 
     def __init__(self, name: str, asked: str | None) -> None:
         self.name, self.asked = name, asked
@@ -194,10 +207,12 @@ class _Column:
         self.forgets = False
         self.moments: Moments | None = None
         self.is_whole = True
-        self.sample: list[_Array] = []
+        # Of the rows of the sample the numbers, or dates; None for categories, which need none.
+        self.sample: list[TypedColumn] | None = None if asked in ("category", "drop") else []
 
-    def update(self, column: TypedColumn, is_chosen: _Array, argument: str, first_row: int) -> None:
+    def update(self, table: Table, is_chosen: _Array) -> None:
         """Take further rows into account."""
+        column = table.columns[self.name]
         if self.asked == "drop":
             self.kind = self.kind or column.kind
             return
@@ -205,42 +220,36 @@ class _Column:
         n_missing = int(is_missing.sum())
         self.n_missing += n_missing
         if n_missing == len(is_missing):
-            self.sample.append(np.full(int(is_chosen.sum()), np.nan))
+            if self.sample is not None:
+                self.sample.append(gaps(int(is_chosen.sum())))
             return
-        row = int(np.argmin(is_missing))
-        if self.kind is None:
-            self._require_possible(column, argument, row)
-            self.kind = column.kind
-        elif column.kind != self.kind:
-            raise InputError(
-                f"expected one kind of values in column {self.name!r}, got {self.kind} at first, "
-                f"and {column.kind} ({column.shown(row)}) in row {first_row + row}; say what it "
-                f"becomes with columns={{{self.name!r}: 'category'}}, or convert it",
-                argument=argument,
-            )
-        require_finite(self.name, column, argument)
+        self._learn_kind(column, int(np.argmin(is_missing)), table)
         if column.kind == "text" and self.asked in (None, "category"):
-            self._count(column.words, np.bincount(column.values[~is_missing]))
-            return
-        if self.asked in ("number", "boolean", "date"):
-            column = converted(self.name, column, self.asked, argument)
-        values = column.values
-        present = values[~column.is_missing]
-        if self.asked == "category" or column.kind == "boolean":
+            words = column.values[~is_missing] if n_missing else column.values
+            counts = np.bincount(words, minlength=len(column.words))
+            self._count(column.words, counts)
+            dates = None if self.sample is None else dates_of(column, counts > 0)
+            if dates is None:
+                self.sample = self.moments = None
+                return
+            column = dates
+        else:
+            becomes = self.asked if self.asked in ("number", "boolean", "date") else column.kind
+            column = converted(self.name, table, becomes)
+        present = column.values[~is_missing] if n_missing else column.values
+        if self.asked == "category":
             self._count(*(x.tolist() for x in np.unique(present, return_counts=True)))
-        if len(present):
-            moments = Moments.of(np, present[:, None])
-            self.moments = self.moments.merge(np, moments) if self.moments else moments
-            self.is_whole = self.is_whole and bool((present == np.floor(present)).all())
-        chosen = values[is_chosen]
-        if column.kind == "date":
-            chosen = np.where(chosen == NO_DATE, np.nan, chosen)
-        self.sample.append(chosen)
+            return
+        moments = Moments.of(np, present[:, None])
+        self.moments = self.moments.merge(np, moments) if self.moments else moments
+        self.is_whole &= column.kind != "number" or bool((present == np.floor(present)).all())
+        if self.sample is not None:
+            self.sample.append(column.take(is_chosen))
 
     def thin_out(self, is_kept: _Array) -> None:
         """Keep some rows of the sample."""
-        if self.sample:
-            self.sample = [np.concatenate(self.sample)[is_kept]]
+        if self.sample is not None:
+            self.sample = [self._sampled().take(is_kept)]
 
     def decided(self, options: EncodingOptions, n_rows: int) -> ColumnEncoding:
         """Return what the column becomes."""
@@ -250,13 +259,34 @@ class _Column:
         if self.n_missing == n_rows:
             return Dropped(name, kind, "all missing")
         decide: Callable[..., ColumnEncoding]
-        if self.asked == "category" or (self.asked is None and kind == "text"):
+        if self.sample is None:
             decide = self._category
-        elif self.asked == "date" or kind == "date":
+        elif self._sampled().kind == "date":
             decide = self._date
         else:
             decide = self._number
         return decide(options, n_rows)
+
+    def _sampled(self) -> TypedColumn:
+        """Return the rows of the sample as one column; a part of gaps alone is one of any kind."""
+        parts = self.sample or []
+        kind = next((part.kind for part in parts if not part.is_missing.all()), None)
+        kind = kind or next((part.kind for part in parts if part.kind != "number"), "number")
+        parts = [as_kind(self.name, "", part, kind) for part in parts]
+        return TypedColumn(kind, np.concatenate([part.values for part in parts]))
+
+    def _learn_kind(self, column: TypedColumn, row: int, table: Table) -> None:
+        """Raise an InputError if the column cannot become what is asked, or was of another kind."""
+        if self.kind is None:
+            self._require_possible(column, table.name, row)
+            self.kind = column.kind
+        elif column.kind != self.kind:
+            raise InputError(
+                f"expected one kind of values in column {self.name!r}, got {self.kind} at first, "
+                f"and {column.kind} ({column.shown(row)}) in row {table.first_row + row}; convert "
+                "it",
+                argument=table.name,
+            )
 
     def _require_possible(self, column: TypedColumn, argument: str, row: int) -> None:
         possible = {
@@ -274,15 +304,16 @@ class _Column:
             )
 
     def _count(self, values: Any, counts: Any) -> None:
-        for value, count in zip(values, counts, strict=False):
-            self.counts[value] += int(count)
+        for value, count in zip(values, counts, strict=True):
+            if count:
+                self.counts[value] += int(count)
         if len(self.counts) > _MOST_VALUES:
             self.forgets = True
             self.counts = Counter(dict(self.counts.most_common(_MOST_VALUES // 2)))
 
     def _category(self, options: EncodingOptions, n_rows: int) -> ColumnEncoding:
         kind, name = str(self.kind), self.name
-        counts = Counter({value: n for value, n in self.counts.items() if n})
+        counts = self.counts
         n_present = n_rows - self.n_missing
         if self.asked is None:
             if len(counts) == 1 and not self.n_missing:
@@ -296,17 +327,16 @@ class _Column:
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         kept = [value for value, n in ordered if n >= fewest][: options.max_categories]
         if not kept and (self.asked is None or self.forgets):
-            return Dropped(
-                name, kind, f"{len(counts)} values, none of them in {fewest} rows or more"
-            )
+            n_values = f"more than {_MOST_VALUES}" if self.forgets else f"{len(counts)}"
+            return Dropped(name, kind, f"{n_values} values, none of them in {fewest} rows or more")
         rare = sorted(value for value, _ in ordered[len(kept) :][:_MOST_RARE])
         return Categories(name, kind, tuple(sorted(kept)), tuple(rare), self.n_missing > 0)
 
     def _number(self, options: EncodingOptions, n_rows: int) -> ColumnEncoding:
         kind, name, moments = self.asked or str(self.kind), self.name, self.moments
         assert moments is not None  # noqa: S101 - a column of gaps was left out before
-        sample = np.concatenate(self.sample)
-        sample = sample[~np.isnan(sample)]
+        values = self._sampled().values
+        sample = values[~np.isnan(values)]
         lowest, highest = float(moments.lowest[0]), float(moments.highest[0])
         has_gaps = self.n_missing > 0
         if lowest == highest:
@@ -319,9 +349,8 @@ class _Column:
             return Numbers(name, kind, NumberEncoding(0.5, 0.5, 0.5, marks_gaps=has_gaps))
         if self.asked is None and self._counts_rows(sample, lowest, highest, n_rows):
             return Dropped(name, kind, "row numbers, a value of its own in every row")
-        median = float(np.median(sample)) if len(sample) else lowest
         return Numbers(
-            name, kind, _scaled(moments, sample, median, squash=options.squash, gaps=has_gaps)
+            name, kind, _scaled(moments, sample, squash=options.squash, marks_gaps=has_gaps)
         )
 
     def _counts_rows(self, sample: _Array, lowest: float, highest: float, n_rows: int) -> bool:
@@ -332,7 +361,7 @@ class _Column:
         """
         if not self.is_whole or self.n_missing or n_rows < _FEWEST_IDENTIFIERS:
             return False
-        is_dense = 0 <= lowest <= n_rows / 10 and highest - lowest < 2 * n_rows
+        is_dense = 0 <= lowest <= n_rows / 10 and highest < 2 * n_rows + lowest
         is_named = _IDENTIFIER.fullmatch(self.name) is not None
         return (is_dense or is_named) and len(np.unique(sample)) == len(sample)
 
@@ -341,8 +370,8 @@ class _Column:
         name, moments = self.name, self.moments
         assert moments is not None  # noqa: S101 - a column of gaps was left out before
         has_gaps = self.n_missing > 0
-        sample = np.concatenate(self.sample)
-        dates = np.unique(sample[~np.isnan(sample)]).astype(np.int64)
+        sample = self._sampled()
+        dates = np.unique(sample.values[~sample.is_missing])
         if len(dates) == 1 and not has_gaps and self.asked is None:
             return Dropped(name, "date", f"constant ({np.datetime64(int(dates[0]), 'us')})")
         years = year_and_day(np, dates // _DAY)[0].astype(np.float64)
@@ -356,7 +385,7 @@ class _Column:
         }
         parts = tuple(part for part in DATE_PARTS if varies[part])
         trend, year = (
-            _scaled(m, values, float(np.median(values)), squash=options.squash, gaps=False)
+            _scaled(m, values, squash=options.squash, marks_gaps=False)
             for m, values in (
                 (moments, dates.astype(np.float64)),
                 (Moments.of(np, years[:, None]), years),
@@ -371,16 +400,22 @@ def _vary(values: _Array) -> bool:
     return len(np.unique(values)) > 1
 
 
-def _scaled(
-    moments: Moments, sample: _Array, median: float, *, squash: bool, gaps: bool
-) -> NumberEncoding:
+def _scaled(moments: Moments, sample: _Array, *, squash: bool, marks_gaps: bool) -> NumberEncoding:
     """Return the encoding of numbers: by their quartiles if squashed, else by their moments."""
+    lowest, highest = float(moments.lowest[0]), float(moments.highest[0])
+    if len(sample) == 0:  # All of many rows' few numbers are outside the sample.
+        sample = np.asarray([lowest, highest])
+    # Halves twice, so that neither a sum nor a difference of the largest numbers overflows.
+    unit = 0.25 if max(-lowest, highest) > _HUGE else 1.0
+    median = float(np.median(unit * sample)) / unit
     if squash:
-        low, high = np.quantile(sample, [0.25, 0.75])
-        lowest, highest = float(moments.lowest[0]), float(moments.highest[0])
-        # Where half of the numbers are equal, half of their range.
-        scale = float(high - low) or (highest / 2 - lowest / 2)
+        low, high = np.quantile(unit * sample, [0.25, 0.75])
+        scale = float(high - low)
+        # Where half of the numbers are equal but for rounding, half of their range.
+        if scale <= _ROUNDING * max(abs(low), abs(high)):
+            scale = unit * highest / 2 - unit * lowest / 2
+        scale = min(scale, unit * _LARGEST) / unit
         if scale > 0:
-            return NumberEncoding(median, median, scale, squashes=True, marks_gaps=gaps)
+            return NumberEncoding(median, median, scale, squashes=True, marks_gaps=marks_gaps)
     mean, scale = (float(x[0]) for x in Standardization.of(np, moments))
-    return NumberEncoding(median, mean, scale, squashes=False, marks_gaps=gaps)
+    return NumberEncoding(median, mean, scale, squashes=False, marks_gaps=marks_gaps)

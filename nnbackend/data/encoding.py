@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -80,36 +82,31 @@ class ColumnEncoding(ABC):
         InputError
             If the table's column is of another kind, or holds an infinite number.
         """
-        column = converted(self.name, table.columns[self.name], self.kind, table.name)
-        require_finite(self.name, column, table.name)
-        return self.given(column)
+        return self.given(converted(self.name, table, self.kind))
 
 
-def converted(name: str, column: TypedColumn, kind: str, argument: str) -> TypedColumn:
-    """Return a column as one of a kind: gaps as any, text as what all of it spells.
+def converted(name: str, table: Table, kind: str) -> TypedColumn:
+    """Return a table's column as one of a kind: gaps as any, text as what all of it spells.
 
     Raises
     ------
     InputError
-        If a value is not of that kind.
+        If a value is not of that kind, or is an infinite number.
     """
+    column = table.columns[name]
     try:
-        if column.kind == "text":
-            return words_as(name, argument, column, kind)
-        return as_kind(name, argument, column, kind)
+        turned = words_as if column.kind == "text" else as_kind
+        column = turned(name, table.name, column, kind, first_row=table.first_row)
     except InputError as error:
-        raise InputError(error.message, argument) from error
-
-
-def require_finite(name: str, column: TypedColumn, argument: str) -> None:
-    """Raise an InputError if a column holds an infinite number."""
-    if column.kind == "number" and np.isinf(column.values).any():
+        raise InputError(error.message, table.name) from error
+    if kind == "number" and np.isinf(column.values).any():
         row = int(np.argmax(np.isinf(column.values)))
         raise InputError(
             f"expected finite numbers or gaps in column {name!r}, got {column.values[row]} in "
-            f"row {row}; make it a gap, or correct it",
-            argument=argument,
+            f"row {table.first_row + row}; make it a gap, or correct it",
+            argument=table.name,
         )
+    return column
 
 
 @dataclass(frozen=True)
@@ -187,7 +184,7 @@ class Categories(ColumnEncoding):
             return str(bool(value))
         return str(int(value)) if float(value).is_integer() else repr(float(value))
 
-    @property
+    @cached_property
     def codes(self) -> dict[Any, int]:
         """The index of the input that each value has."""
         index = {value: i for i, value in enumerate(self.values)}
@@ -219,6 +216,8 @@ class Categories(ColumnEncoding):
         """What the column becomes, in a few words."""
         n_values = f"{len(self.values)} value{'s' * (len(self.values) != 1)}"
         rare = f" and {len(self.rare)} rare ones together" if self.rare else ""
+        if len(self.rare) == 1:
+            rare = " and 1 rare one"
         return f"category of {n_values}{rare}{', with gaps' if self.marks_gaps else ''}"
 
     def facts(self) -> dict[str, Any]:
@@ -259,8 +258,8 @@ class Dates(ColumnEncoding):
     @property
     def description(self) -> str:
         """What the column becomes, in a few words."""
-        gaps = ", with gaps" if self.encoding.marks_gaps else ""
-        return f"date: {', '.join(self.encoding.parts)}{gaps}"
+        parts = f": {', '.join(self.encoding.parts)}" if self.encoding.parts else ""
+        return f"date{parts}{', with gaps' if self.encoding.marks_gaps else ''}"
 
     def facts(self) -> dict[str, Any]:
         """Return what was learnt."""
@@ -323,13 +322,27 @@ class TableEncoding:
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """The names of the inputs of the network."""
-        return tuple(name for column in self.used for name in column.output_names)
+        """The names of the inputs of the network, all different.
+
+        A name that a column before has as well gets a number: column "a" with the value "b=c", and
+        column "a=b" with the value "c".
+        """
+        names = [name for column in self.used for name in column.output_names]
+        if len(set(names)) < len(names):
+            taken = set(names)
+            seen: set[str] = set()
+            for i, name in enumerate(names):
+                if name in seen:
+                    number = next(n for n in itertools.count(2) if f"{name} ({n})" not in taken)
+                    names[i] = f"{name} ({number})"
+                    taken.add(names[i])
+                seen.add(names[i])
+        return tuple(names)
 
     @property
     def n_outputs(self) -> int:
         """The number of inputs of the network."""
-        return len(self.output_names)
+        return sum(len(column.output_names) for column in self.used)
 
     @property
     def used(self) -> list[ColumnEncoding]:
@@ -381,11 +394,10 @@ class TableEncoding:
                     f"{len(table.columns)}",
                     argument=table.name,
                 )
-            columns = dict(zip(names, table.columns.values(), strict=True))
-            table = Table(columns, table.n_rows, table.name)
+            table = replace(table, columns=dict(zip(names, table.columns.values(), strict=True)))
         return table.only(self.feature_names)
 
-    def apply(self, table: Table, dtype: Any = np.float64) -> _Array:
+    def apply(self, table: Table, dtype: Any = np.float64, *, out: _Array | None = None) -> _Array:
         """Return the inputs of the network (n_rows, n_outputs).
 
         Parameters
@@ -394,6 +406,8 @@ class TableEncoding:
             With the columns ``feature_names``, in any order; others are ignored.
         dtype : float32 or float64, default float64
             The dtype of the result; all is computed in float64.
+        out : array (n_rows, n_outputs), optional
+            Where to write the result, in its dtype; by default a new array.
 
         Raises
         ------
@@ -403,13 +417,15 @@ class TableEncoding:
         used = self.used
         table = table.only(column.name for column in used)
         given = [column.of(table) for column in used]
-        result = np.empty((table.n_rows, self.n_outputs), dtype)
-        for rows in _blocks(table.n_rows):
-            start = 0
-            for column, values in zip(used, given, strict=True):
-                stop = start + len(column.output_names)
-                result[rows, start:stop] = column.apply(np, values[rows])
-                start = stop
+        result = np.empty((table.n_rows, self.n_outputs), dtype) if out is None else out
+        widths = [len(column.output_names) for column in used]
+        # The largest numbers overflow to infinity, which is squashed.
+        with np.errstate(over="ignore"):
+            for rows in _blocks(table.n_rows):
+                start = 0
+                for column, values, width in zip(used, given, widths, strict=True):
+                    result[rows, start : start + width] = column.apply(np, values[rows])
+                    start += width
         return result
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -475,6 +491,7 @@ def _categories(name: str, kind: str, stored: Mapping[str, Any]) -> Categories:
     else:
         _require(all(map(_is_finite, every)), f"a value of {name!r} is odd")
         values, rare = ([float(value) for value in part] for part in (values, rare))  # type: ignore[union-attr]
+        every = [*values, *rare]
     _require(every and len(set(every)) == len(every), f"the values of {name!r} are not distinct")
     return Categories(name, kind, tuple(values), tuple(rare), stored["marks_gaps"])  # type: ignore[arg-type]
 
@@ -505,18 +522,16 @@ def _number(name: str, stored: Any) -> NumberEncoding:
 
 
 def _is_finite(value: Any) -> bool:
-    if type(value) not in (int, float):
-        return False
     try:
-        return math.isfinite(value)
-    except OverflowError:  # JSON has integers of any length
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
         return False
 
 
 def _is_text(value: Any) -> bool:
-    """Whether a value is text that can be written; JSON may spell halves of a pair, which cannot."""
+    """Whether a value is text that can be written; JSON may spell halves of a pair."""
     try:
-        return isinstance(value, str) and bool(value.encode() or True)
+        return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:
         return False
 

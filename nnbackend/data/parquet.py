@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from nnbackend.checks import nearest
+from nnbackend.data.arrow_columns import is_plain, is_text
 from nnbackend.data.classify import Place
 from nnbackend.data.library_columns import typed_arrow
-from nnbackend.data.source import BLOCK_BYTES, BUFFER_BYTES, Rows, Source, TableRows
+from nnbackend.data.source import (
+    BLOCK_BYTES,
+    BUFFER_BYTES,
+    BYTES_PER_VALUE,
+    Rows,
+    Source,
+    TableRows,
+)
 from nnbackend.data.typed import Table
 from nnbackend.errors import InputError, MissingDependencyError
 
@@ -23,6 +31,10 @@ _Array = np.ndarray[Any, Any]
 
 # What pandas stores a frame's index as: no feature.
 INDEX_COLUMN = re.compile(r"__index_level_\d+__")
+
+
+# A short word as Python has it, and in two dictionaries.
+_BYTES_PER_WORD = 240
 
 
 class Parquet(Source):
@@ -36,8 +48,8 @@ class Parquet(Source):
     target : str, sequence of str, or None
         The column of y; several make y a matrix (n_samples, n_outputs).
     features : sequence of str, optional
-        The columns of X, in this order; by default all others. ``read`` takes numbers without
-        gaps, ``read_table`` text, dates and gaps too.
+        The columns of X, in this order; by default all others. Those of text and dates, and those
+        with gaps, are for ``TableEncoder``, whose ``transform`` makes a source of numbers of them.
     sample_weight : str, optional
         The column of weights.
     buffer_bytes : int, default 2**28
@@ -48,9 +60,9 @@ class Parquet(Source):
     Raises
     ------
     InputError
-        If a file or column is missing or differs from the first file's, or targets or weights are
-        not numeric; on reading, if features are not numeric, or a value is missing. The message
-        names file and column.
+        If a file or column is missing, differs from the first file's, or holds lists or the like,
+        or if targets or weights are no numbers; on reading, if features are no numbers or a value
+        is missing. The message names file and column.
     MissingDependencyError
         If pyarrow is not installed.
 
@@ -129,12 +141,11 @@ class Parquet(Source):
             )
         names_of = {"target": targets, "sample_weight": weights, "features": self.feature_names}
         for argument, names in names_of.items():
-            _require_columns(argument, names, types, self._groups[0][0])
+            _require_plain(argument, names, types, self._groups[0][0])
         self._types = {name: types[name] for name in used}
-        self._path = os.fspath(path)
-        self._targets, self._weights = list(targets), list(weights)
-        self._dtype("target", self._targets)
-        self._dtype("sample_weight", self._weights)
+        self._names = {argument: list(names) for argument, names in names_of.items()}
+        for argument in ("target", "sample_weight"):
+            self._empty(argument, 0)
 
     @property
     def n_samples(self) -> int:
@@ -144,7 +155,7 @@ class Parquet(Source):
     @property
     def n_features(self) -> int:
         """The number of columns of X."""
-        return len(self.feature_names or ())
+        return len(self._names["features"])
 
     @property
     def block_rows(self) -> int:
@@ -153,118 +164,120 @@ class Parquet(Source):
 
     def read(self, start: int, stop: int) -> Rows:
         """Return the rows ``start`` to ``stop - 1``."""
-        parts = {
-            "features": list(self.feature_names or ()),
-            "target": self._targets,
-            "sample_weight": self._weights,
-        }
-        arrays = {
-            argument: np.empty((stop - start, len(names)), self._dtype(argument, names))
-            for argument, names in parts.items()
-        }
-        for file, place, batch in self._batches(start, stop, list(self._types)):
-            for argument, names in parts.items():
-                for j, name in enumerate(names):
-                    arrays[argument][place, j] = _complete(file, name, batch.column(name))
-        return Rows(arrays["features"], *self._ends(arrays))
+        arrays = {argument: self._empty(argument, stop - start) for argument in self._names}
+        for rows, file, batch in self._batches(start, stop, list(self._types)):
+            self._fill(arrays, rows, file, batch)
+        return Rows(arrays["features"], *self._labels(arrays))  # type: ignore[arg-type]
 
-    def read_table(self, start: int, stop: int, names: Sequence[str] | None = None) -> TableRows:
-        """Return the rows ``start`` to ``stop - 1`` with features as they are stored."""
+    def tables(
+        self, start: int = 0, stop: int | None = None, names: Collection[str] | None = None
+    ) -> Iterator[TableRows]:
+        """Yield rows as typed tables, in order, in blocks that take a quarter of a buffer.
+
+        Each row group is decoded once.
+        """
+        used = [name for name in self._names["features"] if names is None or name in names]
+        labels = self._names["target"] + self._names["sample_weight"]
+        stop = self.n_samples if stop is None else stop
+        words = [name for name in used if _is_text(self._types[name])]
+        parts: list[tuple[str, Any]] = []
+        room = most = self.buffer_bytes // 4
+        # As if no word were twice in a batch, so that one of them has room.
+        most_rows = most // (BYTES_PER_VALUE * len(used) + _BYTES_PER_WORD * len(words))
+        for _, file, batch in self._batches(start, stop, used + labels, words, most_rows):
+            n_bytes = sum(_typed_bytes(batch.column(name)) for name in used)
+            if parts and n_bytes > room:
+                rows = self._typed(start, used, parts)
+                yield rows
+                start += rows.X.n_rows
+                parts, room = [], most
+            parts.append((file, batch))
+            room -= n_bytes
+        yield self._typed(start, used, parts)
+
+    def _typed(self, start: int, used: list[str], parts: list[tuple[str, Any]]) -> TableRows:
+        """Return batches of files, which begin with the row ``start``, as a table and labels."""
         import pyarrow as pa
 
-        own = self.feature_names or ()
-        chosen = [name for name in own if names is None or name in names]
-        ends = {"target": self._targets, "sample_weight": self._weights}
-        arrays = {
-            argument: np.empty((stop - start, len(columns)), self._dtype(argument, columns))
-            for argument, columns in ends.items()
-        }
-        chunks: dict[str, list[Any]] = {name: [] for name in chosen}
-        needed = [*chosen, *self._targets, *self._weights]
-        texts = [name for name in chosen if _is_text(self._types[name])]
-        for file, place, batch in self._batches(start, stop, needed, texts):
-            for name in chosen:
-                chunks[name].append(batch.column(name))
-            for argument, columns in ends.items():
-                for j, name in enumerate(columns):
-                    arrays[argument][place, j] = _complete(file, name, batch.column(name))
-        table = Table(
-            {
-                name: typed_arrow(
-                    Place(self._path, name), pa.chunked_array(parts), finds_dates=False
-                )
-                for name, parts in chunks.items()
-            },
-            stop - start,
-            self._path,
-        )
-        return TableRows(table if names is None else table.only(names), *self._ends(arrays))
+        n_rows = sum(len(batch) for _, batch in parts)
+        arrays = {name: self._empty(name, n_rows) for name in ("target", "sample_weight")}
+        stop = 0
+        for file, batch in parts:
+            first, stop = stop, stop + len(batch)
+            self._fill(arrays, slice(first, stop), file, batch)
+        columns = {}
+        for name in used:
+            column = pa.chunked_array([batch.column(name) for _, batch in parts])
+            # What text spells depends on all rows.
+            columns[name] = typed_arrow(Place("X", name), column, finds_dates=False)
+        return TableRows(Table(columns, n_rows, "X", start), *self._labels(arrays))
 
-    def _ends(self, arrays: dict[str, _Array]) -> tuple[_Array | None, _Array | None]:
-        """Return targets and weights as ``Rows`` has them."""
-        y, weights = arrays["target"], arrays["sample_weight"]
-        return (
-            None if not self._targets else y[:, 0] if self._n_targets is None else y,
-            weights[:, 0] if self._weights else None,
-        )
+    def _empty(self, argument: str, n_rows: int) -> _Array | None:
+        """Return a matrix for the columns that an argument names; None if it names none."""
+        names, file = self._names[argument], self._groups[0][0]
+        if not names:
+            return None
+        dtypes = [_dtype(argument, name, self._types[name], file) for name in names]
+        return np.empty((n_rows, len(names)), np.result_type(*dtypes))
 
-    def _dtype(self, argument: str, names: Sequence[str]) -> np.dtype[Any]:
-        """Return the NumPy dtype of columns of numbers."""
-        import pyarrow.types as pt
+    def _fill(
+        self, arrays: Mapping[str, _Array | None], rows: slice, file: str, batch: Any
+    ) -> None:
+        """Write a batch into rows of the matrices."""
+        for argument, array in arrays.items():
+            for j, name in enumerate(self._names[argument]):
+                values = _complete(argument, file, name, batch.column(name))
+                array[rows, j] = values  # type: ignore[index]
 
-        for name in names:
-            kind = self._types[name]
-            if not (pt.is_integer(kind) or pt.is_floating(kind) or pt.is_boolean(kind)):
-                hint = "encode it with nb.TableEncoder, or leave it out"
-                raise InputError(
-                    f"expected numbers, got {kind} in column {name!r} of {self._groups[0][0]!r}; "
-                    f"{hint if argument == 'features' else 'number classes from 0'}",
-                    argument=argument,
-                )
-        dtypes = [np.dtype(self._types[name].to_pandas_dtype()) for name in names]
-        return np.result_type(*dtypes) if dtypes else np.dtype(np.float64)
+    def _labels(self, arrays: Mapping[str, _Array | None]) -> tuple[_Array | None, _Array | None]:
+        """Return y and weights of the matrices."""
+        y, weight = arrays["target"], arrays["sample_weight"]
+        if y is not None and self._n_targets is None:
+            y = y[:, 0]
+        return y, None if weight is None else weight[:, 0]
 
     def _batches(
-        self, start: int, stop: int, columns: list[str], as_dictionary: Sequence[str] = ()
-    ) -> Iterator[tuple[str, slice, Any]]:
-        """Yield the file of a batch of rows, where they are from ``start`` on, and the batch.
+        self,
+        start: int,
+        stop: int,
+        columns: list[str],
+        words: Sequence[str] = (),
+        most_rows: int | None = None,
+    ) -> Iterator[tuple[slice, str, Any]]:
+        """Yield the rows ``start`` to ``stop - 1``: their place among these, their file, a batch.
 
-        The columns ``as_dictionary`` are read as codes of their words.
+        The columns ``words``, which are text, come as dictionaries. A batch has ``most_rows``
+        at most.
         """
-        first_group, last_group = np.searchsorted(self._starts, [start, stop - 1], "right") - 1
-        # A table of no columns has rows all the same.
-        columns = columns or list(self._types)[:1]
-        batch_rows = max(1, BLOCK_BYTES // (8 * len(columns)))
-        for group in range(first_group, last_group + 1):
+        batch_rows = BLOCK_BYTES // (8 * len(columns))
+        batch_rows = max(1, batch_rows if most_rows is None else min(batch_rows, most_rows))
+        first, last = np.searchsorted(self._starts, [start, stop - 1], "right") - 1
+        for group in range(first, last + 1):
             file, index = self._groups[group]
-            row, last = int(self._starts[group]), int(self._starts[group + 1])
-            begin, end = max(start, row), min(stop, last)
-            with _opened(file, as_dictionary) as content:
-                self._require_unchanged(file, index, last - row, content, as_dictionary)
+            row, end = int(self._starts[group]), int(self._starts[group + 1])
+            with _opened(file, words) as content:
+                self._require_unchanged(file, index, end - row, content)
                 for batch in content.iter_batches(batch_rows, [index], columns):
-                    low, high = max(begin, row), min(end, row + len(batch))
+                    low, high = max(start, row), min(stop, row + len(batch))
                     if low < high:
-                        part = batch.slice(low - row, high - low)
-                        yield file, slice(low - start, high - start), part
+                        yield (
+                            slice(low - start, high - start),
+                            file,
+                            batch.slice(low - row, high - low),
+                        )
                     row += len(batch)
-                    if row >= end:
-                        break
+                    if row >= stop:
+                        return
 
-    def _require_unchanged(
-        self, file: str, index: int, n_rows: int, content: Any, as_dictionary: Sequence[str]
-    ) -> None:
+    def _require_unchanged(self, file: str, index: int, n_rows: int, content: Any) -> None:
         """Raise an InputError if a row group is not what it was when the source was made."""
         advice = "leave the files as they are while they are in use"
         types = _types(file, content.schema_arrow)
-        for name in as_dictionary:
-            words = getattr(types.get(name), "value_type", types.get(name))
-            # Those of a dictionary are no large ones, whatever the file says.
-            types[name] = self._types[name] if _is_text(words) else words
         for name, kind in self._types.items():
-            if types.get(name) != kind:
+            if name not in types or not _are_alike(types[name], kind):
                 raise InputError(
                     f"expected column {name!r} of {file!r} to be {kind}, as at first, got "
-                    f"{types.get(name) or 'none'}; {advice}",
+                    f"{types.get(name, 'none')}; {advice}",
                     argument="path",
                 )
         has_group = index < content.num_row_groups
@@ -290,8 +303,11 @@ def _parquet_files(path: str | os.PathLike[str]) -> list[str]:
 
 
 @contextmanager
-def _opened(file: str, as_dictionary: Sequence[str] = ()) -> Iterator[Any]:
-    """Open a Parquet file for a moment; what pyarrow has against it is said with its name."""
+def _opened(file: str, words: Sequence[str] = ()) -> Iterator[Any]:
+    """Open a Parquet file for a moment; what pyarrow has against it is said with its name.
+
+    The columns ``words``, which are text, come as dictionaries.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -302,9 +318,7 @@ def _opened(file: str, as_dictionary: Sequence[str] = ()) -> Iterator[Any]:
         ) from error
     try:
         # A buffer per column, in place of whole columns as they are stored.
-        with pq.ParquetFile(
-            file, buffer_size=2**14, read_dictionary=list(as_dictionary)
-        ) as content:
+        with pq.ParquetFile(file, buffer_size=2**14, read_dictionary=list(words)) as content:
             yield content
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
@@ -324,25 +338,70 @@ def _types(file: str, schema: Any) -> dict[str, Any]:
     return types
 
 
-def _require_columns(argument: str, names: Sequence[str], types: dict[str, Any], file: str) -> None:
+def _require_plain(
+    argument: str, names: Sequence[str], types: Mapping[str, Any], file: str
+) -> None:
+    """Raise an InputError if a column is missing, or of lists or the like."""
     for name in names:
         if name not in types:
             raise InputError(
                 f"no column {name!r} in {file!r}{nearest(str(name), types)}", argument=argument
             )
+        if not is_plain(types[name]):
+            raise _no_numbers(argument, name, types[name], file)
+
+
+def _typed_bytes(column: Any) -> int:
+    """Return the memory that an array takes as a typed column, and what is computed of it."""
+    n_bytes = BYTES_PER_VALUE * len(column)
+    if hasattr(column, "dictionary") and is_text(column.type.value_type):
+        n_words = max(1, len(column.dictionary))
+        word_bytes = 2 * column.dictionary.nbytes // n_words + _BYTES_PER_WORD
+        n_bytes += min(len(column), n_words) * word_bytes
+    return n_bytes
+
+
+def _are_alike(kind: Any, other: Any) -> bool:
+    """Whether two types are of the same values, which may be held as a dictionary."""
+    return kind == other or (_is_text(kind) and _is_text(other))
 
 
 def _is_text(kind: Any) -> bool:
-    """Whether pyarrow reads a column of a type as a dictionary."""
-    return str(kind) in ("string", "large_string", "binary", "large_binary")
+    """Whether a column is one of text, which may be held as a dictionary."""
+    import pyarrow.types as pt
+
+    return is_text(kind.value_type if pt.is_dictionary(kind) else kind)
 
 
-def _complete(file: str, name: str, values: Any) -> _Array:
+def _dtype(argument: str, name: str, kind: Any, file: str) -> np.dtype[Any]:
+    """Return the NumPy dtype of a column of numbers."""
+    import pyarrow.types as pt
+
+    if not (pt.is_integer(kind) or pt.is_floating(kind) or pt.is_boolean(kind)):
+        raise _no_numbers(argument, name, kind, file)
+    dtype: np.dtype[Any] = np.dtype(kind.to_pandas_dtype())
+    return dtype
+
+
+def _no_numbers(argument: str, name: str, kind: Any, file: str) -> InputError:
+    hint = "encode it, or leave it out"
+    if argument == "target":
+        hint = "number classes from 0"
+    elif argument == "features" and is_plain(kind):
+        hint = "encode the source with nb.TableEncoder, or leave the column out"
+    return InputError(
+        f"expected numbers, got {kind} in column {name!r} of {file!r}; {hint}", argument=argument
+    )
+
+
+def _complete(argument: str, file: str, name: str, values: Any) -> _Array:
     if values.null_count:
+        advice = "remove or impute them"
+        if argument == "features":
+            advice += ", or encode the source with nb.TableEncoder"
         raise InputError(
             f"expected no missing values, got {values.null_count} in column {name!r} of "
-            f"{file!r}, in {len(values)} rows that were read; remove or impute "
-            "them, or encode the table with nb.TableEncoder",
+            f"{file!r}, in {len(values)} rows that were read; {advice}",
             argument="path",
         )
     column: _Array = values.to_numpy(zero_copy_only=False)

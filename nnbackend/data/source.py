@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nnbackend.checks import positive_integer
-from nnbackend.data.classify import Place, typed_array
-from nnbackend.data.typed import Table
+from nnbackend.data.typed import Table, TypedColumn
 from nnbackend.errors import InputError
 
-__all__ = ["BLOCK_BYTES", "BUFFER_BYTES", "Rows", "Source", "TableRows", "digest", "leave"]
+__all__ = [
+    "BLOCK_BYTES",
+    "BUFFER_BYTES",
+    "BYTES_PER_VALUE",
+    "Rows",
+    "Source",
+    "TableRows",
+    "digest",
+    "leave",
+]
 
 
 BUFFER_BYTES = 2**28
@@ -29,6 +37,10 @@ BLOCK_BYTES = 2**20
 _DIGEST_RUNS = 8
 
 
+# Of a value in a typed table: itself, a mask, and what is computed of it.
+BYTES_PER_VALUE = 48
+
+
 _Array = np.ndarray[Any, Any]
 
 
@@ -39,7 +51,7 @@ _LEFT: dict[int, tuple[threading.Thread, threading.Event]] = {}
 
 def leave(source: Source, thread: threading.Thread, done: threading.Event) -> None:
     """Note that a thread is still in the source's ``read``, whose rows nobody waits for."""
-    _LEFT[id(source)] = thread, done
+    _LEFT[id(source.origin)] = thread, done
 
 
 class Rows(NamedTuple):
@@ -66,17 +78,17 @@ class Rows(NamedTuple):
 
 
 class TableRows(NamedTuple):
-    """Some rows of a source before their columns are encoded.
+    """Some rows of a source whose columns are numbers, text or dates, and may have gaps.
 
     Attributes
     ----------
-    table : Table
-        The features as they are stored: text, dates and gaps among them.
-    y, sample_weight : array or None
-        As for ``Rows``.
+    X : Table
+        The columns, as they are.
+    y, sample_weight : arrays or None
+        As of ``Rows``.
     """
 
-    table: Table
+    X: Table
     y: _Array | None = None
     sample_weight: _Array | None = None
 
@@ -137,42 +149,6 @@ class Source(ABC):
         same arrays with other rows.
         """
 
-    def read_table(self, start: int, stop: int, names: Sequence[str] | None = None) -> TableRows:
-        """Return the rows ``start`` to ``stop - 1`` with features as they are stored.
-
-        By default those of ``read``, which are called ``feature_names``, else x0, x1, ...
-
-        Parameters
-        ----------
-        start, stop : int
-            As for ``read``.
-        names : sequence of str, optional
-            Return these features alone, in this order; by default all.
-
-        Raises
-        ------
-        InputError
-            If a feature is missing.
-        """
-        X, y, sample_weight = self.checked(start, stop)
-        own = self.feature_names or [f"x{i}" for i in range(X.shape[1])]
-        chosen = [(i, name) for i, name in enumerate(own) if names is None or name in names]
-        columns = {name: typed_array(Place("X", name), X[:, i]) for i, name in chosen}
-        table = Table(columns, stop - start)
-        return TableRows(table if names is None else table.only(names), y, sample_weight)
-
-    def table(self, start: int, stop: int, names: Sequence[str] | None = None) -> Table:
-        """Return the table of ``read_table(start, stop, names)``."""
-        return self.read_table(start, stop, names).table
-
-    def tables(self) -> Iterator[Table]:
-        """Yield all rows as tables, in blocks that take no more than a buffer."""
-        # Of a value, itself, a mask, and what is computed of it.
-        size = max(1, self.buffer_bytes // (40 * self.n_features))
-        size = max(1, size - size % self.block_rows)
-        for start in range(0, self.n_samples, size):
-            yield self.table(start, min(start + size, self.n_samples))
-
     @property
     def block_rows(self) -> int:
         """How many rows are best read at once, as they are stored together.
@@ -184,10 +160,11 @@ class Source(ABC):
 
     def checked(self, start: int, stop: int) -> Rows:
         """Return ``read(start, stop)``, or raise an InputError where it is not what was asked."""
-        thread, done = _LEFT.get(id(self), (None, None))
+        origin = id(self.origin)
+        thread, done = _LEFT.get(origin, (None, None))
         if done is not None and thread is not threading.current_thread():
             done.wait()
-            _LEFT.pop(id(self), None)
+            _LEFT.pop(origin, None)
         rows = self.read(start, stop)
         if not isinstance(rows, Rows) or not all(
             isinstance(column, np.ndarray | None) for column in rows
@@ -239,6 +216,40 @@ class Source(ABC):
             if self.n_samples - stop < (batch_size or 1):
                 stop = self.n_samples
             yield slice(start, stop), self.checked(start, stop)
+
+    @property
+    def origin(self) -> Source:
+        """The source that reads: another one, where this one only changes its rows."""
+        return self
+
+    def tables(
+        self, start: int = 0, stop: int | None = None, names: Collection[str] | None = None
+    ) -> Iterator[TableRows]:
+        """Yield rows as typed tables, in order, in blocks that take a quarter of a buffer.
+
+        By default they are made of the numbers of ``read``. A source whose columns are text or
+        dates, or have gaps, overrides it: a column is of one kind in all blocks but those where it
+        has nothing but gaps.
+
+        Parameters
+        ----------
+        start, stop : int
+            The rows ``start`` to ``stop - 1``, by default all.
+        names : collection of str, optional
+            The columns that are needed, all of them known; by default all.
+        """
+        known = self.feature_names or tuple(f"x{i}" for i in range(self.n_features))
+        stop = self.n_samples if stop is None else stop
+        size = max(1, self.buffer_bytes // 4 // (BYTES_PER_VALUE * len(known)))
+        size = max(1, size - size % min(size, self.block_rows))
+        for first in range(start, stop, size):
+            X, y, weight = self.checked(first, min(first + size, stop))
+            columns = {
+                name: TypedColumn("number", X[:, i].astype(np.float64))
+                for i, name in enumerate(known)
+                if names is None or name in names
+            }
+            yield TableRows(Table(columns, len(X), "X", first), y, weight)
 
     def require_names(self, feature_names: tuple[str, ...] | None) -> None:
         """Raise an InputError if the columns of X are not those, or in another order."""

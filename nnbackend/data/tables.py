@@ -261,7 +261,9 @@ def _columnar(path: str, suffix: str, kinds: Mapping[str, str]) -> FileTable:
     columns = {}
     for name, column in zip(content.column_names, content.itercolumns(), strict=True):
         if not INDEX_COLUMN.fullmatch(name):
-            columns[name] = typed_arrow(name, path, column, kinds.get(name))
+            found = typed_arrow(name, path, column, kinds.get(name))
+            is_new_text = found.kind == "text" and name not in kinds
+            columns[name] = typed_words(found) if is_new_text else found
     return FileTable(columns, content.num_rows, path, unreadable=unreadable)
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "GAPS",
     "KIND_WORDS",
     "as_kind",
+    "dates_of",
     "gaps",
     "has_decimal_commas",
     "text_as",
@@ -100,13 +101,40 @@ def typed_words(words: TypedColumn) -> TypedColumn:
     """Return a column of text as dates, if all of its words are ones of ISO 8601, or as it is."""
     if not words.words:
         return gaps(len(words.values))
-    return _translated(words, _dates(words.words), "date") or words
+    return dates_of(words) or words
+
+
+def dates_of(words: TypedColumn, occurs: _Array | None = None) -> TypedColumn | None:
+    """Return a column of text as dates; None unless all of its words are ones of ISO 8601.
+
+    Parameters
+    ----------
+    words : TypedColumn
+        The column.
+    occurs : array (n_words,) of bool, optional
+        Which of the words occur, where some may not.
+    """
+    if occurs is None or occurs.all():
+        return _translated(words, _dates(words.words), "date")
+    index = np.flatnonzero(occurs)
+    dates = _dates(tuple(words.words[i] for i in index))
+    if dates is None:
+        return None
+    values = np.full(len(words.words), NO_DATE, np.int64)
+    values[index] = dates
+    return _translated(words, values, "date")
 
 
 def words_as(
-    name: str, path: str, words: TypedColumn, kind: str, *, has_commas: bool = False
+    name: str,
+    path: str,
+    words: TypedColumn,
+    kind: str,
+    *,
+    has_commas: bool = False,
+    first_row: int = 0,
 ) -> TypedColumn:
-    """Return a column of text as one of a kind that is known.
+    """Return a column of text as one of a kind that is known; rows count from ``first_row``.
 
     Raises
     ------
@@ -128,12 +156,14 @@ def words_as(
     column = _translated(words, found, kind) or words
     odd = column.is_missing & ~words.is_missing
     if bool(odd.any()):
-        raise _changed_kind(name, path, kind, words, int(np.argmax(odd)))
+        raise _changed_kind(name, path, kind, words, int(np.argmax(odd)), first_row)
     return column
 
 
-def as_kind(name: str, path: str, column: TypedColumn, kind: str) -> TypedColumn:
-    """Return a column that is not of text as one of another kind.
+def as_kind(
+    name: str, path: str, column: TypedColumn, kind: str, *, first_row: int = 0
+) -> TypedColumn:
+    """Return a column that is not of text as one of another kind; rows count from ``first_row``.
 
     Raises
     ------
@@ -150,14 +180,16 @@ def as_kind(name: str, path: str, column: TypedColumn, kind: str) -> TypedColumn
         odd &= (column.values != 0) & (column.values != 1)
         if not odd.any():
             return TypedColumn(kind, column.values)
-    raise _changed_kind(name, path, kind, column, int(np.argmax(odd)))
+    raise _changed_kind(name, path, kind, column, int(np.argmax(odd)), first_row)
 
 
-def _changed_kind(name: str, path: str, kind: str, column: TypedColumn, row: int) -> InputError:
+def _changed_kind(
+    name: str, path: str, kind: str, column: TypedColumn, row: int, first_row: int
+) -> InputError:
     """Return the error of a column that cannot be read as its kind, with a value that shows it."""
     return InputError(
         f"expected {KIND_WORDS[kind]} in column {name!r}, got {KIND_WORDS[column.kind]}, such as "
-        f"{column.shown(row)} in data row {row + 1} of {path!r}; correct the column",
+        f"{column.shown(row)} in data row {first_row + row + 1} of {path!r}; correct the column",
         argument="DATA",
     )
 
@@ -175,17 +207,20 @@ def words_of(strings: Any) -> TypedColumn:
     if not pa.types.is_dictionary(strings.type):
         strings = strings.dictionary_encode()
     strings = strings.unify_dictionaries()
-    words: list[Any] = [] if strings.num_chunks == 0 else strings.chunk(0).dictionary.to_pylist()
-    # A dictionary may have a gap, or a word twice, and end with one for the gaps.
+    if strings.num_chunks == 0:
+        return TypedColumn("text", np.empty(0, np.int64))
+    dictionary = strings.chunk(0).dictionary
+    # Gaps come last. A dictionary may have words that do not occur, one twice, and a gap.
+    n_words = len(dictionary)
+    parts = [chunk.indices.cast("int64").fill_null(n_words).to_numpy() for chunk in strings.chunks]
+    indices = np.concatenate(parts)
+    used = np.flatnonzero(np.bincount(indices, minlength=n_words)[:n_words])
     places: dict[str, int] = {}
-    for word in words:
-        if word:
-            places.setdefault(word, len(places))
-    codes = np.asarray([*(places.get(word, NO_WORD) for word in words), NO_WORD], np.int64)
-    parts = [
-        chunk.indices.cast("int64").fill_null(len(words)).to_numpy() for chunk in strings.chunks
+    codes = np.full(n_words + 1, NO_WORD, np.int64)
+    codes[used] = [
+        places.setdefault(word, len(places)) if word else NO_WORD
+        for word in dictionary.take(pa.array(used)).to_pylist()
     ]
-    indices = np.concatenate([np.empty(0, np.int64), *parts])
     return TypedColumn("text", codes[indices], tuple(places))
 
 

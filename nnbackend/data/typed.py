@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -78,11 +78,14 @@ class Table:
         The number of rows.
     name : str
         What messages call the table: an argument's name, or a file's.
+    first_row : int
+        The number of its first row, where it is a block of a longer table; for messages.
     """
 
     columns: Mapping[str, TypedColumn]
     n_rows: int
     name: str = "X"
+    first_row: int = 0
 
     def take(self, rows: _Array | slice) -> Table:
         """Return the rows with these indices, or where a mask is true."""
@@ -106,4 +109,4 @@ class Table:
                 f"expected the columns of the training data, got none named {missing[0]!r}{more}",
                 argument=self.name,
             )
-        return Table({name: self.columns[name] for name in names}, self.n_rows, self.name)
+        return replace(self, columns={name: self.columns[name] for name in names})

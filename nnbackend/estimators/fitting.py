@@ -359,7 +359,10 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         self._optimizer.learning_rate = rate.value
         self._no_improvement_count = watch.no_improvement_count
         watch.end()
-        if self.n_iter_ == self.max_iter and not watch.is_converged and not incremental:
+        # An optimizer of the caller's that is to take all epochs has not failed by taking them.
+        is_planned = self.optimizer is not None and self.n_iter_no_change >= self.max_iter
+        is_short = self.n_iter_ == self.max_iter and not watch.is_converged and not is_planned
+        if is_short and not incremental:
             self._warn(
                 f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the "
                 "optimization hasn't converged yet.",

@@ -352,13 +352,17 @@ class MLPRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
     ----------
     quantiles : sequence of float in (0, 1), optional
         The levels of ``loss="quantile"``, which increase; by default 0.05, 0.5, 0.95.
+    standardize_target : bool, default False
+        Whether the targets of other losses are standardized within the model as well, as they have
+        to be for most networks to learn them: scikit-learn's do not.
 
     Attributes
     ----------
     quantiles_ : tuple of float
         The levels that were learned; only with ``loss="quantile"``.
     target_standardization_ : tuple (mean, scale) of arrays (1,)
-        The units of the coefficients; only with ``loss="quantile"`` and ``loss="gaussian"``.
+        The units of the coefficients; only with ``loss="quantile"``, ``loss="gaussian"`` and
+        ``standardize_target``.
 
     Examples
     --------
@@ -416,6 +420,7 @@ class MLPRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         engine: str = "auto",
         precision: str = "float32",
         quantiles: Any = None,
+        standardize_target: bool = False,
     ) -> None:
         self.loss = loss
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -450,6 +455,7 @@ class MLPRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         self.engine = engine
         self.precision = precision
         self.quantiles = quantiles
+        self.standardize_target = standardize_target
 
     def fit(
         self, X: Any, y: Any, sample_weight: Any = None, X_val: Any = None, y_val: Any = None
@@ -587,10 +593,18 @@ class MLPRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         for attribute in ("quantiles_", "target_standardization_"):
             self.__dict__.pop(attribute, None)
         chosen = self._wanted_output()
+        is_distribution = isinstance(chosen, Distribution)
+        if self.standardize_target and not chosen.is_standardizable:
+            raise InputError(
+                f"expected False for loss={self.loss!r}, whose targets have a scale of their own, "
+                "got True",
+                argument="standardize_target",
+            )
+        if is_distribution or self.standardize_target:
+            seen = y if sample_weight is None else y[sample_weight > 0]
+            self.target_standardization_ = Standardization.fit(np, seen)
         if not isinstance(chosen, Distribution):
             return super()._begin_output(y, sample_weight)
-        seen = y if sample_weight is None else y[sample_weight > 0]
-        self.target_standardization_ = Standardization.fit(np, seen)
         if (own := getattr(chosen, "quantiles", None)) is not None:
             self.quantiles_ = own
         return chosen.n_outputs

@@ -135,6 +135,7 @@ REGRESSOR: dict[str, Sequence[Rule]] = {
     **_SHARED,
     "loss": (_TEXT, _instance(Loss)),
     "quantiles": (_ARRAY_LIKE, _NONE),
+    "standardize_target": _BOOLEAN,
 }
 
 ENSEMBLE: dict[str, Sequence[Rule]] = {

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from nnbackend.checks import positive_integer
 from nnbackend.data.deciding import EncodingOptions, Survey
 from nnbackend.data.door import look
+from nnbackend.data.encoded import Encoded
 from nnbackend.data.encoding import TableEncoding, described
 from nnbackend.data.source import Source
 from nnbackend.errors import InputError
@@ -75,8 +76,9 @@ class TableEncoder(EncodingEstimator, TransformerMixin, BaseEstimator):  # type:
     Notes
     -----
     Fitting passes over the rows once, so a source (``nb.sources.Parquet``) may be larger than
-    memory. Medians and quartiles are exact up to 65 536 rows, and beyond those of a sample of so
-    many rows, which depends on the number of the rows alone.
+    memory. Beside a buffer it takes up to 1 MiB per column of numbers or dates, and the words of
+    each column of text, 100 000 at most. Medians and quartiles are exact up to 65 536 rows, and
+    beyond those of a sample of so many rows, which depends on the number of the rows alone.
 
     References
     ----------
@@ -92,6 +94,22 @@ class TableEncoder(EncodingEstimator, TransformerMixin, BaseEstimator):  # type:
     ['x0', 'x0=missing', 'x1=blue', 'x1=red']
     >>> encoder.transform([[2.0, "green"]])
     array([[0., 0., 0., 0.]])
+
+    Of a source, which may be larger than memory, it makes one that a network trains on:
+
+    >>> import tempfile
+    >>> import pyarrow as pa
+    >>> import pyarrow.parquet as pq
+    >>> table = pa.table({"size": [1.5, None, 2.5], "paint": ["red", "red", None], "y": [0, 1, 1]})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pq.write_table(table, f"{folder}/1.parquet")
+    ...     source = nb.sources.Parquet(folder, target="y")
+    ...     encoder = nb.TableEncoder().fit(source)
+    ...     encoded = encoder.transform(source)
+    ...     net = nb.Network([encoded.n_features, 8, 1], output="sigmoid")
+    ...     history = nb.train(net, encoded, epochs=2, batch_size=2)
+    >>> net.feature_names
+    ('size', 'size=missing', 'paint=red', 'paint=(missing)')
     """
 
     if TYPE_CHECKING:
@@ -132,8 +150,8 @@ class TableEncoder(EncodingEstimator, TransformerMixin, BaseEstimator):  # type:
         survey = Survey(self._options())
         if isinstance(X, Source):
             names: tuple[Any, ...] | None = X.feature_names
-            for table in X.tables():
-                survey.update(table)
+            for rows in X.tables():
+                survey.update(rows.X)
         else:
             given = look("X", X)
             names = given.columns
@@ -152,15 +170,18 @@ class TableEncoder(EncodingEstimator, TransformerMixin, BaseEstimator):  # type:
 
         Parameters
         ----------
-        X : frame of pandas or polars, pyarrow.Table, or array (n_samples, n_features)
+        X : frame of pandas or polars, pyarrow.Table, array (n_samples, n_features), or source
             A frame is read by name: its columns may be in any order, and further ones are ignored.
 
         Returns
         -------
         array (n_samples, n_features_out)
-            Or a frame, with ``set_output``.
+            Or a frame, with ``set_output``. Of a source, a source whose rows are encoded as they
+            are read, with the same targets and weights: ``nb.train`` takes it.
         """
         check_is_fitted(self)
+        if isinstance(X, Source):
+            return Encoded(X, self.encoding_, self._dtype())
         given = look("X", X)
         shape: Any = getattr(X, "shape", ())
         if given.columns is None and len(shape) == 2 and shape[1] != self.n_features_in_:
@@ -225,6 +246,8 @@ class TableEncoder(EncodingEstimator, TransformerMixin, BaseEstimator):  # type:
         tags.input_tags.allow_nan = True
         tags.input_tags.string = True
         tags.input_tags.categorical = True
+        # The option decides.
+        tags.transformer_tags.preserves_dtype = []
         return tags
 
 

@@ -44,15 +44,20 @@ class Tabular:
         """100, or fewer, but 10, of more than 100 000 rows."""
         return max(10, min(100, _MOST_VISITS // self.n_rows))
 
-    def optimizer(self, epochs: int | None = None, batch_size: int | None = None) -> AdamW:
+    def optimizer(
+        self,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+    ) -> AdamW:
         """Return the optimizer, whose decay is spread over the steps of the training.
 
         Parameters
         ----------
-        epochs, batch_size : int, optional
+        epochs, batch_size, learning_rate : optional
             Those of the training, where they are not these.
         """
         n_steps = (epochs or self.epochs) * -(-self.n_rows // (batch_size or self.batch_size))
+        rate = learning_rate or self.learning_rate
         # A cosine's mean is half of its learning rate.
-        decay = _DECAY / (0.5 * self.learning_rate * n_steps)
-        return AdamW(Cosine(self.learning_rate), beta2=0.95, weight_decay=decay)
+        return AdamW(Cosine(rate), beta2=0.95, weight_decay=_DECAY / (0.5 * rate * n_steps))
