@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnbackend.data.door import look
+from nnbackend.data.text_columns import typed_words
 from nnbackend.errors import InputError
 
 US = 10**6
@@ -214,16 +215,6 @@ DATES = {
     "pandas period objects": lambda: series(object)(
         [require("pandas").Period("2020-07-01 10:00", "h"), None]
     ),
-    "text": lambda: objects(["2020-07-01 10:00", ""]),
-    "text with seconds": lambda: objects(["2020-07-01T10:00:00.000000000", None]),
-    "text with Z": lambda: np.array(["2020-07-01T10:00Z", ""]),
-    "text with a zone": lambda: series("category")(["2020-07-01T06:30:00-03:30", None]),
-    "text with a short zone": lambda: chunked(lambda pa: pa.string())(
-        ["2020-07-01T12:00:00+02", None]
-    ),
-    "pandas dates as categories": lambda: series("category")(
-        [require("pandas").Timestamp("2020-07-01 10:00"), None]
-    ),
 }
 
 
@@ -238,8 +229,27 @@ DAYS = {
     "Arrow date32": lambda: chunked(lambda pa: pa.date32())([dt.date(1969, 12, 30), None]),
     "Arrow date64": lambda: chunked(lambda pa: pa.date64())([dt.date(1969, 12, 30), None]),
     "polars Date": lambda: polars_series(lambda pl: pl.Date)([dt.date(1969, 12, 30), None]),
-    "text": lambda: objects(["1969-12-30", None]),
 }
+
+
+DATE_TEXTS = {
+    "objects": lambda: objects(["2020-07-01 10:00", ""]),
+    "seconds": lambda: objects(["2020-07-01T10:00:00.000000000", None]),
+    "Z": lambda: np.array(["2020-07-01T10:00Z", ""]),
+    "a zone": lambda: series("category")(["2020-07-01T06:30:00-03:30", None]),
+    "a short zone": lambda: chunked(lambda pa: pa.string())(["2020-07-01T12:00:00+02", None]),
+    "dates as categories": lambda: series("category")(
+        [require("pandas").Timestamp("2020-07-01 10:00"), None]
+    ),
+}
+
+
+@pytest.mark.parametrize("make", DATE_TEXTS.values(), ids=DATE_TEXTS)
+def test_text_that_spells_dates_is_text_until_all_rows_are_known(make):
+    column = typed(make())
+    assert column.kind == "text"
+    column = typed_words(column)
+    assert (column.kind, decoded(column)) == ("date", [micros(zoned()), None])
 
 
 @pytest.mark.parametrize("make", DAYS.values(), ids=DAYS)
