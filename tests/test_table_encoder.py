@@ -174,7 +174,7 @@ def test_scikit_learns_checks(estimator, check):
         (["2020-01-01", "soon"] * 5, "category of 2 values"),
         (["2020-01-01", None] * 5, "date, with gaps"),
         (["a"] * 5 + ["b"] * 3 + ["c"], "category of 2 values and 1 rare one"),
-        ([0.5, 1e300, -1e300, None], "number, with gaps as 0.5"),
+        ([0.5, 1e300, -1e300, None], "number, with gaps"),
     ],
 )
 def test_columns_become_what_they_hold(values, description):
@@ -189,7 +189,7 @@ def test_columns_become_what_they_hold(values, description):
     [
         ([10115, 501, 10115, 501], "category", "category of 2 values"),
         ([True, False, True, False], "category", "category of 2 values"),
-        (["1.5", "2.5", None, "3"], "number", "number, with gaps as 2.5"),
+        (["1.5", "2.5", None, "3"], "number", "number, with gaps"),
         (["yes", "x"] * 3, "drop", "dropped: as asked"),
         (["true", "false", "1"], "boolean", "boolean"),
         (["2020-01-01", "2020-01-02"] * 2, "category", "category of 2 values"),
@@ -531,11 +531,11 @@ def test_a_sample_stands_for_many_rows_whatever_the_blocks():
 def test_a_few_values_that_the_sample_misses_are_encoded():
     n = 200_000
     rare = np.full(n, np.nan)
-    rare[[1000, 150_000]] = 1.0, 4.0
+    rare[[4, 150_000]] = 1.0, 4.0
     days = np.full(n, "NaT", "M8[us]")
-    days[[1000, 150_000]] = "2020-01-01", "2021-03-05"
+    days[[4, 150_000]] = "2020-01-01", "2021-03-05"
     data = pa.table({"n": pa.array(rare, from_pandas=True), "d": days})
-    result = nb.TableEncoder().fit(data).transform(data.take([1000, 150_000, 0]))
+    result = nb.TableEncoder().fit(data).transform(data.take([4, 150_000, 0]))
     assert np.isfinite(result).all()
     assert (np.abs(result[0] - result[1]) > 0.1).any()
 
