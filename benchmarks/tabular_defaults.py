@@ -78,6 +78,17 @@ class Candidate:
     epochs: int = 200
     patience: int | None = 20  # None trains all epochs, and keeps those of the best epoch
     share: float = 0.25  # of the rows to learn from that early stopping watches; 0 for none
+    # How many times decay alone would divide a weight by e over the training, whatever its number
+    # of steps; None for ``weight_decay`` as it is.
+    decay: float | None = None
+
+    def decay_per_step(self, n_rows: int) -> float:
+        """Return AdamW's weight_decay for a number of rows to learn from."""
+        if self.decay is None:
+            return self.weight_decay
+        n_steps = self.epochs * -(-n_rows // min(self.batch_size, n_rows))
+        mean_rate = self.learning_rate * (1.0 if self.schedule == "constant" else 0.5)
+        return self.decay / (mean_rate * n_steps)
 
     @property
     def name(self) -> str:
@@ -96,6 +107,7 @@ REALMLP = Candidate(
     weight_decay=0.02, dropout=0.15, smoothing=0.1, batch_size=256, epochs=256, patience=None,
 )  # fmt: skip
 FIXED = Candidate((128, 128), "silu", "cosine", 3e-3, 0.95, 0.1, 0.15, 0.05, 128, 60, None, 0.0)
+EVEN = Candidate((256, 128), "silu", "cosine", 3e-3, 0.95, 0.0, 0.15, 0.0, 128, 100, None, 0.0, 2.0)
 STRONG = Candidate((256, 128), "silu", "cosine", 1e-3, 0.95, 10.0, 0.15, 0.05, 128, 100, None, 0.0)
 # Learning rates are below RealMLP's 0.04, which is for its scaled parametrization.
 ROUNDS: dict[str, list[Candidate]] = {
@@ -150,6 +162,30 @@ ROUNDS: dict[str, list[Candidate]] = {
                 {"hidden": (256, 256), "dropout": 0.3},
                 {"schedule": "constant"},
                 {"smoothing": 0.0},
+            )
+        ),
+    ],
+    # Strong decay suits small tables only: the same sum of it, however many steps there are.
+    "fourth": [
+        Candidate(),
+        *(
+            replace(EVEN, **changes)
+            for changes in (
+                {},
+                {"decay": 0.5},
+                {"decay": 1.0},
+                {"decay": 4.0},
+                {"learning_rate": 1e-3},
+                {"learning_rate": 1e-3, "decay": 1.0},
+                {"learning_rate": 1e-2},
+                {"activation": "relu"},
+                {"batch_size": 32, "epochs": 50},
+                {"epochs": 200},
+                {"hidden": (128, 64)},
+                {"dropout": 0.3},
+                {"dropout": 0.0},
+                {"schedule": "coslog4"},
+                {"beta2": 0.999},
             )
         ),
     ],
@@ -305,7 +341,9 @@ def train(
         validation_rows=[rows[c.share][1] for c in candidates] if is_watched else None,
         optimizer=[
             nb.AdamW(
-                SCHEDULES[c.schedule](c.learning_rate), beta2=c.beta2, weight_decay=c.weight_decay
+                SCHEDULES[c.schedule](c.learning_rate),
+                beta2=c.beta2,
+                weight_decay=c.decay_per_step(len(rows[c.share][0])),
             )
             for c in candidates
         ],

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
         cross_val_score,
         cross_validate,
     )
+    from nnbackend.estimators.table_encoder import TableEncoder
+    from nnbackend.estimators.tabular import tabular
     from nnbackend.io.models import save
     from nnbackend.io.onnx import export_onnx
     from nnbackend.io.sklearn import from_sklearn, to_sklearn
@@ -95,6 +97,7 @@ __all__ = [
     "schedules",
     "side_by_side",
     "sources",
+    "tabular",
     "to_sklearn",
     "to_torch",
     "train",
@@ -143,6 +146,7 @@ _HOMES = {
         "cross_validate",
     ),
     "nnbackend.estimators.table_encoder": ("TableEncoder",),
+    "nnbackend.estimators.tabular": ("tabular",),
     "nnbackend.io.models": ("save",),
     "nnbackend.io.onnx": ("export_onnx",),
     "nnbackend.io.sklearn": (

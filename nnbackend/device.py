@@ -340,6 +340,7 @@ def device_of(x: Any) -> Device | None:
 def in_library_of(given: Any, result: Array) -> Array:
     """Return a NumPy or CuPy array as an array of the library of ``given``, sharing its memory.
 
+    One that is not contiguous, such as a column, is copied: JAX takes no other.
     If ``given`` belongs to no array library (a list, a data frame), return the array itself.
     """
     home = device_of(given)
@@ -349,6 +350,7 @@ def in_library_of(given: Any, result: Array) -> Array:
 
     if not is_array_api_obj(given):
         return result
+    result = result if result.flags.c_contiguous else result.copy()
     # As soon as this returns, another library's stream may reuse the memory of ``given``.
     home.synchronize()
     return array_namespace(given).from_dlpack(result)

@@ -20,9 +20,11 @@ Y = {
     "softmax": RNG.integers(0, 3, N),
     "identity": RNG.standard_normal((N, 3)),
     "exp": RNG.poisson(2.0, (N, 3)),
+    "gaussian": RNG.standard_normal(N),
+    "quantile": RNG.standard_normal(N),
 }
 WEIGHT = RNG.random(N)
-N_OUTPUTS = {"sigmoid": 1, "softmax": 3, "identity": 3, "exp": 3}
+N_OUTPUTS = {"sigmoid": 1, "softmax": 3, "identity": 3, "exp": 3, "gaussian": 2, "quantile": 3}
 C = nb.schedules.Cosine
 
 # Activations of the hidden layers, output, and options: each of them once.
@@ -51,6 +53,8 @@ PROBLEMS = [
     ([], "identity", {"optimizer": nb.Adagrad(0.1, decay=0.01), "loss": "absolute_error"}),
     (["tanh"], "softmax", {"optimizer": nb.SGD(0.1), "loss": "squared_error", "one_hot": True}),
     (["relu"], "sigmoid", {"optimizer": nb.Adam(0.01), "dropout": 0.3}),
+    (["tanh"], "gaussian", {"optimizer": nb.Adam(0.01)}),
+    (["tanh", "relu"], "quantile", {"optimizer": nb.SGD(0.1)}),
 ]
 
 

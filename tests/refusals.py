@@ -29,6 +29,8 @@ OUTPUTS = {
     "identity": {"layer_sizes": [2, 3, 1], "output": "identity"},
     "two identities": {"layer_sizes": [2, 3, 2], "output": "identity"},
     "exp": {"layer_sizes": [2, 3, 1], "output": "exp"},
+    "gaussian": {"layer_sizes": [2, 3, 2], "output": "gaussian"},
+    "quantile": {"layer_sizes": [2, 3, 3], "output": "quantile"},
 }
 GOOD_TARGETS = {
     "binary": Y,
@@ -37,6 +39,8 @@ GOOD_TARGETS = {
     "identity": X[:, 0],
     "two identities": X,
     "exp": np.arange(N),
+    "gaussian": X[:, 0],
+    "quantile": X[:, 0],
 }
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from nnbackend.core import activations
+from nnbackend.core import activations, distributions
 from nnbackend.core.activations import ACTIVATIONS, OUTPUTS, Activation, register_activation
 from nnbackend.errors import InputError
 
@@ -208,7 +208,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_known_one():
     with pytest.raises(InputError, match="unknown name 'rleu'; did you mean 'relu'"):
         activations.activation("hidden", "rleu")
     with pytest.raises(InputError, match="output: unknown name 'softmx'; did you mean 'softmax'"):
-        activations.output("output", "softmx")
+        distributions.output("output", "softmx")
 
 
 def test_an_activation_need_not_be_registered_to_be_used():

@@ -63,6 +63,9 @@ def test_a_table_of_every_kind_is_summarized_before_it_is_trained_on(run):
         "values in 'size' (15), 'colour' (23)",
     ):
         assert line in out
+    facts = json.loads(Path("r/history.json").read_text())
+    assert facts["data"]["rows"] == "160, 2 of them without 'class': left out"
+    assert facts["columns"]["date: season, week, trend"] == "day"
     told = run("info", "r")[1]
     for name in ("id", "size", "colour", "zip", "sold", "day", "planet"):
         assert name in out

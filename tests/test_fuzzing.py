@@ -19,8 +19,10 @@ from fuzzing import KINDS, X, Y, archive, npy
 
 import nnbackend as nb
 from nnbackend.data.tables import read_table
+from nnbackend.data.target import Target
 from nnbackend.data.user_data import read_dataset
 from nnbackend.errors import InputError, ModelFileError
+from nnbackend.io.format import to_bytes
 
 # How many mutants of each; a second's worth, or so.
 COUNTS = {"model": 1500, "checkpoint": 200, "csv": 400, "tsv": 400, "csv.gz": 150, "npy": 600,
@@ -285,3 +287,26 @@ def test_a_header_with_a_line_break_is_refused_in_one_line(written):
     head, data = fuzzing.parts(fuzzing.networks()[0])
     head["biases.0"]["dtype"] = "a\nb"
     refused_model(written("m", fuzzing.joined(head, data)), "not a whole safetensors file")
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("target", {"name": "y"}, "its target is not"),
+        ("target", [], "its target is not"),
+        ("target", {"name": "y", "task": "regression", "kind": "number", "na": None, "facts": []},
+         "its target is not"),
+        ("encoding", {}, "its encoding is odd: its columns are no list"),
+        ("encoding", [], "its encoding is odd: it has 0 outputs for 2 inputs"),
+    ],
+)  # fmt: skip
+def test_an_odd_target_or_encoding_is_refused(entry, value, message, written):
+    net = nb.Network([2, 1])
+    net.class_names = ("NA", "x")
+    net.target = Target("y", "classification", "text", net.class_names)
+    path = written("m", to_bytes(net))
+    assert nb.load(path).target == net.target
+    head, data = fuzzing.parts(Path(path).read_bytes())
+    description = json.loads(head["__metadata__"]["nnbackend"])
+    head["__metadata__"]["nnbackend"] = json.dumps({**description, entry: value})
+    refused_model(written("m", fuzzing.joined(head, data)), message)

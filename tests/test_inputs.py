@@ -52,7 +52,7 @@ BAD_NETWORKS = [
     ({"hidden": 5}, ["hidden: expected ", "5"]),
     ({"hidden": np.tanh}, ["hidden: expected ", "tanh"]),
     ({"output": "sigmod"}, ["output: unknown name 'sigmod'", "did you mean 'sigmoid'?"]),
-    ({"output": "relu"}, ["output: unknown name 'relu'", "known: exp, identity"]),
+    ({"output": "relu"}, ["output: unknown name 'relu'", "known: exp, gaussian, identity"]),
     ({"output": None}, ["output: expected a name", "got NoneType None"]),
     ({"initializer": "HeNormal"}, ["initializer: unknown name", "did you mean 'he_normal'?"]),
     ({"initializer": 5}, ["initializer: expected a name", "he_normal", "got int 5"]),

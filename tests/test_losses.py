@@ -8,9 +8,11 @@ from backends import assert_close, tensors
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import norm
 
 from nnbackend.core import losses
 from nnbackend.core.activations import OUTPUTS
+from nnbackend.core.distributions import DISTRIBUTIONS
 from nnbackend.core.losses import LOSSES, loss_function, one_hot
 from nnbackend.errors import InputError
 
@@ -24,7 +26,10 @@ TARGETS = {
     "rows": lambda rng, k: rng.dirichlet(np.ones(k), N),
     "real": lambda rng, k: rng.normal(0.0, 2.0, (N, k)),
     "counts": lambda rng, k: rng.poisson(2.0, (N, k)).astype(float),
+    "one": lambda rng, _k: rng.normal(0.0, 2.0, (N, 1)),
 }
+# The number of outputs of a loss on the distribution of one target.
+WIDTH = {"gaussian": 2, "quantile": 3}
 
 
 def _half_squares(torch):
@@ -38,6 +43,20 @@ def _cross_entropy(smoothing):
 
 def _poisson(torch):
     return torch.nn.PoissonNLLLoss(log_input=True, full=False, reduction="none")
+
+
+def _pinball(*levels):
+    def of(torch):
+        q = torch.tensor(levels, dtype=torch.float64)
+        return lambda z, y: torch.maximum(q * (y - z), (q - 1) * (y - z))
+
+    return of
+
+
+def _gaussian(torch):
+    nll = torch.nn.GaussianNLLLoss(full=True, eps=1e-12, reduction="none")
+    softplus = torch.nn.functional.softplus
+    return lambda z, y: nll(z[:, :1], y, (softplus(z[:, 1:], threshold=700.0) + 1e-4) ** 2)
 
 
 # our loss, torch's of each example, the kind of targets
@@ -58,6 +77,9 @@ CASES = [
     (losses.Huber(), lambda t: t.nn.HuberLoss(reduction="none"), "real"),
     (losses.Huber(delta=0.7), lambda t: t.nn.HuberLoss(reduction="none", delta=0.7), "real"),
     (losses.Poisson(), _poisson, "counts"),
+    (losses.Quantile(), _pinball(0.05, 0.5, 0.95), "one"),
+    (losses.Quantile((0.1, 0.2, 0.7)), _pinball(0.1, 0.2, 0.7), "one"),
+    (losses.Gaussian(), _gaussian, "one"),
 ]
 IDS = [f"{loss}-{kind}" for loss, _, kind in CASES]
 
@@ -75,6 +97,7 @@ def test_every_loss_is_held_to_an_oracle():
 @pytest.mark.parametrize(("loss", "oracle", "kind"), CASES, ids=IDS)
 def test_value_and_gradient_equal_torch(backend, torch, loss, oracle, kind, n_outputs, weighted):
     rng = np.random.default_rng(0)
+    n_outputs = WIDTH.get(loss.name, n_outputs)
     Z, y = rng.normal(0.0, 2.0, (N, n_outputs)), TARGETS[kind](rng, n_outputs)
     if kind == "real":
         Z[0] = y[0]  # the kink of the absolute error, where torch's choice of derivative is ours
@@ -94,6 +117,16 @@ def test_value_and_gradient_equal_torch(backend, torch, loss, oracle, kind, n_ou
 
 def sigmoid(z):
     return 1.0 / (1.0 + np.exp(-z))
+
+
+def deviation(z):
+    return np.log(1.0 + np.exp(z)) + 1e-4
+
+
+def gaussian_gradient(z, y):
+    s = deviation(z[:, 1:])
+    r = (y - z[:, :1]) / s
+    return np.hstack([-r / s, (1 - r**2) / s * sigmoid(z[:, 1:])])
 
 
 def softmax(z):
@@ -124,14 +157,26 @@ TEXTBOOK = {
         lambda z, y: np.exp(z) - y * np.log(np.exp(z)),
         lambda z, y: np.exp(z) - y,
     ),
+    "quantile": (
+        "one",
+        lambda z, y: np.where(y > z, LEVELS * (y - z), (1 - LEVELS) * (z - y)),
+        lambda z, y: np.where(y > z, -LEVELS, 1 - LEVELS),
+    ),
+    "gaussian": (
+        "one",
+        lambda z, y: -norm.logpdf(y, z[:, :1], deviation(z[:, 1:])),
+        gaussian_gradient,
+    ),
 }
+LEVELS = np.asarray([0.05, 0.5, 0.95])
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_where_the_textbook_formula_is_finite_the_loss_equals_it(backend, name):
     kind, formula, gradient = TEXTBOOK[name]
     rng = np.random.default_rng(1)
-    Z, y = rng.normal(0.0, 2.0, (N, 3)), TARGETS[kind](rng, 3)
+    width = WIDTH.get(name, 3)
+    Z, y = rng.normal(0.0, 2.0, (N, width)), TARGETS[kind](rng, width)
     z, t = backend.exact([Z, y])
     value, dZ = value_and_gradient(backend, LOSSES[name](), Z, y)
     scale = float(formula(z, t).sum(axis=-1).max())
@@ -148,6 +193,9 @@ EXTREME = {  # loss: a row of logits, of targets, its value and its gradient
     "huber": ([B, -B, 0], [0, 0, 0], 2 * B - 1, [1, -1, 0]),
     # exp(1e4) is not finite in any dtype; exp(-1e4) is.
     "poisson": ([-B, -B, -B], [0, 3, 1], 4 * B, [0, -3, -1]),
+    "quantile": ([-B, 0, B], [0], 0.1 * B, [-0.05, 0, 0.05]),
+    # The deviation of a large logit is that logit and the least one.
+    "gaussian": ([0, B], [0], np.log((B + 1e-4) * np.sqrt(2 * np.pi)), [0, 1 / (B + 1e-4)]),
 }
 
 
@@ -178,13 +226,14 @@ def test_an_impossible_class_that_is_not_the_target_adds_nothing(backend):
 @pytest.mark.parametrize(("loss", "_oracle", "kind"), CASES, ids=IDS)
 def test_integer_weights_equal_repeated_rows(backend, loss, _oracle, kind):
     rng = np.random.default_rng(2)
-    Z, y = rng.normal(0.0, 2.0, (N, 3)), TARGETS[kind](rng, 3)
+    width = WIDTH.get(loss.name, 3)
+    Z, y = rng.normal(0.0, 2.0, (N, width)), TARGETS[kind](rng, width)
     times = np.asarray([1, 0, 3, 1, 0, 1])
     value, dZ = value_and_gradient(backend, loss, Z, y, times.astype(float))
     repeated, parts = value_and_gradient(
         backend, loss, np.repeat(Z, times, axis=0), np.repeat(y, times, axis=0)
     )
-    summed = np.zeros((N, 3))
+    summed = np.zeros(Z.shape)
     np.add.at(summed, np.repeat(np.arange(N), times), backend.host(parts).astype(float))
     scale = float(np.abs(backend.host(value))) * N
     assert_close(backend, value, backend.host(repeated).astype(float), scale=scale)
@@ -194,10 +243,11 @@ def test_integer_weights_equal_repeated_rows(backend, loss, _oracle, kind):
 @pytest.mark.parametrize(("loss", "_oracle", "kind"), CASES, ids=IDS)
 def test_all_zero_weights_give_zero_value_and_gradient(backend, loss, _oracle, kind):
     rng = np.random.default_rng(3)
-    Z, y = rng.normal(0.0, 2.0, (N, 3)), TARGETS[kind](rng, 3)
+    width = WIDTH.get(loss.name, 3)
+    Z, y = rng.normal(0.0, 2.0, (N, width)), TARGETS[kind](rng, width)
     value, dZ = value_and_gradient(backend, loss, Z, y, np.zeros(N))
     assert_close(backend, value, 0.0, units=0)
-    assert_close(backend, dZ, np.zeros((N, 3)), units=0)
+    assert_close(backend, dZ, np.zeros(Z.shape), units=0)
 
 
 # Away from the kinks of the absolute error at 0 and of Huber's derivative at +-1.
@@ -213,8 +263,11 @@ LOGIT = st.floats(-5.0, 5.0).filter(lambda z: abs(z) > 1e-3 and abs(abs(z) - 1.0
 def test_gradient_is_the_central_difference_of_the_value(case, Z, weight, seed):
     loss, _, kind = case
     y = TARGETS[kind](np.random.default_rng(seed), 2)[:3]
-    if kind == "real":
-        y = np.zeros((3, 2))
+    if kind in ("real", "one"):
+        y = np.zeros_like(y)
+    if isinstance(loss, losses.Gaussian):
+        # Far from its mean a narrow distribution bends too much for the step.
+        Z = np.abs(Z)
     h = 1e-5
     if isinstance(loss, losses.Huber):
         # Where the slope bends, a central difference is off by a quarter of h.
@@ -257,6 +310,10 @@ def test_no_loss_means_the_one_that_the_output_implies():
         "softmax": "softmax_cross_entropy",
         "exp": "poisson",
     }
+    of_distributions = {
+        name: loss_function(None, output).name for name, output in DISTRIBUTIONS.items()
+    }
+    assert of_distributions == {"gaussian": "gaussian", "quantile": "quantile"}
 
 
 @pytest.mark.parametrize("output", sorted(OUTPUTS))

@@ -124,7 +124,9 @@ def blocks(problem, dtype, rng):
             {"p[k]": new, **dict(zip(names, new_state, strict=True))},
         )
     for labels in {False, objective.loss.kind == "classes"}:
-        for units, rows in ((1, 40), (3, 16), (10, 128)):
+        output = objective.structure.output
+        sizes = (output.n_outputs,) * 3 if output.is_distribution else (1, 3, 10)
+        for units, rows in zip(sizes, (40, 16, 128), strict=True):
             yield from loss_blocks(problem, dtype, rng, labels, units, rows)
 
 
@@ -138,7 +140,8 @@ def loss_blocks(problem, dtype, rng, labels, units, rows):
         label = rng.integers(units, size=rows)
         y, target = label.astype(dtype), label
     else:
-        y = rng.random((units, rows)).astype(dtype)
+        n_targets = objective.structure.output.n_targets(units)
+        y = rng.random((n_targets, rows)).astype(dtype)
         if objective.loss.kind in ("binary", "counts"):
             y = np.round(y)
         target = y.T.astype(np.float64)

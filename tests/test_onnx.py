@@ -24,6 +24,7 @@ from nnbackend.io import onnx as onnx_export
 PACKAGES = ("ndonnx", "onnx", "onnxruntime", "spox")
 OUTPUTS = [
     ("identity", 1), ("identity", 3), ("sigmoid", 1), ("sigmoid", 3), ("softmax", 4), ("exp", 2),
+    ("gaussian", 2), ("quantile", 3),
 ]  # fmt: skip
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 
@@ -89,6 +90,10 @@ def assert_same(net, found, X, tolerance=None):
         expected = {"label": net.predict(X), "probabilities": net.predict_proba(X)}
     else:
         expected = {"prediction": net.predict(X)}
+    if net.output == "gaussian":
+        expected["std"] = net.forward(X)[:, 1]
+    if net.output == "quantile":
+        expected["quantiles"] = net.forward(X)
     assert list(found) == list(expected)
     tolerance = tolerance or TOLERANCE[net.dtype]
     target = net.target_standardization
@@ -107,7 +112,8 @@ def test_onnxruntime_computes_what_the_network_does(serve, hidden, output, n_out
     for mean in (None, 1e6):
         net = network(output, n_outputs, hidden=hidden, dtype=dtype)
         if mean is not None:
-            targets = data(100, dtype, mean / 100, n_outputs) if output == "identity" else None
+            n_targets = {"identity": n_outputs, "gaussian": 1, "quantile": 1}.get(output)
+            targets = n_targets and data(100, dtype, mean / 100, n_targets)
             net.standardize(data(100, dtype, mean), targets)
         _, run = serve(net)
         for n_samples in (1, 2, 100):
@@ -155,6 +161,10 @@ def test_the_number_of_examples_is_a_symbol(serve, output, n_outputs):
             "label": ["n_samples", *(columns if output == "sigmoid" else [])],
             "probabilities": ["n_samples", *(columns or [2])],
         }
+    elif output == "gaussian":
+        expected = {"prediction": ["n_samples"], "std": ["n_samples"]}
+    elif output == "quantile":
+        expected = {"prediction": ["n_samples"], "quantiles": ["n_samples", 3]}
     else:
         expected = {"prediction": ["n_samples", *columns]}
     assert shapes == {"X": ["n_samples", 5], **expected}

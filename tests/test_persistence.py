@@ -570,7 +570,7 @@ ALTERED_ARRAYS = {
     "a target scale for labels": (
         "target_standardization",
         lambda _: np.ones(1),
-        "only an identity output has a target standardization",
+        "its output '[a-z]+' has no target standardization",
     ),
 }
 

@@ -31,7 +31,7 @@ ROWS, COLUMNS = 3, 8
 
 def computed(value, dtype, **arrays):
     """Return what an expression means on NumPy arrays."""
-    inputs = {"n_row": np.asarray(COLUMNS, dtype)[()], **arrays}
+    inputs = {"n_row": np.asarray(COLUMNS, dtype)[()], "k": np.arange(COLUMNS), **arrays}
     results = {}
     for node in walk([value]):
         if node.operation == "input":
@@ -190,6 +190,10 @@ def test_what_is_recorded_computes_what_numpy_does(dtype, tree):
     np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
+def places(xp, Z):
+    return xp.arange(Z.shape[-1], dtype=xp.int64, device=None)
+
+
 RECORDED = {
     "relu by a mask": lambda _xp, Z, _A: Z * (Z > 0),
     "dtype": lambda xp, Z, _A: Z + (1e-7 if Z.dtype == xp.float32 else 1e-15),
@@ -200,6 +204,9 @@ RECORDED = {
     "sign": lambda xp, Z, _A: xp.sign(Z),
     "softmax": lambda xp, Z, _A: xp.exp(Z) / xp.sum(xp.exp(Z), axis=-1, keepdims=True),
     "share": lambda _xp, Z, _A: Z * (1 - 1 / Z.shape[-1]),
+    "column": lambda _xp, Z, A: A * Z[..., 0:1] - Z[..., 5:6],
+    "place of an output": lambda xp, Z, A: xp.where(places(xp, Z) == 2, Z, A),
+    "places up to": lambda xp, Z, A: xp.where(places(xp, Z) >= 1, Z, -A),
 }
 
 
@@ -238,6 +245,13 @@ REFUSED = {
     "a number": lambda _xp, _Z, _A: 1.0,
     "truth": lambda _xp, Z, _A: Z > 0,
     "axis": lambda xp, Z, _A: xp.expand_dims(Z, axis=0),
+    "a column without its axis": lambda _xp, Z, A: A * Z[..., 0],
+    "two columns": lambda _xp, Z, A: A * Z[..., 0:2],
+    "the last column": lambda _xp, Z, A: A * Z[..., -1:],
+    "a column by a step": lambda _xp, Z, A: A * Z[..., 0:1:1],
+    "the first row": lambda _xp, Z, A: A * Z[0:1],
+    "a column of a column": lambda xp, Z, A: A * xp.max(Z, axis=-1, keepdims=True)[..., 0:1],
+    "half of a place": lambda xp, Z, A: xp.where(places(xp, Z) == 0.5, Z, A),
     "other range": lambda xp, Z, _A: xp.where(xp.arange(3, dtype=xp.int64, device=None) == 1, Z, 0),
 }
 
@@ -310,7 +324,9 @@ def cuda_source(formulas, dtype):
     )
 
 
-ELEMENTWISE = [formula for name, formula in RECORDED.items() if name not in ("softmax", "share")]
+ELEMENTWISE = [
+    formula for name, formula in RECORDED.items() if name not in ("softmax", "share", "column")
+]
 
 
 @pytest.mark.slow

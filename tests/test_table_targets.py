@@ -125,7 +125,7 @@ def test_a_numeric_target_of_many_values_is_a_regression_that_says_so(written):
     assert dataset.class_names is None
     facts = dict(dataset.target.facts)
     assert facts["target"] == (
-        "'y', a regression: numbers of many values (30 distinct); --task for classes"
+        "'y', a regression: numbers of many values (30 distinct); --task classification for classes"
     )
     path = written([v % 15 for v in range(30)])
     assert len(read_dataset(path, "y").class_names) == 15

@@ -163,6 +163,8 @@ def test_every_loss_of_the_package_says_its_kind():
         "absolute_error": "values",
         "huber": "values",
         "poisson": "counts",
+        "quantile": "values",
+        "gaussian": "values",
     }
 
 

@@ -24,7 +24,7 @@ from sklearn import neural_network
 from sklearn.utils import check_random_state
 
 from nnbackend.accel.patching import Declined
-from nnbackend.core.activations import output
+from nnbackend.core.distributions import output
 from nnbackend.core.optimizers import OptimizerState
 from nnbackend.core.structure import Structure
 from nnbackend.data.sources import as_source

@@ -18,7 +18,7 @@ def decision_boundary(
     X: np.ndarray[Any, Any],
     y: np.ndarray[Any, Any],
     title: str,
-    encode: Callable[[np.ndarray[Any, Any]], Any] | None = None,
+    table_of: Callable[[np.ndarray[Any, Any]], Any] | None = None,
 ) -> bytes:
     """Return a PNG of the classes that a network with two features predicts over the plane.
 
@@ -32,7 +32,7 @@ def decision_boundary(
         Their true classes, 0 to n_classes - 1.
     title : str
         The heading.
-    encode : callable, optional
+    table_of : callable, optional
         Returns what the network takes of points; by default the points.
     """
     from matplotlib.colors import ListedColormap
@@ -43,7 +43,9 @@ def decision_boundary(
     low, high = X.min(axis=0) - margin, X.max(axis=0) + margin
     first, second = np.meshgrid(*(np.linspace(low[i], high[i], 300) for i in (0, 1)))
     grid = np.stack([first.ravel(), second.ravel()], axis=1)
-    predicted = net.to("cpu").predict(grid if encode is None else encode(grid)).reshape(first.shape)
+    predicted = (
+        net.to("cpu").predict(grid if table_of is None else table_of(grid)).reshape(first.shape)
+    )
     n_classes = int(max(y.max(), predicted.max())) + 1
     colours = [VALIDATION, TRAINING, "#3a9d5d", "#e0a030", "#7a4fa3", "#50b5c4"]
     palette = ListedColormap([colours[i % len(colours)] for i in range(n_classes)])
@@ -61,8 +63,6 @@ def decision_boundary(
     )
     points = axes.scatter(X[:, 0], X[:, 1], c=y, s=14, edgecolors="white", linewidths=0.3, **limits)
     names = net.feature_names or ("x1", "x2")
-    if net.encoding is not None:
-        names = net.encoding.feature_names
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
     if n_classes <= len(colours):

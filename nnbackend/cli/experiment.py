@@ -151,7 +151,7 @@ class Experiment:
             n_classes, ("softmax", n_classes)
         )
         net = Network(
-            [dataset.X.shape[1], *self.network.hidden, n_outputs],
+            [dataset.n_inputs, *self.network.hidden, n_outputs],
             hidden=self.network.activation,
             output=output,
             initializer=self.network.initializer,
@@ -160,8 +160,6 @@ class Experiment:
             device=self.network.device,
             seed=self.training.seed,
         )
-        encoding = dataset.encoding
-        net.feature_names = dataset.feature_names if encoding is None else encoding.output_names
-        net.class_names = dataset.class_names
-        net.target, net.encoding = dataset.target, encoding
-        return net
+        net.feature_names, net.class_names = dataset.feature_names, dataset.class_names
+        net.target = dataset.target
+        return net if dataset.encoding is None else net.encode_with(dataset.encoding)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nnbackend.cli.naming import naming
 from nnbackend.cli.parser import add_json, add_na, add_target
 from nnbackend.cli.printing import print_lines, score_lines
-from nnbackend.cli.terminal import csv_text, to_json, write_csv
+from nnbackend.cli.terminal import csv_text, printable, to_json, write_csv
 from nnbackend.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,8 +76,6 @@ class _Given:
 
 def _given(options: argparse.Namespace) -> _Given:
     """Read a model and a file, by the kinds that the model knows."""
-    import numpy as np
-
     from nnbackend.cli.request import texts_of
     from nnbackend.cli.run_folder import model_file
     from nnbackend.data.tables import read_table
@@ -98,7 +96,7 @@ def _given(options: argparse.Namespace) -> _Given:
     na = target.na if options.na is None else texts_of(options.na)
     table = read_table(options.data, kinds, na)
     if encoding is not None:
-        return _Given(net, table, target, encoding.apply(table, np.dtype(net.dtype)))
+        return _Given(net, table, target, table)
     known = net.feature_names or ()
     missing = [name for name in known if name not in table.columns]
     if known and not missing:
@@ -185,10 +183,12 @@ def _predict(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from nnbackend.cli.evaluation import evaluate
+    from nnbackend.model.stack import Stack
 
     given = _given(options)
     net, table = given.net, given.table
-    n_outputs = net.layer_sizes[-1]
+    networks = net.networks if isinstance(net, Stack) else (net,)
+    n_outputs = networks[0].structure.n_targets
     if n_outputs > 1 and net.output != "softmax":
         raise InputError(
             f"expected a model of one target, got one of {n_outputs}, which one column "
@@ -229,11 +229,15 @@ def _export(options: argparse.Namespace) -> None:
     outputs = ["label", "probabilities"] if is_classifier else ["prediction"]
     if isinstance(net, Stack) and not is_classifier:
         outputs.append("std")
+    encoding = (net.networks[0] if isinstance(net, Stack) else net).encoding
+    inputs = ["X"] if encoding is None else list(encoding.feature_names)
     if options.json and not _is_standard_output(options.out):
-        sys.stdout.write(to_json({"file": options.out, "inputs": ["X"], "outputs": outputs}))
+        sys.stdout.write(to_json({"file": options.out, "inputs": inputs, "outputs": outputs}))
         return
-    X = f"X (n_samples, {net.layer_sizes[0]}) {net.dtype}"
-    lines = [("file", options.out), ("input", X), ("outputs", ", ".join(outputs))]
+    taken = [("input", f"X (n_samples, {net.layer_sizes[0]}) {net.dtype}")]
+    if encoding is not None:
+        taken = [("inputs", f"{printable(', '.join(inputs))}, each (n_samples, 1)")]
+    lines = [("file", options.out), *taken, ("outputs", ", ".join(outputs))]
     print_lines(lines, sys.stderr if _is_standard_output(options.out) else None)
 
 

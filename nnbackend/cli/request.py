@@ -15,13 +15,15 @@ from nnbackend.checks import lookup
 from nnbackend.cli.experiment import OPTIONS, Experiment
 from nnbackend.cli.naming import option_name
 from nnbackend.cli.parser import add_na, add_target
-from nnbackend.cli.presets import DEFAULTS, PRESETS, SCHEDULES
+from nnbackend.cli.presets import DEFAULTS, PRESETS, SCHEDULES, for_table
 from nnbackend.core.activations import ACTIVATIONS
 from nnbackend.core.initializers import INITIALIZERS
 from nnbackend.core.losses import LOSSES
 from nnbackend.core.optimizers import OPTIMIZERS, Optimizer, optimizer
+from nnbackend.core.schedules import Schedule
 from nnbackend.data.datasets import DATASETS, load_dataset
 from nnbackend.errors import InputError
+from nnbackend.training.tabular import Tabular
 
 if TYPE_CHECKING:
     from nnbackend.data.datasets import Dataset
@@ -99,16 +101,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     losses = ", ".join(name for name in LOSSES if name != "poisson")
     add("loss", "NAME", losses, kind=str, default="by task")
     add("optimizer", "NAME", ", ".join(OPTIMIZERS), kind=str, default=DEFAULTS["optimizer"].name)
-    add("learning_rate", "RATE", default=DEFAULTS["optimizer"].learning_rate)
-    add("weight_decay", "STRENGTH", default=DEFAULTS["optimizer"].weight_decay)
-    add("schedule", "NAME", ", ".join(SCHEDULES), default="constant")
-    add("epochs", "N", "at most")
+    add("learning_rate", "RATE", default=Tabular.learning_rate)
+    add("weight_decay", "STRENGTH", default="by the number of steps")
+    add("schedule", "NAME", ", ".join(SCHEDULES), default="cosine")
+    add("epochs", "N", "at most", default="100, fewer of more than 100,000 rows")
     add("batch_size", "N", "examples per step, or 'full'", kind=str)
     add(
         "patience",
         "N",
         "epochs without a lower validation loss (training loss with --validation 0) that end the "
         "training; 0: no early stopping",
+        default="20 with --validation, else 0",
     )
     add("l1", "STRENGTH", "penalty")
     add("l2", "STRENGTH", "penalty")
@@ -130,11 +133,12 @@ class _Declarations:
         self, name: str, metavar: str, text: str = "", *, kind: Any = None, default: Any = None
     ) -> None:
         if default is None:
-            default = OPTIONS[name].default
+            default = for_table(1).get(name, OPTIONS[name].default)
         if isinstance(default, tuple):
             default = ",".join(map(str, default))
         # Each data set has its own optimizer, with its own rate and decay.
-        varies = any(name in preset for preset in PRESETS.values()) or name in _OPTIMIZER
+        varies = name in for_table(1) or any(name in preset for preset in PRESETS.values())
+        varies = varies or name in _OPTIMIZER
         shown = f"({default:g}" if isinstance(default, float) else f"({default}"
         self._group.add_argument(
             option_name(name),
@@ -282,19 +286,57 @@ class Request:
             as_numbers=self.encoding == "none",
         )
 
-    def experiment(self) -> Experiment:
+    def experiment(self, n_rows: int) -> Experiment:
         """Return the experiment: the typed options, and defaults that suit the data.
+
+        Parameters
+        ----------
+        n_rows : int
+            The number of rows of the data.
 
         Raises
         ------
         InputError
             If an option is not as expected.
         """
-        is_file = "data" in self.fields
-        preset = {} if is_file else PRESETS[self.fields.get("dataset") or "breast_cancer"]
         given = {name: value for name, value in self.fields.items() if name in OPTIONS}
+        if "data" not in self.fields:
+            preset = PRESETS[self.fields.get("dataset") or "breast_cancer"]
+        elif self.encoding == "none":
+            preset = {}
+        else:
+            return self._experiment_on_table(n_rows, given)
         suited = preset.get("optimizer", DEFAULTS["optimizer"])
         return Experiment.of({**preset, **given, "optimizer": self._optimizer(suited)})
+
+    def _experiment_on_table(self, n_rows: int, given: Mapping[str, Any]) -> Experiment:
+        # A validation part and patience come together.
+        preset = for_table(1)
+        if given.get("validation"):
+            preset["patience"] = DEFAULTS["patience"]
+        elif given.get("patience") and "validation" not in given:
+            preset["validation"] = OPTIONS["validation"].default
+        shares = Experiment.of({**preset, **given}).split
+        n_others = round(n_rows * shares.held_out) + round(n_rows * shares.validation)
+        suited = Tabular(max(1, n_rows - n_others))
+        experiment = Experiment.of({**preset, "epochs": suited.epochs, **given})
+        options = experiment.training
+        optimizer = suited.optimizer(
+            options.epochs,
+            options.batch_size or suited.n_rows,
+            self.fields.get("learning_rate"),
+        )
+        return replace(experiment, training=replace(options, optimizer=self._optimizer(optimizer)))
+
+    def settled(self, experiment: Experiment) -> Request:
+        """Return the request with what its experiment's number of epochs has decided.
+
+        So a run goes on with what it began with, for however many epochs.
+        """
+        if "data" not in self.fields or self.encoding == "none" or "weight_decay" in self.fields:
+            return self
+        decay = getattr(experiment.training.optimizer, "weight_decay", None)
+        return self if decay is None else Request({**self.fields, "weight_decay": decay})
 
     def _optimizer(self, suited: Optimizer) -> Optimizer:
         """Return the optimizer, by default ``suited``, with the rate and decay that are given."""
@@ -306,6 +348,9 @@ class Request:
                 # A schedule's own learning_rate is the number it starts from or rises to.
                 rate = getattr(chosen.learning_rate, "learning_rate", chosen.learning_rate)
             rate = lookup("--schedule", fields["schedule"], SCHEDULES)(rate)
+        elif rate is not None and isinstance(chosen.learning_rate, Schedule):
+            schedule: Any = chosen.learning_rate
+            rate = replace(schedule, learning_rate=rate)
         if rate is not None:
             chosen = replace(chosen, learning_rate=rate)
         if "weight_decay" in fields:

@@ -14,6 +14,7 @@ from nnbackend._version import __version__
 from nnbackend.cli.evaluation import Split, evaluate
 from nnbackend.cli.table_csv import table_csv
 from nnbackend.cli.terminal import to_json
+from nnbackend.data.encoding import described
 from nnbackend.data.typed import Table, TypedColumn
 from nnbackend.errors import InputError, NNBackendError
 from nnbackend.io.files import write_atomically
@@ -66,6 +67,7 @@ class Result:
         """Return all figures as JSON can hold them."""
         net, history = self.network, self.history
         learning_rate = self.experiment.training.optimizer.learning_rate
+        target, encoding = self.dataset.target, self.dataset.encoding
         return {
             "dataset": self.dataset.name,
             "samples": {
@@ -73,6 +75,8 @@ class Result:
                 "validation": len(self.rows.validation),
                 "held_out": len(self.rows.held_out),
             },
+            **({} if target is None else {"data": dict(target.facts)}),
+            **({} if encoding is None else {"columns": dict(described(encoding.columns))}),
             "network": {
                 "layer_sizes": net.layer_sizes,
                 "hidden": list(net.hidden),
@@ -155,9 +159,9 @@ class Result:
         }
         points = _plane(dataset) if dataset.class_names is not None else None
         if points is not None:
-            encode = None if dataset.encoding is None else _encoder(dataset.encoding)
+            table_of = None if dataset.encoding is None else _tables(dataset.encoding)
             pictures["decision_boundary.png"] = lambda: decision_boundary(
-                net, points, dataset.y, title, encode
+                net, points, dataset.y, title, table_of
             )
         for name, draw in pictures.items():
             yield name, drawn(name, draw)
@@ -226,27 +230,27 @@ def run(
 
 def _plane(dataset: Dataset) -> np.ndarray[Any, Any] | None:
     """Return the examples as points, if their features are two numbers."""
-    if dataset.encoding is None or dataset.table is None:
+    if dataset.encoding is None:
         return dataset.X if dataset.X.shape[1] == 2 else None
     names = dataset.encoding.feature_names
-    columns = [dataset.table.columns[name] for name in names]
+    columns = [dataset.X.columns[name] for name in names]
     if [column.kind for column in columns] != ["number", "number"]:
         return None
     points = np.stack([column.values for column in columns], axis=1)
     return None if np.isnan(points).any() else points
 
 
-def _encoder(encoding: TableEncoding) -> Callable[[np.ndarray[Any, Any]], Any]:
-    """Return the function that makes inputs of the network of points."""
+def _tables(encoding: TableEncoding) -> Callable[[np.ndarray[Any, Any]], Table]:
+    """Return the function that makes a table of points."""
 
-    def encode(points: np.ndarray[Any, Any]) -> Any:
+    def table_of(points: np.ndarray[Any, Any]) -> Table:
         columns = {
             name: TypedColumn("number", values)
             for name, values in zip(encoding.feature_names, points.T, strict=True)
         }
-        return encoding.apply(Table(columns, len(points)), np.float64)
+        return Table(columns, len(points))
 
-    return encode
+    return table_of
 
 
 def _part(dataset: Dataset, rows: np.ndarray[Any, Any]) -> tuple[Any, Any, Any]:
@@ -261,8 +265,8 @@ def _csv(dataset: Dataset, rows: np.ndarray[Any, Any]) -> bytes:
         return b""
     classes, y = dataset.class_names, dataset.y[rows]
     target = TypedColumn("number", y) if classes is None else TypedColumn("text", y, classes)
-    if dataset.table is not None:
-        features = dataset.table.take(rows).columns
+    if isinstance(dataset.X, Table):
+        features = dataset.X.take(rows).columns
     else:
         columns = dataset.X[rows].astype(np.float64).T
         names = dataset.feature_names

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,8 @@ def add(commands: Any) -> None:
         argument_default=argparse.SUPPRESS,
         help="train a network on a file, or on real data that comes along",
         description="Train a network. With no DATA, on the breast-cancer data of scikit-learn. "
-        "Defaults are in parentheses; with *, for a file: data that comes along has its own.",
+        "Defaults are in parentheses; with *, of tables: NPY and NPZ files, and data that comes "
+        "along, have others.",
     )
     add_options(parser)
     parser.add_argument(
@@ -172,14 +173,16 @@ def _set_up(options: argparse.Namespace, communicator: Any) -> _Run:
                 folder = RunFolder.begun(options.resume)
                 undo.callback(folder.abandon)
             request = _resumed(request, options)
-        dataset, experiment = request.dataset(), request.experiment()
+        dataset = request.dataset()
+        experiment = request.experiment(len(dataset.y))
+        request = request.settled(experiment)
         if team is not None and experiment.network.device == "cuda":
             experiment = experiment.on(f"cuda:{team.local_rank}")
         shares = experiment.split
         rows = split(dataset, shares.validation, shares.held_out, experiment.training.seed)
         if isinstance(dataset.X, Table):
             encoding = _fitted(dataset.features(rows.training), request.column_kinds)
-            dataset = dataset.encoded(encoding, experiment.network.dtype)
+            dataset = replace(dataset, encoding=encoding)
         net = experiment.make_network(dataset)
         if is_writer and folder is None:
             folder = RunFolder.made(options.out, dataset.name)

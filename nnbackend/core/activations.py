@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from nnbackend.checks import lookup
 from nnbackend.core.initializers import INITIALIZERS
+from nnbackend.core.standardization import Standardization
 from nnbackend.core.types import Array, Namespace
 from nnbackend.errors import InputError
 
@@ -22,7 +24,6 @@ __all__ = [
     "Output",
     "activation",
     "is_built_in",
-    "output",
     "register_activation",
 ]
 
@@ -75,11 +76,68 @@ class Output:
     pullback : callable
         ``pullback(xp, dA, A) -> dZ`` turns the gradient with respect to the predictions into the
         gradient with respect to the logits.
+    is_distribution : bool
+        Whether the outputs describe the distribution of one target; see ``distributions``.
     """
 
     name: str
     function: Callable[[Namespace, Array], Array]
     pullback: Callable[[Namespace, Array, Array], Array]
+    is_distribution: ClassVar[bool] = False
+
+    @property
+    def is_standardizable(self) -> bool:
+        """Whether a network may learn standardized targets, because ``restored`` undoes that."""
+        return self.name == "identity"
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether scaled and shifted logits give scaled and shifted outputs."""
+        return self.name == "identity"
+
+    def n_targets(self, n_outputs: int) -> int:
+        """Return the number of columns of y for a number of outputs."""
+        return n_outputs
+
+    def require_size(self, n_outputs: int) -> None:
+        """Raise an InputError unless the output can have so many columns."""
+
+    def restored(self, xp: Namespace, A: Array, target: Standardization) -> Array:
+        """Return in float64 the outputs in the units of a target, given those of a standardized."""
+        return target.undo(xp, A)
+
+    def point(self, A: Array) -> Array:
+        """Return the prediction of each target (n_samples, n_targets)."""
+        return A
+
+    def spread(self, A: Array) -> dict[str, Array]:
+        """Return what outputs say of a target beside ``point``, by the names of an ONNX file."""
+        del A
+        return {}
+
+    def interval(self, xp: Namespace, A: Array, coverage: float) -> Array:
+        """Return the lower and upper ends (n_samples, 2) of intervals that contain a target.
+
+        Parameters
+        ----------
+        xp : namespace
+            The array API namespace of ``A``.
+        A : array (n_samples, n_outputs)
+            The outputs, in the units of the target.
+        coverage : float in (0, 1)
+            The probability that an interval contains its target.
+
+        Raises
+        ------
+        InputError
+            If the outputs do not say it.
+        """
+        del xp, A, coverage
+        raise InputError(
+            "expected a network with output='gaussian' or 'quantile', which knows how far targets "
+            f"are spread, got output={self.name!r}",
+            argument="predict_interval",
+        )
 
 
 def _identity(_xp: Namespace, Z: Array) -> Array:
@@ -292,8 +350,3 @@ def is_built_in(activation: Activation) -> bool:
 def activation(argument: str, value: str | Activation) -> Activation:
     """Return the hidden activation that ``value`` names, or ``value`` if it is one."""
     return value if isinstance(value, Activation) else lookup(argument, value, ACTIVATIONS)
-
-
-def output(argument: str, value: str) -> Output:
-    """Return the output activation that ``value`` names."""
-    return lookup(argument, value, OUTPUTS)

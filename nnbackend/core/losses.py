@@ -14,12 +14,14 @@ identity + squared error and exp + Poisson, its gradient is w (a - y) / sum(w).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from nnbackend.checks import lookup, real
 from nnbackend.core.activations import Output, sigmoid, softmax
+from nnbackend.core.distributions import LEVELS, deviation, levels
 from nnbackend.core.elementwise import sign
 from nnbackend.core.types import Array, Namespace
 from nnbackend.errors import InputError
@@ -29,9 +31,11 @@ __all__ = [
     "LOSSES",
     "AbsoluteError",
     "BinaryCrossEntropy",
+    "Gaussian",
     "Huber",
     "Loss",
     "Poisson",
+    "Quantile",
     "SoftmaxCrossEntropy",
     "SquaredError",
     "implied_loss",
@@ -69,7 +73,7 @@ class Loss(ABC):
         The name by which ``train(loss=...)`` knows it.
     output : str
         The output activation on whose logits ``elements`` is written. A loss on ``"identity"`` may
-        be used with any output; it then sees the predictions.
+        be used with any output that is no distribution; it then sees the predictions.
     kind : {"values", "binary", "classes", "counts"}
         The targets that it takes: any numbers; 0 and 1; integer labels (n_samples,) or rows that
         sum to one; numbers >= 0. By default ``"binary"`` on the logits of a sigmoid, else
@@ -139,6 +143,28 @@ class Loss(ABC):
             return (Y < 0) | (xp.abs(xp.sum(Y, axis=-1, keepdims=True) - 1) > 1e-3)
         return Y < 0 if self.kind == "counts" else None
 
+    @classmethod
+    def of_output(cls, output: Output) -> Self:
+        """Return the loss with the options that an output implies, by default its own."""
+        del output
+        return cls()
+
+    def fits(self, output: Output) -> bool:
+        """Whether the loss is written for an output's logits, or for predictions as it gives."""
+        return self.output == output.name or (
+            self.output == "identity" and not output.is_distribution
+        )
+
+    def require_output(self, output: Output) -> None:
+        """Raise an InputError unless the loss can be used with an output."""
+        if self.fits(output):
+            return
+        raise InputError(
+            f"{self.name!r} needs output={self.output!r}, got a network with "
+            f"output={output.name!r}; omit loss for {implied_loss(output).name!r}",
+            argument="loss",
+        )
+
     @abstractmethod
     def elements(self, xp: Namespace, Z: Array, Y: Array) -> tuple[Array, Array]:
         """Return l and dl/dZ, element by element.
@@ -150,11 +176,13 @@ class Loss(ABC):
         Z : array (..., n_samples, n_outputs)
             Logits.
         Y : array (..., n_samples, n_outputs)
-            Targets in the dtype of ``Z``; classes as one-hot rows.
+            Targets in the dtype of ``Z``; classes as one-hot rows. For outputs that are the
+            distribution of one target, (..., n_samples, 1).
 
         Returns
         -------
         l, dl : arrays (..., n_samples, n_outputs)
+            The losses of a row are summed, so they may be divided among its outputs in any way.
         """
 
     def targets(self, xp: Namespace, Z: Array, y: Array) -> Array:
@@ -176,7 +204,7 @@ class Loss(ABC):
             Logits.
         y : array (..., n_samples, n_outputs)
             Targets in the dtype of ``Z``; for losses of kind ``"classes"`` also integer labels
-            (..., n_samples).
+            (..., n_samples), for the distribution of one target (..., n_samples, 1).
         sample_weight : array (..., n_samples), optional
             Non-negative weights in the dtype of ``Z``.
 
@@ -358,6 +386,81 @@ class Poisson(Loss):
         return A - Y * Z, A - Y
 
 
+@dataclass(frozen=True)
+class Quantile(Loss):
+    """The sum of the pinball losses of quantiles of one target.
+
+    l_k = max(q_k r, (q_k - 1) r) with r = y - z_k for the level q_k (Koenker, Bassett, "Regression
+    Quantiles", Econometrica 1978): its expectation is least where z_k is the q_k-quantile of y.
+
+    Parameters
+    ----------
+    quantiles : sequence of float in (0, 1), default (0.05, 0.5, 0.95)
+        The levels, which increase: those of the network's output.
+    """
+
+    name: ClassVar[str] = "quantile"
+    output: ClassVar[str] = "quantile"
+    quantiles: tuple[float, ...] = LEVELS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "quantiles", levels("quantiles", self.quantiles))
+
+    @classmethod
+    def of_output(cls, output: Output) -> Self:
+        """Return the loss with the levels of the output."""
+        return cls(getattr(output, "quantiles", LEVELS))
+
+    def require_output(self, output: Output) -> None:
+        """Raise an InputError unless the output has these levels."""
+        super().require_output(output)
+        own = getattr(output, "quantiles", None)
+        if own != self.quantiles:
+            raise InputError(
+                f"expected the quantiles of the network, {own}, got {self.quantiles}; omit loss",
+                argument="loss",
+            )
+
+    def elements(self, xp: Namespace, Z: Array, Y: Array) -> tuple[Array, Array]:
+        """Return max(Q R, (Q - 1) R) and (R < 0) - Q, or 0 where R = Y - Z is 0."""
+        index = _index(xp, Z)
+        level = sum(q * xp.astype(index == k, Z.dtype) for k, q in enumerate(self.quantiles))
+        residual = Y - Z
+        element = xp.maximum(level * residual, (level - 1.0) * residual)
+        slope = xp.astype(residual < 0, Z.dtype) - level * xp.astype(residual != 0, Z.dtype)
+        return element, slope
+
+
+@dataclass(frozen=True)
+class Gaussian(Loss):
+    """The negative log-likelihood of a normal distribution, whose two parameters are the outputs.
+
+    l = log(s) + (y - m)^2 / (2 s^2) + log(2 pi) / 2 with the mean m = z_1 and the deviation
+    s = softplus(z_2) + 1e-4. Equal to torch's ``GaussianNLLLoss(full=True)`` of m, y and s^2.
+    """
+
+    name: ClassVar[str] = "gaussian"
+    output: ClassVar[str] = "gaussian"
+
+    def elements(self, xp: Namespace, Z: Array, Y: Array) -> tuple[Array, Array]:
+        """Return l in the column of the mean, and the derivatives by both logits."""
+        spread = Z[..., 1:2]
+        scale = deviation(xp, spread)
+        distance = (Y - Z[..., 0:1]) / scale
+        value = xp.log(scale) + 0.5 * distance * distance + 0.5 * math.log(2.0 * math.pi)
+        by_spread = (1.0 - distance * distance) / scale * sigmoid(xp, spread)
+        is_mean = _index(xp, Z) == 0
+        return (
+            xp.where(is_mean, value, xp.zeros_like(value)),
+            xp.where(is_mean, -distance / scale, by_spread),
+        )
+
+
+def _index(xp: Namespace, Z: Array) -> Array:
+    """Return the numbers of the outputs (n_outputs,)."""
+    return xp.arange(Z.shape[-1], dtype=xp.int64, device=getattr(Z, "device", None))
+
+
 LOSSES: dict[str, type[Loss]] = {
     cls.name: cls
     for cls in (
@@ -367,6 +470,8 @@ LOSSES: dict[str, type[Loss]] = {
         AbsoluteError,
         Huber,
         Poisson,
+        Quantile,
+        Gaussian,
     )
 }
 
@@ -375,12 +480,14 @@ _IMPLIED: dict[str, type[Loss]] = {
     "softmax": SoftmaxCrossEntropy,
     "identity": SquaredError,
     "exp": Poisson,
+    "quantile": Quantile,
+    "gaussian": Gaussian,
 }
 
 
 def implied_loss(output: Output) -> Loss:
     """Return the loss whose gradient with this output activation is a - y."""
-    return _IMPLIED[output.name]()
+    return _IMPLIED[output.name].of_output(output)
 
 
 def loss_function(loss: str | Loss | None, output: Output) -> Loss:
@@ -393,11 +500,6 @@ def loss_function(loss: str | Loss | None, output: Output) -> Loss:
     """
     if loss is None:
         return implied_loss(output)
-    chosen = loss if isinstance(loss, Loss) else lookup("loss", loss, LOSSES)()
-    if chosen.output not in ("identity", output.name):
-        raise InputError(
-            f"{chosen.name!r} needs output={chosen.output!r}, got a network with "
-            f"output={output.name!r}; omit loss for {implied_loss(output).name!r}",
-            argument="loss",
-        )
+    chosen = loss if isinstance(loss, Loss) else lookup("loss", loss, LOSSES).of_output(output)
+    chosen.require_output(output)
     return chosen

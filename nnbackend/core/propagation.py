@@ -8,6 +8,7 @@ from typing import NamedTuple
 from nnbackend.core import dense
 from nnbackend.core.activations import Output
 from nnbackend.core.losses import Loss, mean
+from nnbackend.core.standardization import Standardization
 from nnbackend.core.structure import Structure
 from nnbackend.core.types import Array, Namespace
 
@@ -21,6 +22,7 @@ __all__ = [
     "loss_and_gradients",
     "output_elements",
     "output_loss",
+    "restored",
 ]
 
 Masks = Sequence[Array | None]
@@ -119,6 +121,17 @@ def logits(
     for activation, W, b in zip(structure.hidden, weights[1:], biases[1:], strict=True):
         Z = dense.forward(xp, activation.function(xp, Z), W, b)
     return Z
+
+
+def restored(xp: Namespace, output: Output, A: Array, target: Standardization | None) -> Array:
+    """Return outputs in the units of a target that was standardized, if it was.
+
+    They keep their dtype, unless that is too coarse for the target: then they are float64.
+    """
+    if target is None:
+        return A
+    result = output.restored(xp, A, target)
+    return result if bool(xp.any(target.exceeds(xp, A.dtype))) else xp.astype(result, A.dtype)
 
 
 def output_elements(

@@ -47,6 +47,11 @@ class Structure:
         return sum(n_in * n_out + n_out for n_in, n_out in self.weight_shapes)
 
     @property
+    def n_targets(self) -> int:
+        """The number of columns of targets, which is one for outputs that are a distribution."""
+        return self.output.n_targets(self.layer_sizes[-1])
+
+    @property
     def has_dropout(self) -> bool:
         """Whether any hidden layer drops units."""
         return any(self.dropout)

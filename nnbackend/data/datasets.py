@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,10 +43,8 @@ class Dataset:
         The group of each example: none is in two parts.
     order : array (n_samples,) of int64 or float64, or None
         What the examples are ordered by, in time: the last are held out.
-    table : Table or None
-        The features as a file has them, where ``X`` is what they were encoded to.
     encoding : TableEncoding or None
-        What encoded them.
+        What the columns become, where ``X`` is a table.
     """
 
     name: str
@@ -59,17 +57,16 @@ class Dataset:
     weight: np.ndarray[Any, Any] | None = None
     groups: np.ndarray[Any, Any] | None = None
     order: np.ndarray[Any, Any] | None = None
-    table: Table | None = None
     encoding: TableEncoding | None = None
 
     def features(self, rows: Any) -> Any:
         """Return the features of some rows, of the type that ``X`` has."""
         return self.X.take(rows) if isinstance(self.X, Table) else self.X[rows]
 
-    def encoded(self, encoding: TableEncoding, dtype: str) -> Dataset:
-        """Return the data with what an encoding makes of the table in its place."""
-        X = encoding.apply(self.X, np.dtype(dtype))
-        return replace(self, X=X, table=self.X, encoding=encoding)
+    @property
+    def n_inputs(self) -> int:
+        """The inputs of a network for the features."""
+        return int(self.X.shape[1]) if self.encoding is None else self.encoding.n_outputs
 
 
 def planar(n_samples: int = 400, seed: int = 1) -> Dataset:

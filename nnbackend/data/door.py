@@ -11,8 +11,9 @@ import numpy as np
 from nnbackend.core.types import Array
 from nnbackend.data.columns import arrow_numbers, pandas_numbers, polars_numbers
 from nnbackend.data.frames import ArrowTable, Column, Frame, PandasFrame, PolarsFrame
-from nnbackend.data.given import Foreign, Given, Native, Nested
+from nnbackend.data.given import Foreign, Given, Native, Nested, Typed
 from nnbackend.data.source import Source
+from nnbackend.data.typed import Table
 from nnbackend.device import Device, device_of, is_native
 from nnbackend.errors import InputError
 
@@ -29,7 +30,7 @@ def look(name: str, x: Any) -> Given:
     ----------
     name : str
         The name of the argument, for messages.
-    x : array of any library, nested sequence of numbers, data frame or column
+    x : array of any library, nested sequence of numbers, data frame or column, Table
         A ``Given`` is returned as it is.
 
     Raises
@@ -49,6 +50,8 @@ def look(name: str, x: Any) -> Given:
             "its rows block by block, such as source.read(0, 1000).X",
             argument=name,
         )
+    if isinstance(x, Table):
+        return Typed(name, x)
     for module, classify in _LIBRARIES.items():
         # Its caller has imported it.
         library = sys.modules.get(module)

@@ -14,6 +14,7 @@ import numpy as np
 
 from nnbackend.core.encoding import DATE_PARTS, CategoryEncoding, DateEncoding, NumberEncoding
 from nnbackend.core.types import Array, Namespace
+from nnbackend.data.given import Given
 from nnbackend.data.text_columns import KIND_WORDS, as_kind, words_as
 from nnbackend.data.typed import NO_DATE, Table, TypedColumn
 from nnbackend.errors import InputError
@@ -314,7 +315,7 @@ class TableEncoding:
     @property
     def feature_names(self) -> tuple[str, ...]:
         """The names of the columns that predictions take."""
-        return tuple(column.name for column in self._used)
+        return tuple(column.name for column in self.used)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -323,7 +324,7 @@ class TableEncoding:
         A name that a column before has as well gets a number: column "a" with the value "b=c", and
         column "a=b" with the value "c".
         """
-        names = [name for column in self._used for name in column.output_names]
+        names = [name for column in self.used for name in column.output_names]
         if len(set(names)) < len(names):
             taken = set(names)
             seen: set[str] = set()
@@ -338,16 +339,30 @@ class TableEncoding:
     @property
     def n_outputs(self) -> int:
         """The number of inputs of the network."""
-        return sum(len(column.output_names) for column in self._used)
+        return sum(len(column.output_names) for column in self.used)
 
     @property
-    def _used(self) -> list[ColumnEncoding]:
+    def used(self) -> list[ColumnEncoding]:
+        """The columns that predictions take."""
         return [column for column in self.columns if not isinstance(column, Dropped)]
 
     @property
     def raw_names(self) -> tuple[str, ...]:
         """The names of all columns of the training table, the dropped ones included."""
         return tuple(column.name for column in self.columns)
+
+    @property
+    def has_no_names(self) -> bool:
+        """Whether the columns are named as those of an array are: x0, x1, ..."""
+        return self.raw_names == tuple(f"x{i}" for i in range(len(self.columns)))
+
+    def table(self, given: Given) -> Table:
+        """Return what a caller gave as a table of the columns ``feature_names``; see ``chosen``."""
+        is_named = given.columns is not None
+        # Where one is missing, ``chosen`` says so.
+        has_all = is_named and set(self.feature_names) <= set(map(str, given.columns or ()))
+        table = given.table(self.feature_names if has_all else None)
+        return self.chosen(table, is_named=is_named)
 
     def chosen(self, table: Table, *, is_named: bool) -> Table:
         """Return the columns ``feature_names`` of a table.
@@ -366,9 +381,10 @@ class TableEncoding:
         InputError
             If a column is missing.
         """
-        names, needed = self.raw_names, self.feature_names
-        has_no_names = names == tuple(f"x{i}" for i in range(len(names)))
-        if not is_named or (has_no_names and not set(needed) <= set(table.columns)):
+        names = self.raw_names
+        if not is_named or (
+            self.has_no_names and not set(self.feature_names) <= set(table.columns)
+        ):
             if len(table.columns) != len(names):
                 raise InputError(
                     f"expected the {len(names)} columns of the training data, got "
@@ -376,7 +392,7 @@ class TableEncoding:
                     argument=table.name,
                 )
             table = replace(table, columns=dict(zip(names, table.columns.values(), strict=True)))
-        return table.only(needed)
+        return table.only(self.feature_names)
 
     def apply(self, table: Table, dtype: Any = np.float64, *, out: _Array | None = None) -> _Array:
         """Return the inputs of the network (n_rows, n_outputs).
@@ -395,7 +411,7 @@ class TableEncoding:
         InputError
             If a column is missing, of another kind than in training, or holds an infinite number.
         """
-        used = self._used
+        used = self.used
         table = table.only(column.name for column in used)
         given = [column.of(table) for column in used]
         result = np.empty((table.n_rows, self.n_outputs), dtype) if out is None else out

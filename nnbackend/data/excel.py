@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.data.text_columns import as_kind, gaps, text_column, typed_words, words_as
+from nnbackend.data.classify import Place, typed_array
+from nnbackend.data.text_columns import as_kind, text_column, words_as
 from nnbackend.data.text_files import require_distinct
-from nnbackend.data.typed import NO_DATE, TypedColumn
+from nnbackend.data.typed import TypedColumn
 from nnbackend.errors import InputError, MissingDependencyError
 
 __all__ = ["read_excel"]
-
-_Array = np.ndarray[Any, Any]
 
 # What deflate can make of one byte at most, and what is read of a file in all.
 _DEFLATE_RATIO = 1032
@@ -109,31 +108,9 @@ def _typed_cells(
     name: str, path: str, cells: list[Any], kind: str | None, na: Sequence[str]
 ) -> TypedColumn:
     """Return Excel's cells, Python objects, as a column."""
-    import datetime as dt
-
-    is_missing = np.asarray([_is_gap(cell, na) for cell in cells], dtype=bool)
-    present = [cell for cell, is_gap in zip(cells, is_missing, strict=True) if not is_gap]
-    if not present:
-        return gaps(len(cells), kind)
-    types = set(map(type, present))
-    if types <= {bool}:
-        column = _filled("boolean", is_missing, [float(cell) for cell in present])
-    elif types <= {int, float}:
-        column = _filled("number", is_missing, [float(cell) for cell in present])
-    elif all(issubclass(each, dt.date) for each in types):
-        moments = np.asarray([str(cell) for cell in present], "M8[us]").astype(np.int64)
-        column = _filled("date", is_missing, moments)
-    elif types <= {dt.timedelta}:
-        column = _filled("number", is_missing, [cell.total_seconds() for cell in present])
-    else:
-        found = text_column([None if gap else _spelled(cell) for cell, gap in
-                        zip(cells, is_missing, strict=True)])  # fmt: skip
-        return typed_words(found) if kind is None else words_as(name, path, found, kind)
+    items = [None if _is_gap(cell, na) else cell for cell in cells]
+    if kind is not None and any(isinstance(item, str) for item in items):
+        words = text_column([None if item is None else _spelled(item) for item in items])
+        return words_as(name, path, words, kind)
+    column = typed_array(Place("DATA", name), np.asarray(items, dtype=object))
     return column if kind is None else as_kind(name, path, column, kind)
-
-
-def _filled(kind: str, is_missing: _Array, present: Any) -> TypedColumn:
-    empty: Any = NO_DATE if kind == "date" else np.nan
-    values = np.full(len(is_missing), empty)
-    values[~is_missing] = present
-    return TypedColumn(kind, values)

@@ -9,15 +9,11 @@ from typing import Any
 import numpy as np
 
 from nnbackend.core.types import Array
+from nnbackend.data.classify import Place
 from nnbackend.data.columns import arrow_numbers, join, numbers, pandas_numbers, polars_numbers
 from nnbackend.data.given import Given, Nested
-from nnbackend.data.typed import Table, TypedColumn
-from nnbackend.data.typed_frames import (
-    table_of,
-    typed_arrow_column,
-    typed_pandas,
-    typed_polars,
-)
+from nnbackend.data.library_columns import typed_arrow, typed_pandas, typed_polars
+from nnbackend.data.typed import TypedColumn
 from nnbackend.errors import InputError
 
 __all__ = ["ArrowTable", "Column", "Frame", "PandasFrame", "PolarsFrame"]
@@ -42,6 +38,10 @@ class Column(Given):
         del names
         return numbers(self.name, "", self._numbers(self.value))
 
+    def _objects(self) -> Any:
+        # A column is no table, which is said before its values are looked at.
+        return np.empty(self.n_rows)
+
 
 class Frame(Nested):
     """A data frame of a library that is not known here: has columns, and is an array to NumPy."""
@@ -51,6 +51,9 @@ class Frame(Nested):
     def __init__(self, name: str, value: Any, columns: Any) -> None:
         super().__init__(name, value)
         self.columns = tuple(columns)
+
+    def _columns(self) -> tuple[Sequence[Any], Callable[[Place, int], TypedColumn]]:
+        return self._columns_of(self._converted(self.value), self.columns)
 
     def _read(self, names: Sequence[str] | None) -> Array:
         positions = self._positions(names)
@@ -119,20 +122,16 @@ class _Table(Frame):
             self.n_rows,
         )
 
-    def table(self) -> Table:
-        """Return it as a table of typed columns, one after the other."""
-        return table_of(self.name, self.columns or (), self._typed, self.n_rows)
+    def _columns(self) -> tuple[Sequence[Any], Callable[[Place, int], TypedColumn]]:
+        return self.columns or (), self._typed
 
     @abstractmethod
-    def _typed(self, position: int) -> TypedColumn:
-        """Return a column as a typed one."""
+    def _typed(self, place: Place, position: int) -> TypedColumn:
+        """Return a column as it is."""
 
     @abstractmethod
     def _column(self, position: int) -> np.ndarray[Any, Any]:
         """Return a column as an array of whatever dtype, its gaps as NaN or None."""
-
-    def _label(self, position: int) -> str:
-        return str((self.columns or ())[position])
 
     def _is_uniform(self) -> bool:
         """Whether NumPy makes the right array of all columns at once."""
@@ -144,11 +143,11 @@ class PandasFrame(_Table):
 
     __slots__ = ()
 
-    def _typed(self, position: int) -> TypedColumn:
-        return typed_pandas(self.name, self._label(position), self.value.iloc[:, position])
-
     def _column(self, position: int) -> np.ndarray[Any, Any]:
         return pandas_numbers(self.value.iloc[:, position])
+
+    def _typed(self, place: Place, position: int) -> TypedColumn:
+        return typed_pandas(place, self.value.iloc[:, position])
 
     def _is_uniform(self) -> bool:
         dtypes = set(self.value.dtypes)
@@ -164,11 +163,11 @@ class PolarsFrame(_Table):
 
     __slots__ = ()
 
-    def _typed(self, position: int) -> TypedColumn:
-        return typed_polars(self.name, self._label(position), self.value.to_series(position))
-
     def _column(self, position: int) -> np.ndarray[Any, Any]:
         return polars_numbers(self.value.to_series(position))
+
+    def _typed(self, place: Place, position: int) -> TypedColumn:
+        return typed_polars(place, self.value.to_series(position))
 
     def _renaming(self, names: Sequence[str]) -> str:
         return _assignment(self, names) or super()._renaming(names)
@@ -179,11 +178,11 @@ class ArrowTable(_Table):
 
     __slots__ = ()
 
-    def _typed(self, position: int) -> TypedColumn:
-        return typed_arrow_column(self.name, self._label(position), self.value.column(position))
-
     def _column(self, position: int) -> np.ndarray[Any, Any]:
         return arrow_numbers(self.value.column(position))
+
+    def _typed(self, place: Place, position: int) -> TypedColumn:
+        return typed_arrow(place, self.value.column(position))
 
     def _renaming(self, names: Sequence[str]) -> str:
         if len(names) != len(self.columns or ()):

@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from nnbackend.core.types import Array
+from nnbackend.data.classify import Place, typed_array
 from nnbackend.data.stored_chunks import stored_chunks
-from nnbackend.data.typed import Table
-from nnbackend.data.typed_frames import table_of, typed_array
+from nnbackend.data.typed import Table, TypedColumn
 from nnbackend.device import Device, in_library_of
 from nnbackend.errors import InputError
 
-__all__ = ["Foreign", "Given", "Native", "Nested"]
+__all__ = ["Foreign", "Given", "Native", "Nested", "Typed"]
 
 
 # The names of the dtypes of real numbers that NumPy and CuPy know, in any library.
@@ -98,42 +98,70 @@ class Given(ABC):
             raise self._no_numbers(x)
         return x
 
-    @abstractmethod
-    def _read(self, names: Sequence[str] | None) -> Array:
-        """Return a NumPy or CuPy array of whatever dtype."""
+    def table(self, names: Sequence[str] | None = None) -> Table:
+        """Return it as a table of typed columns; those of an array are called x0, x1, ...
 
-    def table(self) -> Table:
-        """Return it as a table of typed columns, one after the other.
-
-        The columns of an array are named ``x0``, ``x1``, ...
+        Parameters
+        ----------
+        names : sequence of str, optional
+            Return these columns alone, in this order, and look at no others; by default all.
 
         Raises
         ------
         InputError
-            If it is not a table, is on a GPU, has a name twice, or if a column holds anything but
-            numbers, booleans, text and dates.
+            If it is on a GPU or no table, if two columns have one name, or one is missing, or
+            holds anything but numbers, booleans, text and dates. The message names the column.
         """
-        if self.device is not None and self.device.kind == "cuda":
+        if self.device is not None and self.device.kind != "cpu":
             raise InputError(
-                f"expected a table in the host's memory, got an array on {self.device}; copy it "
-                f"to the host, or pass it to a network without an encoder",
+                f"expected a table in the host's memory, got an array on {self.device}; move it "
+                "to the host first, for example with cupy.asnumpy or .cpu()",
                 argument=self.name,
             )
-        x = self._table_array()
-        if x.ndim != 2:
-            raise InputError(
-                f"expected a table (n_samples, n_features), got shape {x.shape}. Reshape your "
-                f"data: {self.two_axes_hint}",
-                argument=self.name,
-            )
-        labels = self.columns or [f"x{i}" for i in range(x.shape[1])]
-        return table_of(
-            self.name, labels, lambda i: typed_array(self.name, str(labels[i]), x[:, i]), len(x)
-        )
+        labels, column = self._columns()
+        places: dict[str, int] = {}
+        for i, label in enumerate(map(str, labels)):
+            if places.setdefault(label, i) != i:
+                raise InputError(
+                    f"expected distinct column names, got {label!r} twice; rename one",
+                    argument=self.name,
+                )
+        chosen = list(places) if names is None else [name for name in names if name in places]
+        columns = {name: column(Place(self.name, name), places[name]) for name in chosen}
+        n_rows = max((len(each.values) for each in columns.values()), default=self.n_rows)
+        table = Table(columns, n_rows, self.name)
+        return table if names is None else table.only(names)
 
-    def _table_array(self) -> Array:
-        """Return a NumPy array of whatever dtype, which keeps numbers beside text as they are."""
+    def _columns(self) -> tuple[Sequence[Any], Callable[[Place, int], TypedColumn]]:
+        """Return the labels of a table's columns, and what reads the one at an index."""
+        return self._columns_of(self._objects())
+
+    def _columns_of(
+        self, values: Any, labels: Sequence[Any] | None = None
+    ) -> tuple[Sequence[Any], Callable[[Place, int], TypedColumn]]:
+        """Return ``_columns`` of a NumPy array."""
+        if values.ndim == 1 and values.dtype.names:
+            fields = values.dtype.names
+            return fields, lambda place, i: typed_array(place, values[fields[i]])
+        if values.ndim != 2:
+            shown = f"shape {values.shape}" if values.ndim else _kind(self.value)
+            hint = self.two_axes_hint if values.ndim == 1 else self._conversion()
+            if isinstance(self.value, list | tuple | dict):
+                hint = "pass rows of equal length, or a data frame such as pandas.DataFrame"
+            raise InputError(
+                f"expected a table (n_rows, n_columns), got {shown}. Reshape your data: {hint}",
+                argument=self.name,
+            )
+        labels = labels or [f"x{i}" for i in range(values.shape[1])]
+        return labels, lambda place, i: typed_array(place, values[:, i])
+
+    def _objects(self) -> Any:
+        """Return a NumPy array in which values of different kinds are as they came."""
         return self._read(None)
+
+    @abstractmethod
+    def _read(self, names: Sequence[str] | None) -> Array:
+        """Return a NumPy or CuPy array of whatever dtype."""
 
     def labels(self, names: Sequence[str] | None) -> Sequence[Any] | None:
         """Return what the columns of ``array(names=names)`` are called; None without names."""
@@ -181,6 +209,14 @@ class Native(Given):
                 f"{int(ma.getmaskarray(self.value).sum())} masked; fill them first",
                 argument=self.name,
             )
+        return self.value
+
+    def _objects(self) -> Any:
+        ma = sys.modules.get("numpy.ma")
+        if ma is not None and isinstance(self.value, ma.MaskedArray):
+            values = ma.getdata(self.value).astype(object)
+            values[ma.getmaskarray(self.value)] = None
+            return values
         return self.value
 
     def _conversion(self) -> str:
@@ -256,10 +292,14 @@ class Nested(Given):
         del names
         return self._converted(self.value)
 
-    def _table_array(self) -> Array:
-        x = self._read(None)
-        # NumPy spells out numbers next to text.
-        return self._converted(np.asarray(self.value, dtype=object)) if x.dtype.kind == "U" else x
+    def _objects(self) -> Any:
+        if isinstance(self.value, list | tuple):
+            # NumPy would make text of numbers beside text, and numbers of booleans.
+            try:
+                return np.asarray(self.value, object)
+            except (RuntimeError, TypeError, ValueError):
+                pass  # what NumPy says then is the error
+        return self._converted(self.value)
 
     def _converted(self, x: Any) -> Array:
         if hasattr(x, "toarray"):
@@ -279,6 +319,38 @@ class Nested(Given):
         if stored is not None:
             stored.require(0, array, "pass the array's numbers, array[:]")
         return array
+
+
+class Typed(Given):
+    """A table of typed columns, such as a file is read as."""
+
+    __slots__ = ("columns",)
+
+    def __init__(self, name: str, value: Table) -> None:
+        super().__init__(name, value)
+        self.columns = tuple(value.columns)
+
+    @property
+    def n_rows(self) -> int:
+        """The number of rows."""
+        return int(self.value.n_rows)
+
+    def table(self, names: Sequence[str] | None = None) -> Table:
+        """Return the table, or its columns of these names."""
+        table: Table = self.value
+        return table if names is None else table.only(names)
+
+    def _read(self, names: Sequence[str] | None) -> Array:
+        table = self.table(names)
+        for name, column in table.columns.items():
+            if column.kind not in ("number", "boolean"):
+                raise InputError(
+                    f"expected numbers in column {name!r}, got {column.kind}; give the network an "
+                    "encoder, net.encode_with(nb.TableEncoder().fit(X))",
+                    argument=self.name,
+                )
+        columns = [column.values for column in table.columns.values()]
+        return np.stack(columns, axis=1) if columns else np.empty((table.n_rows, 0))
 
 
 def _kind(x: Any) -> str:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from nnbackend.checks import nearest
-from nnbackend.data.arrow_columns import is_plain, is_text, typed_arrow
+from nnbackend.data.arrow_columns import is_plain, is_text
+from nnbackend.data.classify import Place
+from nnbackend.data.library_columns import typed_arrow
 from nnbackend.data.source import (
     BLOCK_BYTES,
     BUFFER_BYTES,
@@ -206,7 +208,8 @@ class Parquet(Source):
         columns = {}
         for name in used:
             column = pa.chunked_array([batch.column(name) for _, batch in parts])
-            columns[name] = typed_arrow(name, "X", column)
+            # What text spells depends on all rows.
+            columns[name] = typed_arrow(Place("X", name), column, finds_dates=False)
         return TableRows(Table(columns, n_rows, "X", start), *self._labels(arrays))
 
     def _empty(self, argument: str, n_rows: int) -> _Array | None:

@@ -1,4 +1,4 @@
-"""How a network takes data: checked, in its dtype, standardized, and on its device."""
+"""How a network takes data: checked, encoded, standardized, in its dtype and on its device."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from nnbackend.core.losses import Loss, loss_function
 from nnbackend.core.standardization import Moments, Standardization
 from nnbackend.core.types import Array
 from nnbackend.data.door import look
+from nnbackend.data.encoded import Encoded
+from nnbackend.data.encoding import TableEncoding
 from nnbackend.data.examples import Data
-from nnbackend.data.given import Given
+from nnbackend.data.given import Given, Native
 from nnbackend.data.source import Source
 from nnbackend.data.validation import (
     DTYPES,
@@ -27,6 +29,21 @@ from nnbackend.device import Device, require_same_device
 
 __all__ = ["Preparation"]
 
+
+class _Encoded(Native):
+    """The inputs of a network that an encoding made of a table."""
+
+    __slots__ = ("columns",)
+
+    def __init__(self, given: Given, encoding: TableEncoding, dtype: Any) -> None:
+        table = encoding.table(given)
+        x = encoding.apply(table, dtype)
+        if dtype != np.float64 and not np.isfinite(x).all():
+            x = encoding.apply(table)  # the message shows the number that is too large
+        super().__init__(given.name, x, Device("cpu"))
+        self.columns = encoding.output_names
+
+
 # Rows that are standardized at once where all of them would be too many.
 _ROWS_PER_BLOCK = 2**16
 
@@ -37,7 +54,7 @@ class Preparation:
 
     Attributes
     ----------
-    n_features, n_outputs : int
+    n_features, n_targets : int
         Columns of X, and of y.
     output : Output
         The output activation: says what targets are without a loss.
@@ -49,16 +66,19 @@ class Preparation:
         Applied to features and targets.
     feature_names : tuple of str or None
         The columns of X: a data frame is read by these.
+    encoding : TableEncoding or None
+        Makes the features of X, which is a table then, before they are standardized.
     """
 
     n_features: int
-    n_outputs: int
+    n_targets: int
     output: Output
     dtype: str
     device: Device
     standardization: Standardization | None = None
     target_standardization: Standardization | None = None
     feature_names: tuple[str, ...] | None = None
+    encoding: TableEncoding | None = None
 
     @property
     def itemsize(self) -> int:
@@ -67,7 +87,8 @@ class Preparation:
 
     def knowing(self, feature_names: tuple[str, ...] | None) -> Preparation:
         """Return this with names of the columns of X, unless it has them or they do not fit."""
-        if self.feature_names is not None or len(feature_names or ()) != self.n_features:
+        is_known = self.feature_names is not None or self.encoding is not None
+        if is_known or len(feature_names or ()) != self.n_features:
             return self
         return replace(self, feature_names=feature_names)
 
@@ -78,7 +99,7 @@ class Preparation:
         ----------
         X : array-like (n_samples, n_features) or Given
             One example per row. Of a data frame the columns ``feature_names``, whatever others it
-            has; all of them, by position, where there are no names.
+            has; all of them, by position, where there are no names. With an encoding, a table.
         name : str, default "X"
             The name of the argument, for messages.
         home : Device, optional
@@ -87,12 +108,14 @@ class Preparation:
         Raises
         ------
         InputError
-            If they are not finite real numbers of that shape, or on another device.
+            If they are not finite real numbers of that shape, or on another device; or not a table
+            as the encoding takes it.
         """
         home = home or self.device
-        dtype, names = DTYPES[self.dtype], self.feature_names
+        dtype = DTYPES[self.dtype]
         with self.device.activate():
-            given = look(name, X)
+            own = dtype if self.standardization is None else np.float64
+            given, names = self.numbers(look(name, X), own)
             name, labels = given.name, given.labels(names)
             if self.standardization is None:
                 return check_features(given, self.n_features, home, dtype, names)
@@ -107,6 +130,33 @@ class Preparation:
                 stop = start + len(rows)
                 result[start:stop] = place(name, on_host.apply(rows), home, dtype, rows, labels)
             return result
+
+    def numbers(self, given: Given, dtype: Any) -> tuple[Given, tuple[str, ...] | None]:
+        """Return what holds the features as numbers, and the names by which it is read.
+
+        An encoding's are in ``dtype``.
+        """
+        if self.encoding is None:
+            return given, self.feature_names
+        return _Encoded(given, self.encoding, dtype), None
+
+    def reading(self, source: Source, dtype: Any = None) -> tuple[Source, Preparation]:
+        """Return a source whose features are numbers, and the preparation that takes them.
+
+        An encoding's are in ``dtype``, by default what the preparation needs.
+
+        Raises
+        ------
+        InputError
+            If its columns are not those of the network.
+        """
+        if self.encoding is None:
+            source.require_names(self.feature_names)
+            return source, self
+        if dtype is None:
+            dtype = self.dtype if self.standardization is None else np.float64
+        taking = replace(self, encoding=None, feature_names=None)
+        return Encoded(source, self.encoding, dtype), taking
 
     def examples(
         self,
@@ -151,7 +201,7 @@ class Preparation:
             y = check_targets(
                 given_y,
                 n_samples=n_samples,
-                n_outputs=self.n_outputs,
+                n_targets=self.n_targets,
                 loss=loss,
                 device=self.device,
                 dtype=dtype if target is None else np.float64,
@@ -184,22 +234,23 @@ class Preparation:
     def _columns(self, X: Given | Source, y: Any) -> Iterator[list[Array]]:
         """Yield checked features and, unless y is None, targets: of a source block by block."""
         blocks: Iterable[tuple[slice | None, Any]]
+        taking = self
         if isinstance(X, Given):
             blocks = [(None, (X, y))]
         else:
-            X.require_names(self.feature_names)
+            X, taking = self.reading(X, np.float64)
             # Of each number its value in float64, its magnitude, and parts of sums of squares.
-            n_numbers = self.n_features + (0 if y is None else self.n_outputs)
+            n_numbers = self.n_features + (0 if y is None else self.n_targets)
             blocks = X.blocks(40 * n_numbers)
         for where, rows in blocks:
             index = "" if where is None else f"[{where.start}:{where.stop}]"
-            given, names = look(f"X{index}", rows[0]), self.feature_names
+            given, names = taking.numbers(look(f"X{index}", rows[0]), np.float64)
             columns = [check_features(given, self.n_features, self.device, names=names)]
             if y is not None:
                 target = check_targets(
                     look(f"y{index}", rows[1]),
                     n_samples=columns[0].shape[0],
-                    n_outputs=self.n_outputs,
+                    n_targets=self.n_targets,
                     loss=loss_function(None, self.output),
                     device=self.device,
                     dtype=np.float64,

@@ -71,7 +71,7 @@ class Stream:
     def __init__(
         self, preparation: Preparation, source: Source, loss: Loss, batch_size: int, shuffle: bool
     ) -> None:
-        source.require_names(preparation.feature_names)
+        source, preparation = preparation.reading(source)
         row = source.checked(0, 1)
         if row.y is None:
             raise InputError(
@@ -84,12 +84,12 @@ class Stream:
         self._preparation, self._source, self._loss = preparation, source, loss
         self._batch_size, self._shuffle = batch_size, shuffle
         self.n_samples = source.n_samples
-        n_inputs, n_outputs = preparation.n_features, preparation.n_outputs
+        n_inputs, n_targets = preparation.n_features, preparation.n_targets
         # Features, targets (labels have 8 bytes), weight, and the row's place in the order.
-        prepared = preparation.itemsize * (n_inputs + n_outputs + 1) + 2 * 8
+        prepared = preparation.itemsize * (n_inputs + n_targets + 1) + 2 * 8
         per_row = row.nbytes + prepared
         # A block as it is decoded, and what standardizing and checking it takes.
-        passing = 2 * row.nbytes + 26 * (n_inputs + n_outputs)
+        passing = 2 * row.nbytes + 26 * (n_inputs + n_targets)
         most = source.buffer_bytes // (per_row + passing)
         wanted = max(source.block_rows, source.buffer_bytes // per_row // _BLOCKS_PER_BUFFER)
         self._block = max(1, min(-(-wanted // batch_size), most // batch_size)) * batch_size

@@ -13,6 +13,7 @@ import numpy as np
 
 from nnbackend.checks import nearest
 from nnbackend.data.arrow_columns import is_plain, typed_arrow
+from nnbackend.data.classify import Place, typed_array
 from nnbackend.data.excel import read_excel
 from nnbackend.data.numpy_files import read_npy, read_npz
 from nnbackend.data.parquet import INDEX_COLUMN
@@ -28,7 +29,7 @@ from nnbackend.data.text_columns import (
     words_of,
 )
 from nnbackend.data.text_files import read_text, require_distinct
-from nnbackend.data.typed import NO_DATE, Table, TypedColumn
+from nnbackend.data.typed import Table, TypedColumn
 from nnbackend.errors import InputError, MissingDependencyError
 
 __all__ = ["FORMATS", "FileTable", "file_suffix", "listed", "read_table"]
@@ -326,19 +327,7 @@ def _typed_array(name: str, path: str, values: _Array, kind: str | None) -> Type
     if values.dtype.kind in "US":
         found = text_column([str(word) for word in values.astype(np.str_).tolist()])
         return typed_words(found) if kind is None else words_as(name, path, found, kind)
-    if values.dtype.kind == "M":
-        moments = values.astype("M8[us]").astype(np.int64)
-        column = TypedColumn("date", np.where(np.isnat(values), NO_DATE, moments))
-    elif values.dtype.kind == "m":
-        seconds = values.astype("m8[us]").astype(np.float64) / 1e6
-        column = TypedColumn("number", np.where(np.isnat(values), np.nan, seconds))
-    elif values.dtype.kind in "biuf":
-        which = "boolean" if values.dtype.kind == "b" else "number"
-        column = TypedColumn(which, values.astype(np.float64))
-    else:
-        raise InputError(
-            f"expected real numbers, got dtype {values.dtype} in {path!r}", argument="DATA"
-        )
+    column = typed_array(Place("DATA", name), values)
     return column if kind is None else as_kind(name, path, column, kind)
 
 

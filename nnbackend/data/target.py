@@ -246,7 +246,10 @@ def _task(name: str, column: TypedColumn, distinct: _Array, task: str) -> tuple[
     if is_whole and len(distinct) <= MAX_INTEGER_CLASSES:
         return "classification", "whole numbers of few values; --task regression for quantities"
     what = "whole numbers" if is_whole else "numbers"
-    return "regression", f"a regression: {what} of many values ({count}); --task for classes"
+    return (
+        "regression",
+        f"a regression: {what} of many values ({count}); --task classification for classes",
+    )
 
 
 def _classes(

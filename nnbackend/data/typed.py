@@ -46,10 +46,9 @@ class TypedColumn:
     def is_missing(self) -> _Array:
         """Which rows are gaps (n_rows,)."""
         if self.kind in ("number", "boolean"):
-            missing: _Array = np.isnan(self.values)
-        else:
-            missing = self.values == (NO_WORD if self.kind == "text" else NO_DATE)
-        return missing
+            return np.isnan(self.values)
+        gap = NO_WORD if self.kind == "text" else NO_DATE
+        return np.equal(self.values, gap)
 
     def take(self, rows: _Array | slice) -> TypedColumn:
         """Return the column's rows with these indices, or where a mask is true."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend.core.distributions import DISTRIBUTIONS
 from nnbackend.core.losses import Loss
 from nnbackend.core.types import Array
 from nnbackend.data.given import Given
@@ -140,7 +141,7 @@ def check_targets(
     given: Given,
     *,
     n_samples: int,
-    n_outputs: int,
+    n_targets: int,
     loss: Loss,
     device: Device,
     dtype: Any,
@@ -150,10 +151,11 @@ def check_targets(
     Parameters
     ----------
     given : Given
-        (n_samples,) or (n_samples, n_outputs) numbers; for a loss of kind ``"classes"`` integer
+        (n_samples,) or (n_samples, n_targets) numbers; for a loss of kind ``"classes"`` integer
         labels (n_samples,) or rows that sum to one, to within 1e-3: they are divided by their sums.
-    n_samples, n_outputs : int
-        Rows of X, and size of the output layer.
+    n_samples, n_targets : int
+        Rows of X, and columns of targets: the size of the output layer, unless its outputs are the
+        distribution of one target.
     loss : Loss
         Decides which values are allowed.
     device : Device
@@ -163,7 +165,7 @@ def check_targets(
 
     Returns
     -------
-    array (n_samples, n_outputs) of ``dtype``, or int64 labels (n_samples,)
+    array (n_samples, n_targets) of ``dtype``, or int64 labels (n_samples,)
 
     Raises
     ------
@@ -172,23 +174,24 @@ def check_targets(
     """
     name, y = given.name, given.array(device)
     is_distribution = loss.kind == "classes"
+    one = "column" if loss.output in DISTRIBUTIONS else "output"
     if is_distribution:
-        if y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1 and n_outputs > 1):
+        if y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1 and n_targets > 1):
             home = given.device or Device("cpu")
-            return _check_labels(name, y, n_samples, n_outputs, loss, device, home)
-        expected = f"integer labels ({n_samples},) or rows ({n_samples}, {n_outputs})"
+            return _check_labels(name, y, n_samples, n_targets, loss, device, home)
+        expected = f"integer labels ({n_samples},) or rows ({n_samples}, {n_targets})"
         is_column = False
     else:
-        is_column = y.ndim == 1 and n_outputs == 1
-        one = f"({n_samples},) or " if n_outputs == 1 else ""
-        expected = f"{one}({n_samples}, {n_outputs})"
-    if tuple(y.shape) != ((n_samples,) if is_column else (n_samples, n_outputs)):
+        is_column = y.ndim == 1 and n_targets == 1
+        column = f"({n_samples},) or " if n_targets == 1 else ""
+        expected = f"{column}({n_samples}, {n_targets})"
+    if tuple(y.shape) != ((n_samples,) if is_column else (n_samples, n_targets)):
         raise InputError(
             f"expected {expected}: one row for each of the {n_samples} examples in X and "
-            f"{n_outputs} output{'s' if n_outputs > 1 else ''}, got shape {tuple(y.shape)}"
+            f"{n_targets} {'outputs' if n_targets > 1 else one}, got shape {tuple(y.shape)}"
             + (
                 "; for one class out of several use output='softmax'"
-                if loss.kind == "binary" and y.ndim == 1 and n_outputs > 1
+                if loss.kind == "binary" and y.ndim == 1 and n_targets > 1
                 else ""
             ),
             argument=name,

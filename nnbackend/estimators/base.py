@@ -10,8 +10,10 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nnbackend.core import propagation
-from nnbackend.core.activations import Activation, activation, output
+from nnbackend.core.activations import Activation, Output, activation
+from nnbackend.core.distributions import output
 from nnbackend.core.propagation import CACHED_ELEMENTS, DEVICE_ELEMENTS
+from nnbackend.core.standardization import Standardization
 from nnbackend.core.structure import Structure
 from nnbackend.device import Device, device_of, get_device
 from nnbackend.engines.native.forward import logits as native_logits
@@ -139,7 +141,7 @@ class Predictor(LayeredEstimator, TakesArrays):
             n_most = DEVICE_ELEMENTS
         sizes = (len(weights[0]), *map(len, biases))
         hidden = tuple(self._hidden(len(sizes) - 2))
-        chosen = output("out_activation_", self.out_activation_)
+        chosen = self._output()
         structure = Structure(sizes, hidden, chosen, (0.0,) * len(hidden))
         with device.activate():
             X = device.place(X, dtype)
@@ -150,8 +152,15 @@ class Predictor(LayeredEstimator, TakesArrays):
             if Z is None:
                 n_rows = max(256, n_most // max(sizes[1:]))
                 Z = propagation.logits(xp, structure, weights, biases, X, n_rows)
-            A = chosen.function(xp, Z)
+            target = getattr(self, "target_standardization_", None)
+            if target is not None and device.kind != "cpu":
+                target = Standardization(*map(device.place, target))
+            A = propagation.restored(xp, chosen, chosen.function(xp, Z), target)
         return A if place else device.to_numpy(A)
+
+    def _output(self) -> Output:
+        """Return the output activation of the fitted network."""
+        return output("out_activation_", self.out_activation_, getattr(self, "quantiles_", None))
 
     def _hidden(self, n_layers: int) -> list[Activation]:
         """Return the activation of each hidden layer."""

@@ -22,6 +22,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from nnbackend.core.distributions import DISTRIBUTIONS
 from nnbackend.device import get_device
 from nnbackend.errors import InputError
 from nnbackend.estimators import labels
@@ -476,6 +477,16 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):  # type: ignore[misc]
                 stacklevel=2,
             )
         return self
+
+    def _member(self) -> Estimator:
+        member = super()._member()
+        if getattr(member.loss, "output", member.loss) in DISTRIBUTIONS:
+            raise InputError(
+                f"expected members whose predictions are values, got loss={member.loss!r}; an "
+                "ensemble finds deviations itself, see noise_folds",
+                argument="estimator",
+            )
+        return member
 
     def _folds(self) -> int | None:
         return self.noise_folds

@@ -19,6 +19,7 @@ from sklearn.utils.validation import validate_data
 from nnbackend.core.losses import Loss
 from nnbackend.core.optimizers import Optimizer, OptimizerState
 from nnbackend.core.schedules import Schedule
+from nnbackend.core.standardization import Standardization
 from nnbackend.data.examples import Orders
 from nnbackend.data.source import Rows, Source
 from nnbackend.data.sources import as_source
@@ -108,6 +109,10 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         """Return checked targets as rows of numbers, and the output activation they ask for."""
         raise NotImplementedError
 
+    def _begin_output(self, y: _Array, _sample_weight: _Array | None) -> int:
+        """Begin to learn encoded targets, and return the number of units of the output layer."""
+        return int(y.shape[1])
+
     def _encoded_validation(self, y: Any) -> _Array:
         """Return the caller's validation targets as rows of numbers."""
         raise NotImplementedError
@@ -176,7 +181,8 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         self.n_outputs_ = y.shape[1]
         if is_first:
             self.out_activation_ = out_activation
-            self._initialize([X.shape[1], *hidden, y.shape[1]], X.dtype, random)
+            n_units = self._begin_output(y, weight)
+            self._initialize([X.shape[1], *hidden, n_units], X.dtype, random)
         examples = _Examples(X, y, self._weighted(y, weight, incremental=incremental))
         stopped = "completed"
         if self.solver == "lbfgs":
@@ -248,8 +254,14 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
             dropout=self.dropout if len(sizes) > 2 else 0.0,
             dtype=str(self.coefs_[0].dtype),
             device=self._home(place),
+            quantiles=getattr(self, "quantiles_", None),
         )
         net.set_parameters(self.coefs_, self.intercepts_)
+        target = getattr(self, "target_standardization_", None)
+        if target is not None:
+            net.target_standardization = Standardization(
+                *(get_device(net.device).place(x, copy=True) for x in target)
+            )
         return net
 
     def _refuse_a_schedule(self) -> None:
@@ -347,7 +359,10 @@ class Estimator(CallbackSupportMixin, Predictor):  # type: ignore[misc]
         self._optimizer.learning_rate = rate.value
         self._no_improvement_count = watch.no_improvement_count
         watch.end()
-        if self.n_iter_ == self.max_iter and not watch.is_converged and not incremental:
+        # An optimizer of the caller's that is to take all epochs has not failed by taking them.
+        is_planned = self.optimizer is not None and self.n_iter_no_change >= self.max_iter
+        is_short = self.n_iter_ == self.max_iter and not watch.is_converged and not is_planned
+        if is_short and not incremental:
             self._warn(
                 f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the "
                 "optimization hasn't converged yet.",

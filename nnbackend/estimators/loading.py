@@ -65,15 +65,30 @@ def _ensemble(stack: Stack) -> Any:
         model.classes_ = stack.labels
     elif stack.noise is not None:
         model.noise_ = float(stack.noise[0]) if n_outputs == 1 else stack.noise.copy()
-    scaler = _scaler(stack.networks[0])
-    if stack.feature_names is not None:
+    encoder, scaler = _encoder(stack.networks[0]), _scaler(stack.networks[0])
+    if stack.feature_names is not None and encoder is None:
         names = np.asarray(stack.feature_names, dtype=object)
         (model if scaler is None else scaler).feature_names_in_ = names
-    if scaler is None:
+    before = [step for step in (encoder, scaler) if step is not None]
+    if not before:
         return model
     from sklearn.pipeline import make_pipeline
 
-    return make_pipeline(scaler, model)
+    return make_pipeline(*before, model)
+
+
+def _encoder(net: Network) -> Any:
+    """Return a fitted TableEncoder with the network's encoding; its parameters are the defaults."""
+    if net.encoding is None:
+        return None
+    from nnbackend.estimators.table_encoder import TableEncoder
+
+    encoder = TableEncoder()
+    names = net.encoding.raw_names
+    encoder.encoding_, encoder.n_features_in_ = net.encoding, len(names)
+    if not net.encoding.has_no_names:
+        encoder.feature_names_in_ = np.asarray(names, dtype=object)
+    return encoder
 
 
 def _scaler(net: Network) -> Any:

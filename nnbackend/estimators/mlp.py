@@ -15,8 +15,12 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils.metaestimators import available_if
 
+from nnbackend.checks import real
 from nnbackend.core import losses
+from nnbackend.core.activations import Output
+from nnbackend.core.distributions import DISTRIBUTIONS, Distribution, output
 from nnbackend.core.losses import Loss
+from nnbackend.core.standardization import Standardization
 from nnbackend.device import get_device
 from nnbackend.errors import InputError
 from nnbackend.estimators import labels
@@ -335,8 +339,30 @@ class MLPRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
 
     Every parameter, attribute and method of ``sklearn.neural_network.MLPRegressor`` is there, and
     with the same ``random_state`` the coefficients are the same up to rounding. Added are the
-    losses ``"absolute_error"`` and ``"huber"``, and the parameters that ``MLPClassifier`` lists,
-    without ``class_weight`` and ``label_smoothing``; scores are R^2, or what ``scoring`` says.
+    losses ``"absolute_error"``, ``"huber"``, ``"gaussian"`` and ``"quantile"``, and the parameters
+    that ``MLPClassifier`` lists, without ``class_weight`` and ``label_smoothing``; scores are R^2,
+    or what ``scoring`` says.
+
+    With ``loss="gaussian"`` the network learns the mean and the deviation of one target, with
+    ``loss="quantile"`` its quantiles, for ``predict_interval``. Such targets are standardized
+    within the model, with the mean and the deviation of the first ``y`` that it is fitted to; the
+    losses in its curves are in those units.
+
+    Parameters
+    ----------
+    quantiles : sequence of float in (0, 1), optional
+        The levels of ``loss="quantile"``, which increase; by default 0.05, 0.5, 0.95.
+    standardize_target : bool, default False
+        Whether the targets of other losses are standardized within the model as well, as they have
+        to be for most networks to learn them: scikit-learn's do not.
+
+    Attributes
+    ----------
+    quantiles_ : tuple of float
+        The levels that were learned; only with ``loss="quantile"``.
+    target_standardization_ : tuple (mean, scale) of arrays (1,)
+        The units of the coefficients; only with ``loss="quantile"``, ``loss="gaussian"`` and
+        ``standardize_target``.
 
     Examples
     --------
@@ -345,6 +371,14 @@ class MLPRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
     >>> mlp = nb.MLPRegressor(hidden_layer_sizes=(4,), solver="lbfgs", random_state=0)
     >>> mlp.fit(X, y).predict([[1.5]]).round(1)
     array([1.5])
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.uniform(-1.0, 1.0, (500, 1))
+    >>> y = rng.normal(2.0 * X[:, 0], np.exp(X[:, 0]))
+    >>> mlp = nb.MLPRegressor("quantile", (16,), quantiles=(0.1, 0.5, 0.9), learning_rate_init=0.01)
+    >>> lower, upper = mlp.fit(X, y).predict_interval(X, coverage=0.8).T
+    >>> bool(0.75 < np.mean((lower < y) & (y < upper)) < 0.85)
+    True
     """
 
     _rules = REGRESSOR
@@ -385,6 +419,8 @@ class MLPRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         device: str | None = None,
         engine: str = "auto",
         precision: str = "float32",
+        quantiles: Any = None,
+        standardize_target: bool = False,
     ) -> None:
         self.loss = loss
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -418,6 +454,8 @@ class MLPRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         self.device = device
         self.engine = engine
         self.precision = precision
+        self.quantiles = quantiles
+        self.standardize_target = standardize_target
 
     def fit(
         self, X: Any, y: Any, sample_weight: Any = None, X_val: Any = None, y_val: Any = None
@@ -443,9 +481,81 @@ class MLPRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
             self._train(Passed(*rows), incremental=True)
         return self
 
+    @own_errors
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """Return values.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix (n_samples, n_features)
+            One example per row.
+        return_std : bool, default False
+            Whether to return the deviations as well; with ``loss="gaussian"`` only.
+
+        Returns
+        -------
+        y : array (n_samples,) or (n_samples, n_outputs)
+            Of X's library, where X is, with ``array_api_dispatch``; else NumPy's. With
+            ``loss="gaussian"`` the means, with ``loss="quantile"`` the medians, as
+            ``Network.predict`` has them.
+        std : array (n_samples,)
+            Only with ``return_std``.
+        """
+        A, place = self._propagated(X, "predict")
+        y = in_library(X, self._decoded(A, place))
+        return (y, in_library(X, self._spread(A, "std", "return_std"))) if return_std else y
+
+    @own_errors
+    def predict_interval(self, X: Any, coverage: float = 0.9) -> Any:
+        """Return intervals that contain the target with a given probability.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix (n_samples, n_features)
+            One example per row.
+        coverage : float in (0, 1), default 0.9
+            The probability; see ``Network.predict_interval``.
+
+        Returns
+        -------
+        array (n_samples, 2)
+            The lower and the upper ends.
+        """
+        coverage = real("coverage", coverage, above=0.0, below=1.0)
+        A, place = self._propagated(X, "predict_interval")
+        xp = get_device(place or "cpu").xp
+        return in_library(X, self._output().interval(xp, A, coverage))
+
+    @own_errors
+    def predict_quantiles(self, X: Any) -> Any:
+        """Return the quantiles that a model with ``loss="quantile"`` has learned.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix (n_samples, n_features)
+            One example per row.
+
+        Returns
+        -------
+        array (n_samples, n_quantiles)
+            In the order of ``quantiles_``, increasing in each row.
+        """
+        A, _ = self._propagated(X, "predict_quantiles")
+        return in_library(X, self._spread(A, "quantiles", "predict_quantiles"))
+
+    def _spread(self, A: Any, what: str, argument: str) -> Any:
+        found = self._output().spread(A)
+        if what not in found:
+            needed = "gaussian" if what == "std" else "quantile"
+            raise InputError(
+                f"expected a model with loss={needed!r}, got loss={self.loss!r}", argument=argument
+            )
+        return found[what]
+
     def _decoded(self, A: Any, place: str) -> Any:
         del place
-        return A[:, 0] if A.shape[1] == 1 else A
+        point = self._output().point(A) if A.shape[1] > 1 else A
+        return point[:, 0] if point.shape[1] == 1 else point
 
     def _loss(self, net: Network) -> Loss:
         if self.loss == "squared_error":
@@ -455,8 +565,49 @@ class MLPRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         return losses.loss_function(self.loss, net.structure.output)
 
     def _encoded(self, y: Any, *, is_new: bool) -> tuple[_Array, str]:
-        del is_new
-        return self._encoded_validation(y), "exp" if self.loss == "poisson" else "identity"
+        chosen = self._wanted_output()
+        own = getattr(chosen, "quantiles", None)
+        if not is_new and hasattr(self, "quantiles_") and own not in (None, self.quantiles_):
+            raise InputError(
+                f"expected the levels that the model has begun to learn, {self.quantiles_}, got "
+                f"{own}; fit with warm_start=False to learn others",
+                argument="quantiles",
+            )
+        column = self._encoded_validation(y)
+        if chosen.is_distribution and column.shape[1] != 1:
+            raise InputError(
+                f"expected one column, (n_samples,), for loss={chosen.name!r}, got shape "
+                f"{column.shape}",
+                argument="y",
+            )
+        return column, chosen.name
+
+    def _wanted_output(self) -> Output:
+        """Return the output that the parameters ask for."""
+        wanted = getattr(self.loss, "output", self.loss)
+        name = {"poisson": "exp"}.get(wanted, wanted if wanted in DISTRIBUTIONS else "identity")
+        own = getattr(self.loss, "quantiles", None)
+        return output("loss", name, own if self.quantiles is None else self.quantiles)
+
+    def _begin_output(self, y: _Array, sample_weight: _Array | None) -> int:
+        for attribute in ("quantiles_", "target_standardization_"):
+            self.__dict__.pop(attribute, None)
+        chosen = self._wanted_output()
+        is_distribution = isinstance(chosen, Distribution)
+        if self.standardize_target and not chosen.is_standardizable:
+            raise InputError(
+                f"expected False for loss={self.loss!r}, whose targets have a scale of their own, "
+                "got True",
+                argument="standardize_target",
+            )
+        if is_distribution or self.standardize_target:
+            seen = y if sample_weight is None else y[sample_weight > 0]
+            self.target_standardization_ = Standardization.fit(np, seen)
+        if not isinstance(chosen, Distribution):
+            return super()._begin_output(y, sample_weight)
+        if (own := getattr(chosen, "quantiles", None)) is not None:
+            self.quantiles_ = own
+        return chosen.n_outputs
 
     def _encoded_validation(self, y: Any) -> _Array:
         y = np.asarray(y)

@@ -131,7 +131,12 @@ CLASSIFIER: dict[str, Sequence[Rule]] = {
     "class_weight": (_instance(dict), _instance(list), _TEXT, _NONE),
     "label_smoothing": (_REAL,),
 }
-REGRESSOR: dict[str, Sequence[Rule]] = {**_SHARED, "loss": (_TEXT, _instance(Loss))}
+REGRESSOR: dict[str, Sequence[Rule]] = {
+    **_SHARED,
+    "loss": (_TEXT, _instance(Loss)),
+    "quantiles": (_ARRAY_LIKE, _NONE),
+    "standardize_target": _BOOLEAN,
+}
 
 ENSEMBLE: dict[str, Sequence[Rule]] = {
     "n_estimators": (_POSITIVE_INT,),

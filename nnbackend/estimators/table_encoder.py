@@ -16,11 +16,14 @@ from nnbackend.data.encoded import Encoded
 from nnbackend.data.encoding import TableEncoding, described
 from nnbackend.data.source import Source
 from nnbackend.errors import InputError
+from nnbackend.floating_point import own_errors
+from nnbackend.io.skl2onnx import register
+from nnbackend.io.sklearn import EncodingEstimator
 
 __all__ = ["TableEncoder"]
 
 
-class TableEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class TableEncoder(EncodingEstimator, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Turn the columns of a table into inputs of a network, each by what it holds.
 
     - Numbers: x becomes (x - median) / (third - first quartile), and then
@@ -129,6 +132,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.max_categories = max_categories
         self.dtype = dtype
 
+    @own_errors
     def fit(self, X: Any, y: Any = None) -> TableEncoder:
         """Learn what each column becomes.
 
@@ -160,6 +164,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             del self.feature_names_in_
         return self
 
+    @own_errors
     def transform(self, X: Any) -> Any:
         """Return the inputs of a network.
 
@@ -178,14 +183,13 @@ class TableEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(X, Source):
             return Encoded(X, self.encoding_, self._dtype())
         given = look("X", X)
-        table, is_named = given.table(), given.columns is not None
-        if not is_named and len(table.columns) != self.n_features_in_:
+        shape: Any = getattr(X, "shape", ())
+        if given.columns is None and len(shape) == 2 and shape[1] != self.n_features_in_:
             raise ValueError(
-                f"X has {len(table.columns)} features, but {type(self).__name__} is expecting "
+                f"X has {shape[1]} features, but {type(self).__name__} is expecting "
                 f"{self.n_features_in_} features as input"
             )
-        chosen = self.encoding_.chosen(table, is_named=is_named)
-        return self.encoding_.apply(chosen, self._dtype())
+        return self.encoding_.apply(self.encoding_.table(given), self._dtype())
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray[Any, Any]:
         """Return the names of the columns that ``transform`` returns.
@@ -245,3 +249,6 @@ class TableEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         # The option decides.
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+
+register(TableEncoder)

@@ -36,6 +36,7 @@ def network_of(
     output: str,
     device: str | Device,
     dropout: Any = 0.0,
+    quantiles: Any = None,
 ) -> Network:
     """Return a network with named weights (n_in, n_out) and biases, whose values are checked."""
     for name, x in (*weights, *biases):
@@ -49,6 +50,7 @@ def network_of(
         dropout=dropout,
         dtype=np.result_type(*(x for _, x in (*weights, *biases))).name,
         device=device,
+        quantiles=quantiles,
     )
     net.set_parameters([W for _, W in weights], [b for _, b in biases])
     return net
@@ -58,6 +60,12 @@ def folded(net: Any) -> tuple[list[Array], list[Array]]:
     """Return weights and biases in float64 with which the network needs no standardization."""
     if not isinstance(net, Network):
         raise InputError(f"expected a nnbackend.Network, got {type(net).__name__}", argument="net")
+    if net.encoding is not None:
+        raise InputError(
+            "expected a network without an encoder, which belongs to no layer, got one that takes "
+            "tables; convert net.copy().encode_with(None), and encode its tables before",
+            argument="net",
+        )
     host = net.to("cpu")
     weights = [W.astype(np.float64) for W in host.weights]
     biases = [b.astype(np.float64) for b in host.biases]
@@ -66,6 +74,13 @@ def folded(net: Any) -> tuple[list[Array], list[Array]]:
         weights[0] = weights[0] / scale[:, np.newaxis]
         biases[0] = biases[0] - mean @ weights[0]
     if host.target_standardization is not None:
+        if not host.structure.output.is_linear:
+            raise InputError(
+                "expected a network without a standardization of its targets, which the weights of "
+                f"output={host.output!r} cannot take up, got one; standardize the features alone, "
+                "and scale y yourself",
+                argument="net",
+            )
         mean, scale = host.target_standardization
         weights[-1], biases[-1] = weights[-1] * scale, biases[-1] * scale + mean
     return weights, biases

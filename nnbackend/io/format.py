@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from nnbackend._version import __version__
-from nnbackend.core.activations import ACTIVATIONS, OUTPUTS
+from nnbackend.core.activations import ACTIVATIONS, Output
+from nnbackend.core.distributions import output
 from nnbackend.core.standardization import Standardization
 from nnbackend.core.structure import Structure
 from nnbackend.data.encoding import TableEncoding
@@ -97,6 +98,8 @@ def to_bytes(net: Any, attachment: Attachment | None = None) -> bytes:
         description["target"] = net.target.to_json()
     if net.encoding is not None:
         description["encoding"] = net.encoding.to_json()
+    if net.quantiles is not None:
+        description["quantiles"] = net.quantiles
     if attachment is not None:
         arrays = attachment.arrays
         description[attachment.name] = {**attachment.description, "arrays": sorted(arrays)}
@@ -157,6 +160,7 @@ def read_model(contents: Contents, device: Device) -> Network | Stack:
     )
     networks = _networks(contents, device, count)
     is_classifier = networks[0].output in ("sigmoid", "softmax")
+    require(not networks[0].structure.output.is_distribution, "its stack has distributions")
     label_dtype = facts.get("label_dtype")
     require(is_classifier or label_dtype is None, "it has labels, but its targets are numbers")
     labels = _labels(contents, networks[0], label_dtype) if is_classifier else None
@@ -213,14 +217,18 @@ def _networks(contents: Contents, device: Device, count: int | None) -> list[Net
     claims, standardized = _claims(contents, structure, str(dtype), stack)
     arrays = {name: contents.array(name, claim) for name, claim in claims.items()}
     names: dict[str, Any] = {}
-    for key, size in name_counts(structure).items():
+    encoding = _encoding(contents, structure.layer_sizes[0])
+    for key, size in name_counts(structure, encoding).items():
         value = description.get(key)
         problem = _problem_of_names(value, size)
         require(problem is None, f"its {key} are {problem}")
         names[key] = None if value is None else tuple(value)
+    require(
+        encoding is None or names["feature_names"] == encoding.feature_names,
+        "its feature_names are not the columns of its encoding",
+    )
     layers = range(len(structure.weight_shapes))
     target = _target(contents, names["class_names"])
-    encoding = _encoding(contents, structure.layer_sizes[0])
     networks = []
     # Without a stack, its index is that of the whole array.
     for each in (...,) if count is None else range(count):
@@ -304,11 +312,12 @@ def _listed(value: Any) -> list[str] | None:
     return None
 
 
-def name_counts(structure: Structure) -> dict[str, int]:
+def name_counts(structure: Structure, encoding: TableEncoding | None = None) -> dict[str, int]:
     """Return how many feature and class names a network has, if it has any."""
     n_outputs = structure.layer_sizes[-1]
     n_classes = max(2, n_outputs) if structure.output.name == "sigmoid" else n_outputs
-    return {"feature_names": structure.layer_sizes[0], "class_names": n_classes}
+    n_features = structure.layer_sizes[0] if encoding is None else len(encoding.feature_names)
+    return {"feature_names": n_features, "class_names": n_classes}
 
 
 def _problem_of_names(value: Any, size: int) -> str | None:
@@ -337,7 +346,14 @@ def _is_unicode(text: str) -> bool:
 def checked_names(net: Network) -> dict[str, Any]:
     """Return a network's feature and class names: a list or tuple of strings each, or None."""
     names: dict[str, Any] = {}
-    for key, size in name_counts(net.structure).items():
+    if net.encoding is not None and tuple(net.feature_names or ()) != net.encoding.feature_names:
+        raise InputError(
+            f"expected the names of the columns that its encoding takes, "
+            f"{list(net.encoding.feature_names)!r}, got {net.feature_names!r}; they are set by "
+            "net.encode_with",
+            argument="net.feature_names",
+        )
+    for key, size in name_counts(net.structure, net.encoding).items():
         given = getattr(net, key)
         names[key] = given.tolist() if isinstance(given, np.ndarray) else given
         if problem := _problem_of_names(names[key], size):
@@ -381,9 +397,9 @@ def _structure(contents: Contents) -> Structure:
     """Return the structure in a description, checked."""
     require = contents.require
     entries: list[Any] = [
-        contents.description.get(key) for key in ("layer_sizes", "hidden", "dropout", "output")
+        contents.description.get(key) for key in ("layer_sizes", "hidden", "dropout")
     ]
-    sizes, hidden, dropout, output = entries
+    sizes, hidden, dropout = entries
     require(
         isinstance(sizes, list)
         and len(sizes) >= 2
@@ -409,15 +425,29 @@ def _structure(contents: Contents) -> Structure:
         and all(type(rate) in (int, float) and 0 <= rate < 1 for rate in dropout),
         f"its dropout rates are not {n_hidden} numbers in [0, 1)",
     )
-    require(
-        isinstance(output, str) and output in OUTPUTS, f"its output is {shortened(repr(output))}"
-    )
     return Structure(
         tuple(sizes),
         tuple(ACTIVATIONS[name] for name in hidden),
-        OUTPUTS[output],
+        _output(contents, sizes[-1]),
         tuple(float(rate) for rate in dropout),
     )
+
+
+def _output(contents: Contents, n_outputs: int) -> Output:
+    """Return the output in a description, checked."""
+    name: Any = contents.description.get("output")
+    quantiles = contents.description.get("quantiles")
+    chosen = None
+    with contextlib.suppress(InputError):
+        claimed = output("output", name, quantiles)
+        claimed.require_size(n_outputs)
+        chosen = claimed
+    of = "" if quantiles is None else f" of the quantiles {shortened(repr(quantiles))}"
+    contents.require(
+        chosen is not None, f"its output is {shortened(repr(name))}{of}, for {n_outputs} units"
+    )
+    assert chosen is not None  # noqa: S101 - or require has raised
+    return chosen
 
 
 def _claims(
@@ -439,7 +469,8 @@ def _claims(
         expected[f"biases.{layer}"] = Claim((*stack, n_out), dtype)
     standardized = [name for name in STANDARDIZATIONS if f"{name}.mean" in names]
     for name in standardized:
-        shape = (structure.layer_sizes[0 if name == "standardization" else -1],)
+        is_target = name == "target_standardization"
+        shape = (structure.n_targets if is_target else structure.layer_sizes[0],)
         expected[f"{name}.mean"] = Claim(shape, "float64")
         expected[f"{name}.scale"] = Claim(shape, "float64", is_positive=True)
     attached = (
@@ -449,7 +480,7 @@ def _claims(
     )
     contents.require_names([*expected, *attached])
     contents.require(
-        "target_standardization" not in standardized or structure.output.name == "identity",
-        "only an identity output has a target standardization",
+        "target_standardization" not in standardized or structure.output.is_standardizable,
+        f"its output {structure.output.name!r} has no target standardization",
     )
     return expected, standardized

@@ -18,18 +18,18 @@ __all__ = ["read", "save"]
 def save(net: Any, path: str | os.PathLike[str]) -> None:
     """Write a network to a safetensors file, whole or not at all.
 
-    The file holds parameters, structure, standardization, feature and class names, the versions of
-    nnbackend and NumPy, and a checksum of all that. It does not depend on the network's device. The
-    state of an optimizer is not part of a model.
+    The file holds parameters, structure, standardization, encoding, feature and class names, the
+    versions of nnbackend and NumPy, and a checksum of all that. It does not depend on the network's
+    device. The state of an optimizer is not part of a model.
 
     Parameters
     ----------
     net : Network
         The network; a registered activation is stored by its name. Also a fitted ``MLPClassifier``
-        or ``MLPRegressor``, or a Pipeline of a ``StandardScaler`` and one of them: it is stored as
-        ``from_sklearn`` gives it, and loaded as a network. Also a fitted ``EnsembleClassifier`` or
-        ``EnsembleRegressor``, or a Pipeline of a ``StandardScaler`` and one of them: all members go
-        into the file, and what is loaded is such an ensemble, or Pipeline, again.
+        or ``MLPRegressor``, or a Pipeline of a ``TableEncoder``, a ``StandardScaler``, or both, and
+        one of them: it is stored as ``from_sklearn`` gives it, and loaded as a network. Also a
+        fitted ``EnsembleClassifier`` or ``EnsembleRegressor``, or such a Pipeline with one of them:
+        all members go into the file, and what is loaded is such an ensemble, or Pipeline, again.
     path : path-like
         The file; its folder has to exist. An existing file is replaced, with its mode and, where
         that is permitted, its owner. Links are followed; pipes and devices are written to.

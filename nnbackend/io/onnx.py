@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +21,7 @@ from nnbackend.floating_point import own_errors
 from nnbackend.io.files import checked_path, write_atomically
 from nnbackend.io.format import checked_names, checked_tensors, name_counts
 from nnbackend.io.onnx_steps import behind, split
+from nnbackend.io.onnx_tables import columns_of, encoded, name_columns
 from nnbackend.model.network import Network
 from nnbackend.model.stack import Stack, deviation
 
@@ -39,8 +41,10 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     float32 is too coarse for a standardized feature, by the rule by which ``standardize`` says it
     of a target (a mean more than 839 deviations from 0, mostly). The outputs of a
     network with a sigmoid or softmax output are ``label``, what ``predict`` returns, and
-    ``probabilities``, what ``predict_proba`` does; else ``prediction``, what ``predict`` returns.
-    Shapes and dtypes are theirs as well: a label is int64, even of a class with a name.
+    ``probabilities``, what ``predict_proba`` does; else ``prediction``, what ``predict`` returns,
+    and for a gaussian output the deviation ``std`` (n_samples,), for a quantile output all
+    ``quantiles`` (n_samples, n_levels). Shapes and dtypes are theirs as well: a label is int64,
+    even of a class with a name.
 
     Parameters
     ----------
@@ -66,12 +70,24 @@ def export_onnx(net: Any, path: str | os.PathLike[str]) -> None:
     -----
     The operators are ndonnx's, of opset 21, which onnxruntime reads from version 1.19 on (1.26 to
     1.31 round some constants of float64 models to float32). The metadata hold ``nnbackend_version``
-    and, where the network has them, ``feature_names`` and ``class_names`` as JSON lists.
+    and, where the network has them, ``feature_names``, ``class_names`` and the levels ``quantiles``
+    as JSON lists.
 
     Of a Pipeline the file holds all steps, those before the network as skl2onnx writes them. Its
     input is ``X`` where all columns are numbers, or all are text; else each column that a step
     reads is an input of its name (``x0``, ``x1``, ... without names) and the shape (n_samples, 1).
     Text has no NaN in ONNX: a gap that a ``SimpleImputer`` fills is the empty text there.
+
+    Of a network with an encoder, or a Pipeline that begins with a ``TableEncoder``, the inputs are
+    the columns of the table, by name, each (n_samples, 1), those that were dropped left out:
+
+    - numbers as float64, NaN for a gap; booleans as well, 0.0 and 1.0;
+    - text as strings, the empty one for a gap: ``column.fillna("").to_numpy(object)[:, None]``;
+    - dates as int64, microseconds since 1970, of UTC where they have a zone, and -2**63 for a gap:
+      ``column.to_numpy("M8[us]").astype("int64")[:, None]``.
+
+    A category that is unknown becomes zeros, as here. The metadata hold ``columns``, a JSON object
+    of their names and kinds: number, boolean, text and date.
 
     Nothing is checked when the file is used: NaN in ``X`` gives NaN, and a label without meaning.
 
@@ -122,7 +138,12 @@ def traced(exported: Network | Stack) -> Any:
     # name; the recorded graph gets them as constants.
     parameters = {name: _input(ndonnx, x.shape, x.dtype) for name, x in tensors.items()}
     given, returned = (_dtype(net, tensors, f"{kind}standardization") for kind in ("", "target_"))
-    X = _input(ndonnx, ("n_samples", net.layer_sizes[0]), given)
+    if net.encoding is None:
+        X = _input(ndonnx, ("n_samples", net.layer_sizes[0]), given)
+        inputs = {"X": X}
+    else:
+        inputs = columns_of(ndonnx, net.encoding)
+        X = encoded(xp, net.encoding, inputs)
     A = _forward(xp, net, parameters, X)
     each = A
     if isinstance(exported, Stack):
@@ -131,19 +152,26 @@ def traced(exported: Network | Stack) -> Any:
     if noise is not None:
         std = deviation(xp, each, A, xp.asarray(noise.astype(net.dtype)))
         outputs["std"] = xp.squeeze(std, axis=1) if net.layer_sizes[-1] == 1 else std
-    model = ndonnx.build({"X": X, **parameters}, outputs)
+    model = ndonnx.build({**inputs, **parameters}, outputs)
     for output in model.graph.output:
         batch, *columns = output.type.tensor_type.shape.dim
         batch.dim_param = "n_samples"
         for dimension in columns:
             dimension.dim_value = name_counts(net.structure)["class_names"]
-    del model.graph.input[1:]
+    del model.graph.input[len(inputs) :]
     model.graph.initializer.extend(
         onnx.numpy_helper.from_array(x, name) for name, x in tensors.items()
     )
+    if net.encoding is not None:
+        model = name_columns(model, net.encoding)
+        names["columns"] = {column.name: column.kind for column in net.encoding.used}
     model.graph.name = model.producer_name = "nnbackend"
     model.producer_version = __version__
-    metadata = {key: json.dumps(value) for key, value in names.items() if value is not None}
+    metadata = {
+        key: json.dumps(value)
+        for key, value in {**names, "quantiles": net.quantiles}.items()
+        if value is not None
+    }
     onnx.helper.set_model_props(model, {"nnbackend_version": __version__, **metadata})
     return model
 
@@ -176,10 +204,10 @@ def _input(ndonnx: Any, shape: tuple[str | int, ...], dtype: Any) -> Array:
 
 
 class _Namespace:
-    """ndonnx's functions, but the matrix product and the maximum as the single operators they are.
+    """ndonnx's functions, but some as the single operators they are, or as onnxruntime has them.
 
-    ndonnx guards these two against arrays without elements by branches in the graph. No array here
-    lacks elements but those of no examples, which the operators can take.
+    ndonnx guards the matrix product and the maximum against arrays without elements by branches in
+    the graph. No array here lacks elements but those of no examples, which the operators can take.
     """
 
     def __init__(self, ndonnx: Any, operators: Any) -> None:
@@ -192,6 +220,10 @@ class _Namespace:
     def matmul(self, x1: Array, x2: Array, /) -> Array:
         product = self._operators.matmul(x1.unwrap_spox(), x2.unwrap_spox())
         return self._ndonnx.asarray(product)
+
+    def cos(self, x: Array, /) -> Array:
+        # onnxruntime has the cosine in float32 alone.
+        return self._ndonnx.sin(x + math.pi / 2)
 
     def max(
         self, x: Array, /, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
@@ -210,15 +242,16 @@ def _forward(xp: Namespace, net: Network, arrays: Mapping[str, Array], X: Array)
     """Return what ``Network.forward`` does, a standardized target in float64."""
     A = X
     if net.standardization is not None:
-        standardized = _standardization(arrays, "standardization").apply(X)
-        A = xp.astype(standardized, arrays["weights.0"].dtype)
+        A = _standardization(arrays, "standardization").apply(X)
+    A = xp.astype(A, arrays["weights.0"].dtype)
     structure = replace(net.structure, hidden=tuple(map(_traceable, net.structure.hidden)))
     layers = range(len(structure.weight_shapes))
     weights = [arrays[f"weights.{layer}"] for layer in layers]
     biases = [arrays[f"biases.{layer}"] for layer in layers]
     A = structure.output.function(xp, propagation.logits(xp, structure, weights, biases, A))
     if net.target_standardization is not None:
-        A = _standardization(arrays, "target_standardization").undo(xp, A)
+        target = _standardization(arrays, "target_standardization")
+        A = structure.output.restored(xp, A, target)
     return A
 
 
@@ -250,10 +283,10 @@ def _outputs(xp: Namespace, net: Network, A: Array) -> dict[str, Array]:
     """Return what ``Network.predict`` and ``Network.predict_proba`` do, by name."""
     if net.output == "softmax":
         return {"label": xp.argmax(A, axis=-1), "probabilities": A}
-    has_one = net.layer_sizes[-1] == 1
-    result = xp.astype(A > 0.5, xp.int64) if net.output == "sigmoid" else A
+    output, has_one = net.structure.output, net.structure.n_targets == 1
+    result = xp.astype(A > 0.5, xp.int64) if net.output == "sigmoid" else output.point(A)
     if has_one:
         result = xp.squeeze(result, axis=1)
     if net.output != "sigmoid":
-        return {"prediction": result}
+        return {"prediction": result, **output.spread(A)}
     return {"label": result, "probabilities": xp.concat([1.0 - A, A], axis=1) if has_one else A}

@@ -12,6 +12,7 @@ import numpy as np
 
 from nnbackend.errors import InputError, MissingDependencyError
 from nnbackend.io.convert import import_library
+from nnbackend.io.sklearn import EncodingEstimator
 
 __all__ = ["behind", "split"]
 
@@ -22,8 +23,8 @@ _TEXT = "OUS"
 def split(net: Any) -> tuple[Any, Any]:
     """Return the steps of a Pipeline that take skl2onnx, and the estimator after them.
 
-    None, and what was given, for all else, and where a scaler is all there is: a network can have
-    that in it.
+    None, and what was given, for all else, and where an encoder of tables, a scaler, or both are
+    all there is: a network can have these in it.
     """
     if not hasattr(net, "steps"):
         return None, net
@@ -34,7 +35,9 @@ def split(net: Any) -> tuple[Any, Any]:
     *before, last = [
         (name, step) for name, step in net.steps if step is not None and step != "passthrough"
     ]
-    if len(before) < 2 and all(isinstance(step, standard) for _, step in before):
+    kinds = (EncodingEstimator, standard)
+    found = [kind for _, step in before for kind in kinds if isinstance(step, kind)]
+    if len(found) == len(before) and found in ([], [EncodingEstimator], [standard], [*kinds]):
         return None, pipeline([*before, last]) if before else last[1]
     return pipeline(before), last[1]
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from nnbackend.errors import InputError
 from nnbackend.io.onnx import traced
-from nnbackend.io.sklearn import as_model
+from nnbackend.io.sklearn import EncodingEstimator, as_model
 from nnbackend.model.network import Network
 from nnbackend.model.stack import Stack
 
@@ -123,6 +123,13 @@ def _shapes(operator: Any) -> None:
     from skl2onnx.common.utils_classifier import get_label_classes
 
     estimator = operator.raw_operator
+    if isinstance(estimator, EncodingEstimator):
+        raise InputError(
+            f"expected steps that skl2onnx has inputs for, got {type(estimator).__name__}, whose "
+            "columns are of several kinds; write the Pipeline, with a network right after it or "
+            "after a StandardScaler, with nb.export_onnx(pipeline, path)",
+            argument="model",
+        )
     is_classifier = hasattr(estimator, "predict_proba")
     n_outputs = 2 if is_classifier else 1
     check_input_and_output_numbers(

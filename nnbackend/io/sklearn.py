@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from nnbackend.model.network import Network
 from nnbackend.model.stack import Stack
 
 __all__ = [
+    "EncodingEstimator",
     "LayeredEstimator",
     "StackedEstimator",
     "as_model",
@@ -42,8 +43,19 @@ class LayeredEstimator:
     """
 
 
+class EncodingEstimator:
+    """A transformer whose ``encoding_`` a network can have; nnbackend's ``TableEncoder`` is one."""
+
+
 class StackedEstimator:
     """An ensemble: ``estimators_`` are of the class above; nnbackend's ensembles inherit it."""
+
+
+class _Before(NamedTuple):
+    """What stands before the last step of a Pipeline, if it does."""
+
+    encoder: Any
+    scaler: Any
 
 
 def as_model(net: Any) -> Network | Stack:
@@ -63,11 +75,10 @@ def as_model(net: Any) -> Network | Stack:
 
 @own_errors
 def _stack(argument: str, estimator: Any) -> Stack:
-    """Return the stack that an ensemble is, or a Pipeline of a StandardScaler and one."""
-    scaler, ensemble = _sklearn_parts(argument, estimator, StackedEstimator, "estimators_")
-    named = ensemble if scaler is None else scaler
+    """Return the stack that an ensemble is, or a Pipeline that ends with one."""
+    before, ensemble = _sklearn_parts(argument, estimator, StackedEstimator, "estimators_")
     networks = tuple(
-        _network(argument, scaler, member, named, "cpu") for member in ensemble.estimators_
+        _network(argument, before, member, ensemble, "cpu") for member in ensemble.estimators_
     )
     classes = getattr(ensemble, "classes_", None)
     if classes is not None:
@@ -87,8 +98,8 @@ def from_sklearn(estimator: Any, *, device: str | Device = "cpu") -> Network:
     Parameters
     ----------
     estimator : MLPClassifier or MLPRegressor
-        Fitted, scikit-learn's or nnbackend's; or a fitted Pipeline of StandardScaler and one of
-        them: the scaler becomes the network's standardization.
+        Fitted, scikit-learn's or nnbackend's; or a fitted Pipeline of TableEncoder, StandardScaler,
+        or both, and one of them: they become the network's encoding and standardization.
     device : str, default "cpu"
         The device of the network.
 
@@ -126,12 +137,16 @@ def _from_sklearn(argument: str, estimator: Any, device: str | Device) -> Networ
     """Return what ``from_sklearn`` does; ``argument`` is the estimator's name in messages."""
     networks = import_library("sklearn.neural_network", "scikit-learn")
     kinds = (networks.MLPClassifier, networks.MLPRegressor, LayeredEstimator)
-    scaler, mlp = _sklearn_parts(argument, estimator, kinds, "coefs_")
-    return _network(argument, scaler, mlp, mlp if scaler is None else scaler, device)
+    before, mlp = _sklearn_parts(argument, estimator, kinds, "coefs_")
+    return _network(argument, before, mlp, mlp, device)
 
 
-def _network(argument: str, scaler: Any, mlp: Any, named: Any, device: str | Device) -> Network:
-    """Return a fitted estimator as a network; what is ``named`` may know the features' names."""
+def _network(argument: str, before: _Before, mlp: Any, last: Any, device: str | Device) -> Network:
+    """Return a fitted estimator, and what is before it, as a network.
+
+    ``last`` is the last step, the estimator itself or the ensemble that it is of.
+    """
+    encoder, scaler = before
     net = network_of(
         [(f"coefs_[{i}]", W) for i, W in enumerate(mlp.coefs_)],
         [(f"intercepts_[{i}]", b) for i, b in enumerate(mlp.intercepts_)],
@@ -139,16 +154,25 @@ def _network(argument: str, scaler: Any, mlp: Any, named: Any, device: str | Dev
         output=mlp.out_activation_,
         dropout=getattr(mlp, "dropout", 0.0),
         device=device,
+        quantiles=getattr(mlp, "quantiles_", None),
     )
+
+    def placed(mean: Array, scale: Array) -> Standardization:
+        home = get_device(net.device)
+        return Standardization(*(home.place(x, np.float64, copy=True) for x in (mean, scale)))
+
     if scaler is not None:
         mean = scaler.mean_ if scaler.with_mean else np.zeros(net.layer_sizes[0])
         scale = scaler.scale_ if scaler.with_std else np.ones(net.layer_sizes[0])
-        home = get_device(net.device)
-        net.standardization = Standardization(
-            *(home.place(x, np.float64, copy=True) for x in (mean, scale))
-        )
-    names = getattr(named, "feature_names_in_", None)
-    net.feature_names = None if names is None else tuple(names.tolist())
+        net.standardization = placed(mean, scale)
+    target = getattr(mlp, "target_standardization_", None)
+    if target is not None:
+        net.target_standardization = placed(*target)
+    if encoder is None:
+        names = getattr(last if scaler is None else scaler, "feature_names_in_", None)
+        net.feature_names = None if names is None else tuple(names.tolist())
+    else:
+        net.encode_with(encoder)
     classes = getattr(mlp, "classes_", None)
     if classes is None:
         return net
@@ -231,6 +255,12 @@ def to_sklearn(net: Network) -> Any:
     >>> estimator.classes_.tolist(), estimator.predict_proba([[0.0, 0.0]]).tolist()
     (['no', 'yes'], [[0.5, 0.5]])
     """
+    if isinstance(net, Network) and net.structure.output.is_distribution:
+        raise InputError(
+            "expected a network with an output that scikit-learn's networks have, got "
+            f"output={net.output!r}",
+            argument="net",
+        )
     weights, biases = folded(net)
     options: dict[str, Any] = {"hidden_layer_sizes": tuple(net.layer_sizes[1:-1])}
     if net.hidden:
@@ -268,8 +298,8 @@ def to_sklearn(net: Network) -> Any:
     return estimator
 
 
-def _sklearn_parts(argument: str, estimator: Any, kinds: Any, fitted: str) -> tuple[Any, Any]:
-    """Return the StandardScaler, or None, and the last step of a fitted estimator.
+def _sklearn_parts(argument: str, estimator: Any, kinds: Any, fitted: str) -> tuple[_Before, Any]:
+    """Return the encoder and the scaler, and the last step of a fitted estimator.
 
     The latter is one of ``kinds``, and has the attribute ``fitted`` once it is that.
     """
@@ -277,27 +307,28 @@ def _sklearn_parts(argument: str, estimator: Any, kinds: Any, fitted: str) -> tu
     standard = import_library("sklearn.preprocessing", "scikit-learn").StandardScaler
     is_pipeline = isinstance(estimator, pipeline)
     *before, last = [step for _, step in estimator.steps] if is_pipeline else [estimator]
-    if (
-        not isinstance(last, kinds)
-        or len(before) > 1
-        or not all(isinstance(step, standard) for step in before)
-    ):
+    encoder = before.pop(0) if before and isinstance(before[0], EncodingEstimator) else None
+    scaler = before.pop(0) if before and isinstance(before[0], standard) else None
+    if before or not isinstance(last, kinds):
         what = type(estimator).__name__
         if is_pipeline:
-            what += f" of {', '.join(type(step).__name__ for step in (*before, last))}"
+            what += f" of {', '.join(type(step).__name__ for _, step in estimator.steps)}"
         raise InputError(
-            f"expected a fitted MLPClassifier or MLPRegressor, or a Pipeline of "
-            f"StandardScaler and one of them, got {what}",
+            f"expected a fitted MLPClassifier or MLPRegressor, or a Pipeline of TableEncoder, "
+            f"StandardScaler, or both, and one of them, got {what}",
             argument=argument,
         )
-    scaler = before[0] if before else None
-    if not hasattr(last, fitted) or (scaler is not None and not hasattr(scaler, "scale_")):
+    if (
+        not hasattr(last, fitted)
+        or (encoder is not None and not hasattr(encoder, "encoding_"))
+        or (scaler is not None and not hasattr(scaler, "scale_"))
+    ):
         raise InputError(
             f"expected a fitted {type(estimator).__name__}, got one that is not "
             "fitted; call fit first",
             argument=argument,
         )
-    return scaler, last
+    return _Before(encoder, scaler), last
 
 
 def _common_activation(net: Network) -> str:

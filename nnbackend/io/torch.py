@@ -42,6 +42,7 @@ def from_torch(
     hidden: Any = None,
     output: str | None = None,
     device: str | Device = "cpu",
+    quantiles: Any = None,
 ) -> Network:
     """Return the network that a torch module, or its state dict, is.
 
@@ -58,12 +59,14 @@ def from_torch(
         (which files that sort by name lose), else in the order they stand.
     hidden : str, Activation, or one of these per hidden layer, optional
         The hidden activations; a state dict does not know them, a module does.
-    output : {"sigmoid", "softmax", "identity", "exp"}, optional
+    output : {"sigmoid", "softmax", "identity", "exp", "gaussian", "quantile"}, optional
         The output activation, which a state dict does not know. A module that ends with a Linear
         layer gives an identity output, what it computes; if it was trained on logits, with
         CrossEntropyLoss or BCEWithLogitsLoss, say ``"softmax"`` or ``"sigmoid"``.
     device : str, default "cpu"
         The device of the network, whatever the device of the tensors.
+    quantiles : sequence of float, optional
+        The levels of a quantile output, as for ``Network``.
 
     Returns
     -------
@@ -141,6 +144,7 @@ def from_torch(
         output=output,
         dropout=dropout,
         device=device,
+        quantiles=quantiles,
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nnbackend.checks import lookup, positive_integer, real
-from nnbackend.core.activations import activation, output
+from nnbackend.core.activations import activation
+from nnbackend.core.distributions import output
 from nnbackend.core.initializers import INITIALIZERS
 from nnbackend.core.structure import Structure
 from nnbackend.core.types import Array
@@ -31,7 +32,9 @@ def generator(seed: Any) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def make_structure(layer_sizes: Any, hidden: Any, output_name: Any, dropout: Any) -> Structure:
+def make_structure(
+    layer_sizes: Any, hidden: Any, output_name: Any, dropout: Any, quantiles: Any = None
+) -> Structure:
     """Return the structure that the checked arguments of ``Network`` describe."""
     given = _sequence(layer_sizes)
     if given is None or len(given) < 2:
@@ -47,7 +50,9 @@ def make_structure(layer_sizes: Any, hidden: Any, output_name: Any, dropout: Any
     rates = _per_layer(
         "dropout", dropout, len(sizes) - 2, lambda x: real("dropout", x, minimum=0.0, below=1.0)
     )
-    structure = Structure(sizes, activations, output("output", output_name), rates)
+    chosen = output("output", output_name, quantiles)
+    chosen.require_size(sizes[-1])
+    structure = Structure(sizes, activations, chosen, rates)
     if structure.n_parameters > _MOST_PARAMETERS:
         raise InputError(
             "expected sizes whose weights a machine can address, got "

@@ -81,8 +81,11 @@ class Network:
     hidden : str, Activation, or one of these per hidden layer, default "relu"
         ``identity``, ``sigmoid`` (or ``logistic``), ``tanh``, ``relu``, ``leaky_relu``, ``elu``,
         ``softplus``, ``silu``, ``gelu`` (in its tanh form), or one that was registered.
-    output : {"sigmoid", "softmax", "identity", "exp"}, default "sigmoid"
-        The output activation, for binary or multilabel, multiclass, real, and count targets.
+    output : {"sigmoid", "softmax", "identity", "exp", "gaussian", "quantile"}, default "sigmoid"
+        The output activation, for binary or multilabel, multiclass, real, and count targets. The
+        last two describe the distribution of one real target, for ``predict_interval``:
+        ``gaussian`` by two outputs, its mean and deviation; ``quantile`` by its quantiles, sorted
+        so that they never cross.
     initializer : str, optional
         ``zeros``, ``normal`` (standard deviation 0.01), ``glorot_``, ``he_`` or ``lecun_`` followed
         by ``normal`` or ``uniform``, or ``orthogonal``. By default, hidden layers of the ReLU
@@ -98,6 +101,9 @@ class Network:
     seed : int, numpy.random.Generator or None, default 0
         The seed of the initial weights, which are drawn on the host and so are equal on every
         device. None draws new weights each time.
+    quantiles : sequence of float in (0, 1), optional
+        The levels of a quantile output, which increase, one for each unit of the last layer. By
+        default 0.05, 0.5, 0.95.
 
     Attributes
     ----------
@@ -115,10 +121,11 @@ class Network:
         different. A later frame is then read by name: its columns may be in any order, further ones
         are ignored, and a missing one is an error. Arrays go by position, and so does a frame that
         is given to a network without names.
+    encoding : TableEncoding or None
+        Makes the inputs of a table, X, which is data as it comes; set by ``encode_with``. It is
+        saved with the network, and ``feature_names`` are the columns that it takes.
     target : Target or None
         What the command learnt, and how it reads a file's column of it; saved with the network.
-    encoding : TableEncoding or None
-        What the command made of a table's columns; saved with the network.
 
     Raises
     ------
@@ -150,8 +157,9 @@ class Network:
         dtype: str = "float32",
         device: str | Device = "cpu",
         seed: int | np.random.Generator | None = 0,
+        quantiles: Sequence[float] | None = None,
     ) -> None:
-        structure = make_structure(layer_sizes, hidden, output, dropout)
+        structure = make_structure(layer_sizes, hidden, output, dropout, quantiles)
         flat = initial_parameters(structure, initializer, generator(seed))
         self._build(structure, flat, dtype_name(dtype), get_device(device))
 
@@ -169,8 +177,8 @@ class Network:
         self.target_standardization: Standardization | None = None
         self.feature_names: tuple[str, ...] | None = None
         self.class_names: tuple[str, ...] | None = None
-        self.target: Target | None = None
         self.encoding: TableEncoding | None = None
+        self.target: Target | None = None
 
     @classmethod
     def from_structure(
@@ -200,6 +208,11 @@ class Network:
     def output(self) -> str:
         """The name of the output activation."""
         return self._structure.output.name
+
+    @property
+    def quantiles(self) -> tuple[float, ...] | None:
+        """The levels of a quantile output; None for other outputs."""
+        return getattr(self._structure.output, "quantiles", None)
 
     @property
     def dropout(self) -> tuple[float, ...]:
@@ -242,8 +255,9 @@ class Network:
             hidden = hidden[0]
         shown = f"hidden={hidden!r}, " if hidden else ""
         dropout = f"dropout={self.dropout!r}, " if self._structure.has_dropout else ""
+        quantiles = "" if self.quantiles is None else f"quantiles={self.quantiles!r}, "
         return (
-            f"Network({self.layer_sizes}, {shown}output={self.output!r}, {dropout}"
+            f"Network({self.layer_sizes}, {shown}output={self.output!r}, {quantiles}{dropout}"
             f"dtype={self.dtype!r}, device={self.device!r})"
         )
 
@@ -346,7 +360,7 @@ class Network:
             if columns is not None:
                 setattr(net, name, Standardization(*map(move, columns)))
         net.feature_names, net.class_names = self.feature_names, self.class_names
-        net.target, net.encoding = self.target, self.encoding
+        net.encoding, net.target = self.encoding, self.target
         return net
 
     def __getstate__(self) -> dict[str, Any]:
@@ -361,8 +375,8 @@ class Network:
             "target_standardization": host.target_standardization,
             "feature_names": self.feature_names,
             "class_names": self.class_names,
-            "target": self.target,
             "encoding": self.encoding,
+            "target": self.target,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -376,15 +390,72 @@ class Network:
             if state[name] is not None:
                 setattr(self, name, Standardization(*map(device.place, state[name])))
         self.feature_names, self.class_names = state["feature_names"], state["class_names"]
-        self.target, self.encoding = state.get("target"), state.get("encoding")
+        self.encoding, self.target = state.get("encoding"), state.get("target")
+
+    def encode_with(self, encoder: Any) -> Network:
+        """Make an encoder part of the network, which then takes tables as they come.
+
+        From then on, training and prediction take data frames of pandas and polars, pyarrow tables
+        and arrays with text, dates and gaps for X, and turn their columns into the network's
+        inputs. A frame is read by name: its columns may be in any order, and further ones are
+        ignored. ``standardize``, if it is called afterwards, standardizes what the encoder makes.
+
+        Parameters
+        ----------
+        encoder : TableEncoder, TableEncoding or None
+            A fitted ``TableEncoder``, or the ``encoding`` of another network; None takes the
+            network's away.
+
+        Returns
+        -------
+        Network
+            The network itself.
+
+        Raises
+        ------
+        InputError
+            If it is not an encoder, is not fitted, or makes another number of inputs than the
+            network has.
+
+        Examples
+        --------
+        >>> import nnbackend as nb
+        >>> X = [[1.5, "blue"], [None, "red"], [2.5, "blue"], [2.0, "red"]]
+        >>> encoder = nb.TableEncoder().fit(X)
+        >>> net = nb.Network([len(encoder.get_feature_names_out()), 8, 1]).encode_with(encoder)
+        >>> net.predict(X).shape
+        (4,)
+        """
+        if encoder is None:
+            if self.encoding is not None:
+                self.encoding = self.feature_names = None
+            return self
+        encoding = getattr(encoder, "encoding_", encoder)
+        if not isinstance(encoding, TableEncoding):
+            hint = "; call its fit first" if hasattr(encoder, "fit") else ""
+            raise InputError(
+                f"expected a fitted TableEncoder, got {type(encoder).__name__}{hint}",
+                argument="encoder",
+            )
+        n_inputs = self._structure.layer_sizes[0]
+        if encoding.n_outputs != n_inputs:
+            raise InputError(
+                f"expected an encoder that makes {n_inputs} inputs, as many as the network's "
+                f"input layer, got {encoding.n_outputs}; make the network with "
+                "len(encoder.get_feature_names_out()) of them",
+                argument="encoder",
+            )
+        self.encoding, self.feature_names = encoding, encoding.feature_names
+        return self
 
     @_on_device
     def standardize(self, X: Any, y: Any = None) -> Network:
         """Make standardization with the mean and deviation of data part of the network.
 
         Call it with the training data, before training. From then on, training and prediction
-        replace every input by (X - mean) / scale. With ``y`` (identity output only), the network
-        learns (y - mean) / scale; losses are in those units, and predictions in the units of ``y``.
+        replace every input by (X - mean) / scale. With ``y`` (identity, gaussian and quantile
+        outputs only), the network learns (y - mean) / scale; losses are in those units, and
+        predictions in the units of ``y``.
 
         Standardization runs in float64. Pass columns with a large offset, such as times, in float64
         or as integers, since float32 has too few digits for them. (Integers beyond 2**53 are
@@ -415,10 +486,10 @@ class Network:
         >>> net.standardization.mean, net.standardization.scale
         (array([  1., 200.]), array([  1., 100.]))
         """
-        if y is not None and self.output != "identity":
+        if y is not None and not self._structure.output.is_standardizable:
             raise InputError(
-                f"expected None, since targets are standardized for output='identity' only "
-                f"and this network has output={self.output!r}",
+                f"expected None, since targets are standardized for output='identity', 'gaussian' "
+                f"and 'quantile' only and this network has output={self.output!r}",
                 argument="y",
             )
         if isinstance(X, Source) and y is not None and y is not X:
@@ -445,13 +516,14 @@ class Network:
         """The checks and conversions that the network now needs for its data."""
         return Preparation(
             self._structure.layer_sizes[0],
-            self._structure.layer_sizes[-1],
+            self._structure.n_targets,
             self._structure.output,
             self._dtype,
             self._device,
             self.standardization,
             self.target_standardization,
             self.feature_names,
+            self.encoding,
         )
 
     def _follow(self, result: Array, given: Given) -> Array:
@@ -501,13 +573,8 @@ class Network:
             )
 
         Z = self._parameters.read(logits)
-        A = self._structure.output.function(xp, Z)
-        target = self.target_standardization
-        if target is not None:
-            A = target.undo(xp, A)
-            if not bool(xp.any(target.exceeds(xp, Z.dtype))):
-                A = xp.astype(A, Z.dtype)
-        return A
+        output = self._structure.output
+        return propagation.restored(xp, output, output.function(xp, Z), self.target_standardization)
 
     @_on_device
     def forward(self, X: Any) -> Array:
@@ -522,14 +589,16 @@ class Network:
         -------
         array (n_samples, n_outputs)
             On the device and in the library of X; NumPy for lists and data frames. In the network's
-            dtype, or in float64 if float32 is too coarse for the target; see ``standardize``.
+            dtype, or in float64 if float32 is too coarse for the target; see ``standardize``. Of a
+            gaussian output, the columns are the mean and the standard deviation; of a quantile
+            output, the quantiles of the increasing levels ``quantiles``.
         """
         given = look("X", X)
         return self._follow(self._forward(given), given)
 
     @_on_device
     def predict(self, X: Any) -> Array:
-        """Return classes, or values for an identity or exp output.
+        """Return classes, or values for other outputs than sigmoid and softmax.
 
         Parameters
         ----------
@@ -542,13 +611,16 @@ class Network:
             Sigmoid: int64 0 or 1 (1 where the activation is above 0.5), (n_samples,) for one output
             and a column per label for several. Softmax: the int64 index of the most probable class,
             (n_samples,). Identity and exp: the outputs in the dtype that ``forward`` returns,
-            (n_samples,) if there is only one.
+            (n_samples,) if there is only one. Gaussian: the mean, (n_samples,). Quantile: the
+            median, (n_samples,); where 0.5 is none of the levels, the value interpolated linearly
+            between the two levels around it, or that of the nearest level if all are on one side.
+            ``forward`` returns all outputs.
 
         Raises
         ------
         InputError
             If the output of a classifier is NaN, because numbers in between have overflowed.
-            Identity and exp outputs are returned even if they are infinite or NaN.
+            Other outputs are returned even if they are infinite or NaN.
         """
         xp, given = self._device.xp, look("X", X)
         A = self._forward(given)
@@ -557,10 +629,58 @@ class Network:
         if self.output == "softmax":
             result = xp.argmax(A, axis=-1)
         else:
-            result = xp.astype(A > 0.5, xp.int64) if self.output == "sigmoid" else A
-            if A.shape[1] == 1:
+            is_binary = self.output == "sigmoid"
+            result = xp.astype(A > 0.5, xp.int64) if is_binary else self._structure.output.point(A)
+            if result.shape[1] == 1:
                 result = result[:, 0]
         return self._follow(result, given)
+
+    @_on_device
+    def predict_interval(self, X: Any, coverage: float = 0.9) -> Array:
+        """Return intervals that contain the target with a given probability.
+
+        Parameters
+        ----------
+        X : array-like (n_samples, n_features)
+            One example per row.
+        coverage : float in (0, 1), default 0.9
+            The probability. An interval leaves out as much below as above. A gaussian network takes
+            any coverage; a quantile network has learned the intervals between two of its levels,
+            such as 0.9 from 0.05 and 0.95.
+
+        Returns
+        -------
+        array (n_samples, 2)
+            The lower and the upper ends, in the dtype that ``forward`` returns.
+
+        Raises
+        ------
+        InputError
+            If the output is neither gaussian nor quantile, or (1 - coverage) / 2 and
+            (1 + coverage) / 2 are no levels of a quantile network.
+
+        Notes
+        -----
+        An interval is the network's belief: it holds what it promises on data like the training
+        data, as far as the network has learned their spread and not their noise.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import nnbackend as nb
+        >>> rng = np.random.default_rng(0)
+        >>> X = rng.uniform(-1.0, 1.0, (500, 1))
+        >>> y = rng.normal(2.0 * X[:, 0], np.exp(X[:, 0]))
+        >>> net = nb.Network([1, 16, 2], hidden="tanh", output="gaussian").standardize(X, y)
+        >>> history = nb.train(net, X, y, epochs=60, batch_size=50, optimizer=nb.Adam(1e-2))
+        >>> lower, upper = net.predict_interval(X, 0.9).T
+        >>> bool(0.85 < np.mean((lower < y) & (y < upper)) < 0.95)
+        True
+        """
+        coverage = real("coverage", coverage, above=0.0, below=1.0)
+        given = look("X", X)
+        ends = self._structure.output.interval(self._device.xp, self._forward(given), coverage)
+        return self._follow(ends, given)
 
     def _require_classes(self, A: Array) -> None:
         """Raise an InputError if an output is NaN, which argmax would turn into class 0."""

@@ -59,6 +59,8 @@ class Summary:
         The dtype and the device of the network.
     standardized : tuple of str
         What the network standardizes: nothing, ``"features"``, or also ``"targets"``.
+    n_columns : int or None
+        How many columns a table has that the network takes; None without an encoder.
     """
 
     layers: tuple[LayerSummary, ...]
@@ -67,6 +69,7 @@ class Summary:
     dtype: str
     device: str
     standardized: tuple[str, ...]
+    n_columns: int | None = None
 
     @classmethod
     def of(cls, structure: Structure, preparation: Preparation) -> Summary:
@@ -80,6 +83,7 @@ class Summary:
                 names, structure.weight_shapes, activations, rates, strict=True
             )
         )
+        encoding = preparation.encoding
         columns = {
             "features": preparation.standardization,
             "targets": preparation.target_standardization,
@@ -91,6 +95,7 @@ class Summary:
             preparation.dtype,
             preparation.device.name,
             tuple(name for name, found in columns.items() if found is not None),
+            None if encoding is None else len(encoding.feature_names),
         )
 
     @property
@@ -111,7 +116,11 @@ class Summary:
     @property
     def _caption(self) -> str:
         standardized = " and ".join(self.standardized) or "nothing"
-        return f"{self.dtype} on {self.device}, {_size(self.n_bytes)}; standardizes {standardized}"
+        caption = f"{self.dtype} on {self.device}, {_size(self.n_bytes)}"
+        if self.n_columns is not None:
+            ending = "" if self.n_columns == 1 else "s"
+            caption += f"; takes tables of {self.n_columns} column{ending}"
+        return f"{caption}; standardizes {standardized}"
 
     def __repr__(self) -> str:
         lines = [_HEADINGS, *self._rows]

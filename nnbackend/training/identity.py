@@ -20,6 +20,8 @@ __all__ = ["as_json", "as_text", "identity_of", "require_same"]
 
 # The one entry that is stored but may change.
 _FREE = "engine"
+# The digests of what the training takes, which other entries decide with the caller's data.
+_DIGESTS = ("data", "validation_data")
 
 
 def identity_of(
@@ -48,6 +50,8 @@ def identity_of(
         "data": examples.digest(to_numpy),
         "validation_data": None if validation is None else data_digest(validation, to_numpy),
         **{name: _columns_digest(getattr(net, name), to_numpy) for name in STANDARDIZATIONS},
+        # Version 0.1.0 had none.
+        **({} if net.encoding is None else {"data_encoding": net.encoding.to_json()}),
     }
 
 
@@ -96,9 +100,9 @@ def require_same(found: Mapping[str, Any], asked: Mapping[str, Any], *, is_text:
     now: Mapping[str, Any] = as_text(asked) if is_text else as_json(asked)
     defaults: Mapping[str, Any] = TrainingOptions().deciding()
     defaults = as_text(defaults) if is_text else as_json(defaults)
-    # Compare the data last, so that a different standardization, which changes the data's digest,
-    # is reported by its own name.
-    for name in sorted({*found, *now} - {_FREE}, key=lambda name: ("data" in name, name)):
+    # Compare the data last, so that a different standardization or encoding, which changes the
+    # data's digest, is reported by its own name.
+    for name in sorted({*found, *now} - {_FREE}, key=lambda name: (name in _DIGESTS, name)):
         # An option that a later version added had its default value.
         was = found.get(name, defaults.get(name, "nothing"))
         different = _first_difference(name, was, now.get(name, "nothing"))

@@ -97,14 +97,16 @@ def train(
         Sigmoid: labels 0 and 1, (n_samples,) or (n_samples, n_outputs). Softmax: integer labels
         (n_samples,), or rows (n_samples, n_classes) that sum to one within 1e-3, which are then
         divided by their sums. Identity, exp: numbers, (n_samples,) or (n_samples, n_outputs).
+        Gaussian, quantile: numbers, (n_samples,).
     optimizer : str or Optimizer, optional
         ``nb.SGD``, ``nb.RMSprop``, ``nb.Adagrad``, ``nb.Adam`` or ``nb.AdamW``, with a learning
         rate or a schedule of ``nb.schedules``; or the name of one, with its defaults. By default
         ``nb.Adam(1e-3)``.
     loss : str or Loss, optional
         ``binary_cross_entropy``, ``softmax_cross_entropy``, ``squared_error``, ``absolute_error``,
-        ``huber``, ``poisson``, or an instance from ``nb.losses``. By default, sigmoid implies the
-        first, softmax the second, identity the third, and exp the last.
+        ``huber``, ``poisson``, ``quantile``, ``gaussian``, or an instance from ``nb.losses``. By
+        default, sigmoid implies the first, softmax the second, identity the third, exp ``poisson``,
+        and the other outputs the loss of their name.
     epochs : int, default 50
         Passes over the data.
     batch_size : int or None, default 128

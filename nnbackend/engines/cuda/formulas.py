@@ -58,9 +58,10 @@ def loss_outputs(xp: Recorder, problem: Problem, *, labels: bool) -> tuple[Outpu
     The code calls the row's logits ``z``, and its targets ``y_row`` or ``label``.
     """
     objective = problem.objective
+    target = "y_row[0]" if objective.structure.output.is_distribution else "y_row[k]"
     elements = recorded(
         "the loss",
-        lambda: loss_elements(xp, objective, xp.symbol("z[k]"), "y_row[k]", labels=labels),
+        lambda: loss_elements(xp, objective, xp.symbol("z[k]"), target, labels=labels),
     )
     names = ("const real element", "const real slope")
     outputs: Outputs = list(zip(names, elements, strict=True))

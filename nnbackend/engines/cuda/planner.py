@@ -239,7 +239,7 @@ class Planner:
 
     @property
     def _y_columns(self) -> int:
-        return 1 if self._labels else self._structure.layer_sizes[-1]
+        return 1 if self._labels else self._structure.n_targets
 
     def _ld(self, width: int) -> int:
         return round_up(width, self._multiple)

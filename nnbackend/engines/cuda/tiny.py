@@ -231,7 +231,7 @@ class TinyPlanner:
         self._dtype, self._labels, self._weighted = dtype, labels, weighted
         self._xp = Recorder(dtype)
         self._n_samples, self._size = n_samples, problem.batch_size
-        self._y_columns = 1 if labels else structure.layer_sizes[-1]
+        self._y_columns = 1 if labels else structure.n_targets
         self.layout = Layout(structure.weight_shapes, dtype, _odd, 1)
         self.gathers = n_samples > self._size
         most = _MAX_ROWS // n_samples if self.gathers else _MAX_EPOCHS

@@ -64,10 +64,11 @@ _MODULES = ["nnbackend.estimators.formulas"]
 
 # Files outside SOURCE from which the library comes, too.
 _FORMULAS = [
-    "core/activations.py", "core/elementwise.py", "core/losses.py", "core/optimizers.py",
-    "core/propagation.py", "core/regularization.py", "engines/native/compiling.py",
-    "engines/native/formulas.py", "engines/native/printing.py", "engines/native/program.py",
-    "engines/tracing/expression.py", "engines/tracing/formulas.py", "estimators/formulas.py",
+    "core/activations.py", "core/distributions.py", "core/elementwise.py", "core/losses.py",
+    "core/optimizers.py", "core/propagation.py", "core/regularization.py",
+    "engines/native/compiling.py", "engines/native/formulas.py", "engines/native/printing.py",
+    "engines/native/program.py", "engines/tracing/expression.py", "engines/tracing/formulas.py",
+    "estimators/formulas.py",
 ]  # fmt: skip
 
 # What the sources ask of a compiler, in short: GCC from 9, Clang from 9, Zig.

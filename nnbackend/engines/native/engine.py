@@ -134,7 +134,7 @@ class NativeEngine:
         spec = interface.Spec(
             n_layers=len(layers),
             batch=batch,
-            n_targets=0 if self._labels else sizes[-1],
+            n_targets=0 if self._labels else structure.n_targets,
             labels=self._labels,
             features_major=is_narrow and not (self._needs_calls or structure.has_dropout),
             layers=ctypes.addressof(layers),
@@ -180,7 +180,8 @@ class NativeEngine:
         if self._labels:
             run.label = address(y, np.int64, (n,))
         else:
-            run.y = address(y, dtype, (n, self._sizes[-1]) if y.ndim == 2 else (n,))
+            n_targets = self._problem.objective.structure.n_targets
+            run.y = address(y, dtype, (n, n_targets) if y.ndim == 2 else (n,))
         weight = None
         if data.sample_weight is not None:
             weight = np.require(data.sample_weight, None, PLAIN)
@@ -558,7 +559,8 @@ class _Calls:
         if labels:
             target = self._view(arrays[1], (rows,), np.int64)
         else:
-            target = self._view(arrays[1], (rows, width), self._dtype)
+            n_targets = objective.structure.n_targets
+            target = self._view(arrays[1], (rows, n_targets), self._dtype)
         share = self._view(arrays[2], (rows, 1), self._dtype)
         L, dZ = output_elements(
             self._xp, objective.structure.output, objective.loss, Z.copy(), target.copy()

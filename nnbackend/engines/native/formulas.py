@@ -170,7 +170,9 @@ def _loss(problem: Problem, dtype: str, labels: bool) -> Program:
         ("loss", xp.sum(loss * share, axis=-1, keepdims=True)),
         ("z", element(dZ * share)),
     ]
-    arrays = {"z": _ROW, "label": _COLUMN if labels else _ROW, "share": _COLUMN, "loss": _COLUMN}
+    has_one_target = labels or problem.objective.structure.output.is_distribution
+    target = _COLUMN if has_one_target else _ROW
+    arrays = {"z": _ROW, "label": target, "share": _COLUMN, "loss": _COLUMN}
     return Program(outputs, arrays, ["n_row"], is_flat=False)
 
 

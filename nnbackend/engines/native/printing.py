@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from nnbackend.core import losses, optimizers
 from nnbackend.core.activations import ACTIVATIONS, OUTPUTS, Output, is_built_in
+from nnbackend.core.distributions import DISTRIBUTIONS
 from nnbackend.core.losses import Loss
 from nnbackend.core.objective import Objective
 from nnbackend.core.optimizers import SGD, Optimizer
@@ -40,6 +41,10 @@ _VALUES: dict[str, tuple[Any, ...]] = {
     "bool": (False, True),
     "int": (2,),
     "float | Schedule": (0.375,),
+    # Levels of quantiles: other numbers of them than these are interpreted.
+    "tuple[float, ...]": tuple(
+        tuple((k + 1) / (n + 1) for k in range(n)) for n in (1, 2, 3, 4, 5, 7, 9)
+    ),
 }
 
 
@@ -55,8 +60,8 @@ def problems(modules: Sequence[ModuleType] = ()) -> Iterator[Problem]:
         structure = Structure((1,) * (len(hidden) + 2), hidden, output, dropout)
         yield Problem(Objective(structure, plain), SGD(), 1)
     for loss in _variants(Loss, [losses, *modules]):
-        for fitting in dict.fromkeys(OUTPUTS.values()):
-            if loss.output in ("identity", fitting.name):
+        for fitting in dict.fromkeys([*OUTPUTS.values(), *DISTRIBUTIONS.values()]):
+            if loss.fits(fitting):
                 yield Problem(Objective(_linear(fitting), loss), SGD(), 1)
     for optimizer in _variants(Optimizer, [optimizers, *modules]):
         yield Problem(Objective(_linear(output), plain), optimizer, 1)

@@ -140,6 +140,16 @@ class Symbol:
     def __array__(self, *_arguments: Any, **_options: Any) -> NoReturn:
         raise _refusal("a conversion to a NumPy array")
 
+    def __getitem__(self, place: Any) -> Symbol:
+        """Return one column of full rows, asked for as ``Z[..., k : k + 1]``."""
+        axes, columns = place if isinstance(place, tuple) and len(place) == 2 else (None, None)
+        if axes is not Ellipsis or not isinstance(columns, slice):
+            raise _refusal(f"the part {place!r} of an array")
+        first = columns.start
+        if type(first) is not int or first < 0 or columns != slice(first, first + 1):
+            raise _refusal(f"the columns {columns!r} of an array")
+        return self._recorder.column(self, first)
+
     def __add__(self, other: Any) -> Symbol:
         return self._recorder.arithmetic("+", self, other)
 
@@ -306,6 +316,13 @@ class Recorder:
         """Return a comparison, which has an array on at least one side."""
         symbols = [entry for entry in (first, second) if isinstance(entry, Symbol)]
         kinds = {entry.kind for entry in symbols}
+        if kinds == {"int64"} and len(symbols) == 1:
+            # Small integers are exact as real numbers.
+            operands = [
+                self._constant(entry) if type(entry) is int else entry for entry in (first, second)
+            ]
+            if all(isinstance(entry, Symbol) for entry in operands):
+                return self._elementwise(operation, operands, "bool")
         if len(symbols) == 2 and kinds in ({"int64"}, {"bool"}):
             if kinds == {"bool"} and operation not in ("==", "!="):
                 raise _refusal("the order of truth values")
@@ -381,6 +398,13 @@ class Recorder:
         if not is_row or dtype != _DType("int64") or device is not None:
             raise _refusal("a range that is not that of a row")
         return self.symbol("k", kind="int64")
+
+    def column(self, x: Symbol, number: int) -> Symbol:
+        """Record a column of full rows: the largest of a row whose other elements are -inf."""
+        if not (x.extent == "row" and x.kind == "real"):
+            raise _refusal("a column of what is no array of rows of real numbers")
+        index = self.symbol("k", kind="int64")
+        return self.max(self.where(index == number, x, -math.inf), axis=-1, keepdims=True)
 
     def max(self, x: Any, *, axis: int, keepdims: bool) -> Symbol:
         """Record the largest number of a row."""

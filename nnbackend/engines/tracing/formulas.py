@@ -100,8 +100,9 @@ def loss_elements(
 
     The code calls the target ``label`` if ``labels``, else ``target``.
     """
+    extent = "column" if objective.structure.output.is_distribution else "row"
     label = xp.symbol("label", kind="int64", extent="labels")
-    y = label if labels else xp.symbol(target)
+    y = label if labels else xp.symbol(target, extent=extent)
     return [*map(element, output_elements(xp, objective.structure.output, objective.loss, Z, y))]
 
 

@@ -173,8 +173,9 @@ static void to_rows(const REAL *units, intptr_t step, intptr_t n, intptr_t q, RE
 }
 
 /* Fill the columns of a block of the loss: targets, shares of the batch's weight, 0 as padding. */
-static void fill_columns(const Job *job, intptr_t first, intptr_t n, intptr_t rows, intptr_t q,
-                         REAL *y, REAL *share) {
+static void fill_columns(const Job *job, intptr_t first, intptr_t n, intptr_t rows, REAL *y,
+                         REAL *share) {
+    const intptr_t q = job->net->spec.n_targets;
     if (job->label)
         for (intptr_t i = 0; i < n; i++) y[i] = (REAL)job->label[first + i];
     else
@@ -198,9 +199,10 @@ static int output_loss(Job *job, intptr_t t, intptr_t first, intptr_t last) {
         const intptr_t n = least(most_rows, last - row), rows = round_up(n, LANES);
         REAL *z = net->scratch[t], *y = z + q * rows, *share = y + q * rows;
         REAL *arrays[] = {z, y, share, share + rows};
-        fill_columns(job, row, n, program ? rows : n, q, y, share);
+        fill_columns(job, row, n, program ? rows : n, y, share);
         if (!program) {
-            void *targets = job->label ? (void *)(job->label + row) : (void *)(job->y + row * q);
+            void *targets = job->label ? (void *)(job->label + row)
+                                       : (void *)(job->y + row * net->spec.n_targets);
             void *losses = net->losses + row;
             void *logits = layer->Z + row * q;
             if (ask(job, (Request){OUTPUT_LOSS, 0, n, {logits, targets, share, losses}})) return 1;
