@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnbackend.data.door import look
-from nnbackend.data.text_columns import dates_of
+from nnbackend.data.text_columns import typed_words
 from nnbackend.errors import InputError
 
 US = 10**6
@@ -215,27 +215,12 @@ DATES = {
     "pandas period objects": lambda: series(object)(
         [require("pandas").Period("2020-07-01 10:00", "h"), None]
     ),
-    "text": lambda: objects(["2020-07-01 10:00", ""]),
-    "text with seconds": lambda: objects(["2020-07-01T10:00:00.000000000", None]),
-    "text with Z": lambda: np.array(["2020-07-01T10:00Z", ""]),
-    "text with a zone": lambda: series("category")(["2020-07-01T06:30:00-03:30", None]),
-    "text with a short zone": lambda: chunked(lambda pa: pa.string())(
-        ["2020-07-01T12:00:00+02", None]
-    ),
-    "pandas dates as categories": lambda: series("category")(
-        [require("pandas").Timestamp("2020-07-01 10:00"), None]
-    ),
 }
-
-
-def dates_in(column):
-    """Return the dates of a column, which text spells."""
-    return dates_of(column) if column.kind == "text" else column
 
 
 @pytest.mark.parametrize("make", DATES.values(), ids=DATES)
 def test_dates_of_each_kind_are_microseconds_of_utc(make):
-    column = dates_in(typed(make()))
+    column = typed(make())
     assert (column.kind, decoded(column)) == ("date", [micros(zoned()), None])
 
 
@@ -244,13 +229,32 @@ DAYS = {
     "Arrow date32": lambda: chunked(lambda pa: pa.date32())([dt.date(1969, 12, 30), None]),
     "Arrow date64": lambda: chunked(lambda pa: pa.date64())([dt.date(1969, 12, 30), None]),
     "polars Date": lambda: polars_series(lambda pl: pl.Date)([dt.date(1969, 12, 30), None]),
-    "text": lambda: objects(["1969-12-30", None]),
 }
+
+
+DATE_TEXTS = {
+    "objects": lambda: objects(["2020-07-01 10:00", ""]),
+    "seconds": lambda: objects(["2020-07-01T10:00:00.000000000", None]),
+    "Z": lambda: np.array(["2020-07-01T10:00Z", ""]),
+    "a zone": lambda: series("category")(["2020-07-01T06:30:00-03:30", None]),
+    "a short zone": lambda: chunked(lambda pa: pa.string())(["2020-07-01T12:00:00+02", None]),
+    "dates as categories": lambda: series("category")(
+        [require("pandas").Timestamp("2020-07-01 10:00"), None]
+    ),
+}
+
+
+@pytest.mark.parametrize("make", DATE_TEXTS.values(), ids=DATE_TEXTS)
+def test_text_that_spells_dates_is_text_until_all_rows_are_known(make):
+    column = typed(make())
+    assert column.kind == "text"
+    column = typed_words(column)
+    assert (column.kind, decoded(column)) == ("date", [micros(zoned()), None])
 
 
 @pytest.mark.parametrize("make", DAYS.values(), ids=DAYS)
 def test_days_are_dates(make):
-    column = dates_in(typed(make()))
+    column = typed(make())
     assert (column.kind, decoded(column)) == ("date", [-2 * DAY, None])
 
 
@@ -267,7 +271,7 @@ def test_parts_of_a_microsecond_are_cut_towards_the_past():
 def test_text_that_is_almost_a_date_stays_text(word):
     column = typed(objects(["2020-01-01", word]))
     assert (column.kind, decoded(column)) == ("text", ["2020-01-01", word])
-    assert dates_of(column) is None
+    assert typed_words(column) is column
 
 
 @given(
@@ -280,9 +284,7 @@ def test_dates_in_text_are_those_that_datetime_reads(moment, minutes):
     expected = [micros(dt.datetime.fromisoformat(word)) for word in words]
     words.append(moment.replace(tzinfo=zone).isoformat())
     expected.append(micros(moment) - 60 * US * minutes)
-    column = typed(objects(words))
-    assert column.kind == "text"
-    assert decoded(dates_of(column)) == expected
+    assert decoded(typed_words(typed(objects(words)))) == expected
 
 
 def test_a_mixture_with_text_is_text():

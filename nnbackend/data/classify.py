@@ -156,7 +156,7 @@ def encoded(items: Sequence[Any]) -> tuple[_Array, list[Any]]:
 
 
 def text(place: Place, codes: _Array, values: Sequence[Any]) -> TypedColumn:
-    """Return a column of text, whatever it spells: a part of a column cannot tell what all does.
+    """Return a column of text, whatever its words spell: a part of a column cannot tell.
 
     Parameters
     ----------
