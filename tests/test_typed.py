@@ -266,11 +266,25 @@ def test_parts_of_a_microsecond_are_cut_towards_the_past():
 @pytest.mark.parametrize(
     "word",
     ["2020-02-30", "2020-1-1", "2020", "2020-01", "now", "NaT", "2020-01-01Z", "2020-01-01T25:00",
-     "2020-01-01T10:00+", "\u0662\u0660\u0662\u0660-01-01"],
+     "2020-01-01T10:00+", "2020-01-011", "2020-01-01T10:001", "\u0662\u0660\u0662\u0660-01-01"],
 )  # fmt: skip
 def test_text_that_is_almost_a_date_stays_text(word):
     column = typed(objects(["2020-01-01", word]))
     assert (column.kind, decoded(column)) == ("text", ["2020-01-01", word])
+    assert typed_words(column) is column
+
+
+@given(
+    st.datetimes(dt.datetime(1, 1, 1), dt.datetime(9999, 12, 31)),  # noqa: DTZ001
+    st.integers(-14 * 60, 14 * 60),
+)
+def test_dates_in_text_are_those_that_datetime_reads(moment, minutes):
+    zone = dt.timezone(dt.timedelta(minutes=minutes))
+    words = [moment.isoformat(), moment.isoformat(" ", "minutes"), moment.date().isoformat()]
+    expected = [micros(dt.datetime.fromisoformat(word)) for word in words]
+    words.append(moment.replace(tzinfo=zone).isoformat())
+    expected.append(micros(moment) - 60 * US * minutes)
+    assert decoded(typed_words(typed(objects(words)))) == expected
 
 
 def test_a_mixture_with_text_is_text():

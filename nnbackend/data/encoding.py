@@ -139,10 +139,7 @@ class Numbers(ColumnEncoding):
     @property
     def description(self) -> str:
         """What the column becomes, in a few words."""
-        if not self.encoding.marks_gaps:
-            return self.becomes
-        fill = "" if self.kind == "boolean" else f" as {self.encoding.fill:g}"
-        return f"{self.becomes}, with gaps{fill}"
+        return f"{self.becomes}{', with gaps' if self.encoding.marks_gaps else ''}"
 
     def facts(self) -> dict[str, Any]:
         """Return what was learnt."""
