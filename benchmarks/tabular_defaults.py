@@ -189,6 +189,30 @@ ROUNDS: dict[str, list[Candidate]] = {
             )
         ),
     ],
+    # More steps.
+    "fifth": [
+        Candidate(),
+        *(
+            replace(EVEN, **({"batch_size": 32} | changes))
+            for changes in (
+                {},
+                {"epochs": 50},
+                {"decay": 1.0},
+                {"decay": 3.0},
+                {"learning_rate": 1e-3, "decay": 1.0},
+                {"learning_rate": 1e-3},
+                {"activation": "relu"},
+                {"dropout": 0.3},
+                {"schedule": "coslog4"},
+                {"epochs": 50, "activation": "relu", "learning_rate": 1e-3, "decay": 1.0},
+                {"epochs": 50, "learning_rate": 1e-3, "decay": 1.0},
+                {"batch_size": 64},
+                {"epochs": 50, "dropout": 0.3},
+                {"epochs": 50, "hidden": (128, 64)},
+                {"epochs": 50, "hidden": (256, 256)},
+            )
+        ),
+    ],
 }  # fmt: skip
 AXES: dict[str, list[Any]] = {
     "hidden": [(64, 32), (128, 128), (256, 128), (256, 256, 256)],

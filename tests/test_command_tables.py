@@ -8,7 +8,8 @@ import pytest
 
 import nnbackend as nb
 
-QUICK = ("--epochs", "3", "--hidden", "8")
+# Of a schedule and a decay that are the same for any number of epochs.
+QUICK = ("--epochs", "3", "--hidden", "8", "--schedule", "constant", "--weight-decay", "0.01")
 N = 160
 
 
@@ -267,7 +268,7 @@ def test_what_stands_for_a_gap_is_kept_with_the_model(run):
 @pytest.mark.usefixtures("trained")
 def test_a_run_on_a_table_goes_on_as_it_would_have(run):
     assert run("train", "--resume", "r", "--epochs", "5")[0] == 0
-    arguments = ("--target", "class", "--drop", "price", "--hidden", "8", "--epochs", "5")
+    arguments = ("--target", "class", "--drop", "price", *QUICK, "--epochs", "5")
     assert run("train", "table.csv", *arguments, "--out", "s")[0] == 0
     first, second = (nb.load(f"{folder}/model.safetensors").parameters for folder in "rs")
     assert np.array_equal(first, second)

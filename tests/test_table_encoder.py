@@ -19,9 +19,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import nnbackend as nb
 from nnbackend.core.encoding import NumberEncoding
-from nnbackend.data.deciding import EncodingOptions, Survey
+from nnbackend.data.deciding import BECOMES, EncodingOptions, Survey
 from nnbackend.data.door import look
-from nnbackend.data.encoding import Categories, Numbers, TableEncoding
+from nnbackend.data.encoding import Categories, Dates, Numbers, TableEncoding
 from nnbackend.errors import InputError
 from nnbackend.sources import Arrays, Parquet
 
@@ -56,6 +56,29 @@ def table(n_rows=N, seed=0):
             "name": [f"name {i}" for i in range(n_rows)],
         }
     )
+
+
+VALUES = {
+    "float": (st.floats(allow_nan=False, allow_infinity=False), pa.float64()),
+    "integer": (st.integers(-(2**53), 2**53), pa.int64()),
+    "boolean": (st.booleans(), pa.bool_()),
+    "text": (st.text("ab1- é", max_size=4), pa.string()),
+    "date": (st.datetimes(dt.datetime(1678, 1, 1), dt.datetime(2261, 12, 31)), pa.timestamp("us")),
+}
+
+
+@st.composite
+def tables(draw):
+    """Draw a table of any columns."""
+    n_rows = draw(st.integers(1, 8))
+    names = st.text("abc=", min_size=1, max_size=3)
+    kinds = draw(st.dictionaries(names, st.sampled_from(sorted(VALUES)), min_size=1))
+    columns = {}
+    for name, kind in kinds.items():
+        values, type_ = VALUES[kind]
+        items = st.lists(st.none() | values, min_size=n_rows, max_size=n_rows)
+        columns[name] = pa.array(draw(items), type_)
+    return pa.table(columns)
 
 
 def column_of(values, **options):
@@ -173,7 +196,7 @@ def test_scikit_learns_checks(estimator, check):
         (["2020-01-01", "soon"] * 5, "category of 2 values"),
         (["2020-01-01", None] * 5, "date, with gaps"),
         (["a"] * 5 + ["b"] * 3 + ["c"], "category of 2 values and 1 rare one"),
-        ([0.5, 1e300, -1e300, None], "number, with gaps as 0.5"),
+        ([0.5, 1e300, -1e300, None], "number, with gaps"),
     ],
 )
 def test_columns_become_what_they_hold(values, description):
@@ -188,7 +211,7 @@ def test_columns_become_what_they_hold(values, description):
     [
         ([10115, 501, 10115, 501], "category", "category of 2 values"),
         ([True, False, True, False], "category", "category of 2 values"),
-        (["1.5", "2.5", None, "3"], "number", "number, with gaps as 2.5"),
+        (["1.5", "2.5", None, "3"], "number", "number, with gaps"),
         (["yes", "x"] * 3, "drop", "dropped: as asked"),
         (["true", "false", "1"], "boolean", "boolean"),
         (["2020-01-01", "2020-01-02"] * 2, "category", "category of 2 values"),
@@ -300,6 +323,36 @@ def test_text_of_very_many_values_is_left_out():
     order = np.random.default_rng(0).permutation(len(often))
     column = column_of(np.asarray(often)[order])
     assert column.values == ("often",)
+
+
+@settings(max_examples=200)
+@given(
+    tables(),
+    st.dictionaries(st.text("abc=", min_size=1, max_size=3), st.sampled_from(BECOMES), max_size=2),
+    st.booleans(),
+    st.integers(1, 3),
+)
+def test_any_table_is_refused_or_encoded_row_by_row(data, columns, squash, min_frequency):
+    encoder = nb.TableEncoder(columns, squash=squash, min_frequency=min_frequency)
+    try:
+        encoder.fit(data)
+    except InputError:
+        return
+    result = encoder.transform(data)
+    names = encoder.get_feature_names_out().tolist()
+    assert result.shape == (data.num_rows, len(names)) == (data.num_rows, len(set(names)))
+    # Unsquashed numbers further apart than float64 reaches are infinite.
+    assert not np.isnan(result).any()
+    assert np.isfinite(result).all() or not squash
+    for i in range(data.num_rows):
+        np.testing.assert_array_equal(encoder.transform(data.slice(i, 1))[0], result[i])
+    stored = json.loads(json.dumps(encoder.encoding_.to_json(), allow_nan=False))
+    assert TableEncoding.from_json(stored) == encoder.encoding_
+    options = EncodingOptions(columns=columns, squash=squash, min_frequency=min_frequency)
+    survey = Survey(options)
+    for i in range(data.num_rows):
+        survey.update(look("X", data.slice(i, 1)).table())
+    check_alike(survey.encoding(), encoder.encoding_)
 
 
 # Transforming -------------------------------------------------------------------------------------
@@ -441,12 +494,25 @@ def surveyed(data, cuts, **options):
     return survey.encoding()
 
 
+def numbers_of(column):
+    """Return the parts of a column's encoding that shift and scale."""
+    if isinstance(column, Dates):
+        return [column.encoding.year, column.encoding.trend]
+    return [column.encoding] if isinstance(column, Numbers) else []
+
+
 def check_alike(encoding, other):
     for own, their in zip(encoding.columns, other.columns, strict=True):
-        if isinstance(own, Numbers) and not own.encoding.squashes:
-            np.testing.assert_allclose(own.encoding, their.encoding, rtol=1e-12)
-        else:
+        if all(part.squashes for part in numbers_of(own)):
             assert own == their
+            continue
+        assert (own.name, own.kind, own.output_names) == (
+            their.name,
+            their.kind,
+            their.output_names,
+        )
+        for part, other_part in zip(numbers_of(own), numbers_of(their), strict=True):
+            np.testing.assert_allclose(part, other_part, rtol=1e-9)
 
 
 @settings(max_examples=40)
@@ -481,6 +547,18 @@ def test_a_sample_stands_for_many_rows_whatever_the_blocks():
     encoding = whole.columns[0].encoding
     assert encoding.fill == pytest.approx(np.median(numbers[70_000:]), rel=0.02)
     assert [column.kind for column in whole.columns] == ["number", "text", "date", "text"]
+
+
+def test_a_few_values_that_the_sample_misses_are_encoded():
+    n = 200_000
+    rare = np.full(n, np.nan)
+    rare[[4, 150_000]] = 1.0, 4.0
+    days = np.full(n, "NaT", "M8[us]")
+    days[[4, 150_000]] = "2020-01-01", "2021-03-05"
+    data = pa.table({"n": pa.array(rare, from_pandas=True), "d": days})
+    result = nb.TableEncoder().fit(data).transform(data.take([4, 150_000, 0]))
+    assert np.isfinite(result).all()
+    assert (np.abs(result[0] - result[1]) > 0.1).any()
 
 
 def test_a_column_that_changes_its_kind_in_a_later_block_is_refused():

@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from backends import require
+from devices import on_each_device
 from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 from sklearn.pipeline import make_pipeline
@@ -81,6 +82,21 @@ def test_a_network_with_an_encoder_takes_the_table_as_the_encoder_and_the_networ
     expected, others = plain.loss_and_gradients(inputs, CLASSES)
     assert loss == expected
     assert np.array_equal(gradients.weights[0], others.weights[0])
+    assert nb.check_gradients(net, TABLE, CLASSES).relative_error < 1e-6
+
+
+@on_each_device
+def test_the_table_is_encoded_on_the_host_for_every_device(device):
+    encoder = encoder_of()
+    net = network_of(encoder, device=device)
+    expected = network_of(encoder)
+    for each in (net, expected):
+        each.standardize(TABLE)
+        nb.train(each, TABLE, CLASSES, epochs=2, batch_size=16, shuffle=False)
+    assert isinstance(net.predict_proba(LATER), np.ndarray)
+    np.testing.assert_allclose(
+        net.predict_proba(LATER), expected.predict_proba(LATER), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -172,8 +188,8 @@ def test_encoders_that_do_not_fit_are_refused():
         with pytest.raises(nb.InputError, match=message):
             net.encode_with(encoder)
     assert net.encoding is None
+    require("torch")
     for convert in (nb.to_sklearn, nb.to_torch):
-        pytest.importorskip("torch")
         with pytest.raises(nb.InputError, match="expected a network without an encoder"):
             convert(network_of(encoder_of()))
 
@@ -378,6 +394,10 @@ def column_of(description, name):
         lambda d: column_of(d, "size").update(scale=0.0),
         lambda d: column_of(d, "size").update(fill=True),
         lambda d: column_of(d, "size").update(fill="1"),
+        lambda d: column_of(d, "size").update(fill=10**400),
+        lambda d: column_of(d, "id").update(name="\ud800"),
+        lambda d: column_of(d, "colour").update(values=["\ud800", "blue", "green"]),
+        lambda d: column_of(d, "colour").update(values=[]),
         lambda d: column_of(d, "size").update(marks_gaps=1),
         lambda d: column_of(d, "colour").update(values=["red", "red"]),
         lambda d: column_of(d, "colour").update(values=[{"a": 1}]),

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnbackend.data.door import look
+from nnbackend.data.text_columns import typed_words
 from nnbackend.errors import InputError
 
 US = 10**6
@@ -214,16 +215,6 @@ DATES = {
     "pandas period objects": lambda: series(object)(
         [require("pandas").Period("2020-07-01 10:00", "h"), None]
     ),
-    "text": lambda: objects(["2020-07-01 10:00", ""]),
-    "text with seconds": lambda: objects(["2020-07-01T10:00:00.000000000", None]),
-    "text with Z": lambda: np.array(["2020-07-01T10:00Z", ""]),
-    "text with a zone": lambda: series("category")(["2020-07-01T06:30:00-03:30", None]),
-    "text with a short zone": lambda: chunked(lambda pa: pa.string())(
-        ["2020-07-01T12:00:00+02", None]
-    ),
-    "pandas dates as categories": lambda: series("category")(
-        [require("pandas").Timestamp("2020-07-01 10:00"), None]
-    ),
 }
 
 
@@ -238,8 +229,27 @@ DAYS = {
     "Arrow date32": lambda: chunked(lambda pa: pa.date32())([dt.date(1969, 12, 30), None]),
     "Arrow date64": lambda: chunked(lambda pa: pa.date64())([dt.date(1969, 12, 30), None]),
     "polars Date": lambda: polars_series(lambda pl: pl.Date)([dt.date(1969, 12, 30), None]),
-    "text": lambda: objects(["1969-12-30", None]),
 }
+
+
+DATE_TEXTS = {
+    "objects": lambda: objects(["2020-07-01 10:00", ""]),
+    "seconds": lambda: objects(["2020-07-01T10:00:00.000000000", None]),
+    "Z": lambda: np.array(["2020-07-01T10:00Z", ""]),
+    "a zone": lambda: series("category")(["2020-07-01T06:30:00-03:30", None]),
+    "a short zone": lambda: chunked(lambda pa: pa.string())(["2020-07-01T12:00:00+02", None]),
+    "dates as categories": lambda: series("category")(
+        [require("pandas").Timestamp("2020-07-01 10:00"), None]
+    ),
+}
+
+
+@pytest.mark.parametrize("make", DATE_TEXTS.values(), ids=DATE_TEXTS)
+def test_text_that_spells_dates_is_text_until_all_rows_are_known(make):
+    column = typed(make())
+    assert column.kind == "text"
+    column = typed_words(column)
+    assert (column.kind, decoded(column)) == ("date", [micros(zoned()), None])
 
 
 @pytest.mark.parametrize("make", DAYS.values(), ids=DAYS)
@@ -256,11 +266,25 @@ def test_parts_of_a_microsecond_are_cut_towards_the_past():
 @pytest.mark.parametrize(
     "word",
     ["2020-02-30", "2020-1-1", "2020", "2020-01", "now", "NaT", "2020-01-01Z", "2020-01-01T25:00",
-     "2020-01-01T10:00+", "\u0662\u0660\u0662\u0660-01-01"],
+     "2020-01-01T10:00+", "2020-01-011", "2020-01-01T10:001", "\u0662\u0660\u0662\u0660-01-01"],
 )  # fmt: skip
 def test_text_that_is_almost_a_date_stays_text(word):
     column = typed(objects(["2020-01-01", word]))
     assert (column.kind, decoded(column)) == ("text", ["2020-01-01", word])
+    assert typed_words(column) is column
+
+
+@given(
+    st.datetimes(dt.datetime(1, 1, 1), dt.datetime(9999, 12, 31)),  # noqa: DTZ001
+    st.integers(-14 * 60, 14 * 60),
+)
+def test_dates_in_text_are_those_that_datetime_reads(moment, minutes):
+    zone = dt.timezone(dt.timedelta(minutes=minutes))
+    words = [moment.isoformat(), moment.isoformat(" ", "minutes"), moment.date().isoformat()]
+    expected = [micros(dt.datetime.fromisoformat(word)) for word in words]
+    words.append(moment.replace(tzinfo=zone).isoformat())
+    expected.append(micros(moment) - 60 * US * minutes)
+    assert decoded(typed_words(typed(objects(words)))) == expected
 
 
 def test_a_mixture_with_text_is_text():

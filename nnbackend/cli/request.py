@@ -106,8 +106,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("learning_rate", "RATE", default=Tabular.learning_rate)
     add("weight_decay", "STRENGTH", default="by the number of steps")
     add("schedule", "NAME", ", ".join(SCHEDULES), default="cosine")
-    add("epochs", "N", "at most", default="100, fewer of more than 100,000 rows")
-    add("batch_size", "N", "examples per step, or 'full'", kind=str)
+    add("epochs", "N", "at most", default="100; more of a few rows, fewer of many")
+    add("batch_size", "N", "examples per step, or 'full'", kind=str, default="32; 128 of many rows")
     add(
         "patience",
         "N",
@@ -321,7 +321,9 @@ class Request:
         shares = Experiment.of({**preset, **given}).split
         n_others = round(n_rows * shares.held_out) + round(n_rows * shares.validation)
         suited = Tabular(max(1, n_rows - n_others))
-        experiment = Experiment.of({**preset, "epochs": suited.epochs, **given})
+        experiment = Experiment.of(
+            {**preset, "epochs": suited.epochs, "batch_size": suited.batch_size, **given}
+        )
         options = experiment.training
         optimizer = suited.optimizer(
             options.epochs,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -24,11 +23,6 @@ _Array = np.ndarray[Any, Any]
 _MICROSECONDS = {"us": 1, "ms": 10**3, "s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6}
 _MICROSECONDS |= {"D": 86400 * 10**6, "W": 7 * 86400 * 10**6}
 _PARTS = {"ns": 10**3, "ps": 10**6, "fs": 10**9, "as": 10**12}
-
-_ISO_DATE = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,9})?)?)?)"
-    r"(Z|[+-][0-9]{2}(?::?[0-9]{2})?)?"
-)
 
 _GAPS = ("NoneType", "NAType", "NaTType")
 
@@ -161,10 +155,8 @@ def encoded(items: Sequence[Any]) -> tuple[_Array, list[Any]]:
     return codes, list(index)
 
 
-def text(
-    place: Place, codes: _Array, values: Sequence[Any], *, finds_dates: bool = True
-) -> TypedColumn:
-    """Return a column of text, or of dates if each of its words is one in ISO 8601.
+def text(place: Place, codes: _Array, values: Sequence[Any]) -> TypedColumn:
+    """Return a column of text, whatever its words spell: a part of a column cannot tell.
 
     Parameters
     ----------
@@ -175,8 +167,6 @@ def text(
     values : sequence
         What the codes stand for: text, bytes in UTF-8, gaps, and what ``str`` makes text of. Equal
         ones become one word, and those that do not occur none.
-    finds_dates : bool, default True
-        Whether words that are all dates become dates.
 
     Raises
     ------
@@ -196,9 +186,6 @@ def text(
     words = tuple(places)
     # The last of ``new`` is what a negative code becomes.
     result = new[np.where(present, codes, len(values))]
-    instants = _instants(words) if finds_dates else None
-    if instants is not None:
-        return TypedColumn("date", np.append(instants, NO_DATE)[result])
     if not words:
         return number_column(np.full(len(codes), np.nan))
     return TypedColumn("text", result, words)
@@ -219,28 +206,6 @@ def _word(place: Place, value: Any, codes: _Array, code: int) -> str:
         whole = math.trunc(value)
         return str(whole if whole == value else value)
     return str(value)
-
-
-def _instants(words: Sequence[str]) -> _Array | None:
-    """Return dates in ISO 8601 as microseconds; None unless each word is one."""
-    matches = []
-    for word in words:
-        match = _ISO_DATE.fullmatch(word)
-        if match is None or (match[2] and len(match[1]) == 10):
-            return None
-        matches.append(match)
-    if not matches:
-        return None
-    try:
-        result = np.array([match[1] for match in matches], "M8[us]").astype(np.int64)
-    except ValueError:  # the 30th of February
-        return None
-    for i, match in enumerate(matches):
-        if match[2] and match[2] != "Z":
-            digits = match[2][1:].replace(":", "").ljust(4, "0")
-            minutes = 60 * int(digits[:2]) + int(digits[2:])
-            result[i] -= (-1 if match[2][0] == "-" else 1) * minutes * _MICROSECONDS["m"]
-    return result
 
 
 def _family(kind: type) -> str:

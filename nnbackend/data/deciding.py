@@ -213,8 +213,7 @@ class _Column:
     def update(self, table: Table, is_chosen: _Array) -> None:
         """Take further rows into account."""
         column = table.columns[self.name]
-        if self.asked == "drop":
-            self.kind = self.kind or column.kind
+        if self.asked == "drop" and self.kind is not None:
             return
         is_missing = column.is_missing
         n_missing = int(is_missing.sum())
@@ -224,6 +223,8 @@ class _Column:
                 self.sample.append(gaps(int(is_chosen.sum())))
             return
         self._learn_kind(column, int(np.argmin(is_missing)), table)
+        if self.asked == "drop":
+            return
         if column.kind == "text" and self.asked in (None, "category"):
             words = column.values[~is_missing] if n_missing else column.values
             counts = np.bincount(words, minlength=len(column.words))
@@ -295,7 +296,7 @@ class _Column:
             "text": ("category", "number", "date", "boolean"),
             "date": ("date",),
         }[column.kind]
-        if self.asked is not None and self.asked not in possible:
+        if self.asked not in (None, "drop", *possible):
             raise InputError(
                 f"expected one of {', '.join(map(repr, possible))} or 'drop' for {self.name!r}, "
                 f"which holds {column.kind} ({column.shown(row)} in row {row} of {argument}), got "
@@ -371,13 +372,16 @@ class _Column:
         assert moments is not None  # noqa: S101 - a column of gaps was left out before
         has_gaps = self.n_missing > 0
         sample = self._sampled()
-        dates = np.unique(sample.values[~sample.is_missing])
+        present = sample.values[~sample.is_missing]
+        if len(present) == 0:  # all of many rows' few dates are outside the sample
+            present = np.append(moments.lowest, moments.highest).astype(np.int64)
+        dates = np.unique(present)
         if len(dates) == 1 and not has_gaps and self.asked is None:
             return Dropped(name, "date", f"constant ({np.datetime64(int(dates[0]), 'us')})")
-        years = year_and_day(np, dates // _DAY)[0].astype(np.float64)
+        years = year_and_day(np, present // _DAY)[0].astype(np.float64)
         gap = np.median(np.diff(dates)) if len(dates) > 1 else np.inf
         varies = {
-            "year": len(np.unique(years)) > 1,
+            "year": _vary(years),
             "season": gap < _YEAR and _vary(year_and_day(np, dates // _DAY)[1]),
             "week": gap < 7 * _DAY and _vary((dates + 3 * _DAY) // _DAY % 7),
             "day": _vary(dates % _DAY),
@@ -387,7 +391,7 @@ class _Column:
         trend, year = (
             _scaled(m, values, squash=options.squash, marks_gaps=False)
             for m, values in (
-                (moments, dates.astype(np.float64)),
+                (moments, present.astype(np.float64)),
                 (Moments.of(np, years[:, None]), years),
             )
         )
@@ -403,7 +407,7 @@ def _vary(values: _Array) -> bool:
 def _scaled(moments: Moments, sample: _Array, *, squash: bool, marks_gaps: bool) -> NumberEncoding:
     """Return the encoding of numbers: by their quartiles if squashed, else by their moments."""
     lowest, highest = float(moments.lowest[0]), float(moments.highest[0])
-    if len(sample) == 0:  # All of many rows' few numbers are outside the sample.
+    if len(sample) == 0:  # all of many rows' few numbers are outside the sample
         sample = np.asarray([lowest, highest])
     # Halves twice, so that neither a sum nor a difference of the largest numbers overflows.
     unit = 0.25 if max(-lowest, highest) > _HUGE else 1.0

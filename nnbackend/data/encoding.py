@@ -140,10 +140,7 @@ class Numbers(ColumnEncoding):
     @property
     def description(self) -> str:
         """What the column becomes, in a few words."""
-        if not self.encoding.marks_gaps:
-            return self.becomes
-        fill = "" if self.kind == "boolean" else f" as {self.encoding.fill:g}"
-        return f"{self.becomes}, with gaps{fill}"
+        return f"{self.becomes}{', with gaps' if self.encoding.marks_gaps else ''}"
 
     def facts(self) -> dict[str, Any]:
         """Return what was learnt."""
@@ -467,11 +464,11 @@ def _column(stored: Any) -> ColumnEncoding:
     """Return the encoding of one column, after checking everything that its use relies on."""
     _require(isinstance(stored, dict), "a column is no object")
     name, kind, becomes = (stored.get(key) for key in ("name", "kind", "becomes"))
-    _require(isinstance(name, str), "a column has no name")
+    _require(_is_text(name), "a column has no name")
     _require(isinstance(kind, str) and kind in KIND_WORDS, f"the kind of {name!r} is not known")
     if becomes == "drop":
         reason = stored.get("reason")
-        _require(isinstance(reason, str), f"{name!r} is dropped without a reason")
+        _require(_is_text(reason), f"{name!r} is dropped without a reason")
         return Dropped(name, kind, reason)
     marks_gaps = stored.get("marks_gaps")
     _require(isinstance(marks_gaps, bool), f"{name!r} does not say what a gap is")
@@ -488,7 +485,7 @@ def _categories(name: str, kind: str, stored: Mapping[str, Any]) -> Categories:
     _require(isinstance(values, list) and isinstance(rare, list), f"{name!r} has no values")
     every = [*values, *rare]  # type: ignore[misc]
     if kind == "text":
-        _require(all(isinstance(value, str) for value in every), f"a value of {name!r} is odd")
+        _require(all(map(_is_text, every)), f"a value of {name!r} is odd")
     else:
         _require(all(map(_is_finite, every)), f"a value of {name!r} is odd")
         values, rare = ([float(value) for value in part] for part in (values, rare))  # type: ignore[union-attr]
@@ -526,6 +523,14 @@ def _is_finite(value: Any) -> bool:
     try:
         return type(value) in (int, float) and math.isfinite(value)
     except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is text that can be written; JSON may spell halves of a pair."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
         return False
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend.data.classify import Place, typed_array
-from nnbackend.data.text_columns import as_kind, text_column, words_as
+from nnbackend.data.text_columns import as_kind, text_column, typed_words, words_as
 from nnbackend.data.text_files import require_distinct
 from nnbackend.data.typed import TypedColumn
 from nnbackend.errors import InputError, MissingDependencyError
@@ -113,4 +113,6 @@ def _typed_cells(
         words = text_column([None if item is None else _spelled(item) for item in items])
         return words_as(name, path, words, kind)
     column = typed_array(Place("DATA", name), np.asarray(items, dtype=object))
-    return column if kind is None else as_kind(name, path, column, kind)
+    if kind is not None:
+        return as_kind(name, path, column, kind)
+    return typed_words(column) if column.kind == "text" else column

@@ -69,12 +69,8 @@ def typed_polars(place: Place, column: Any) -> TypedColumn:
     return typed_array(place, np.asarray(column.to_list(), object))
 
 
-def typed_arrow(place: Place, column: Any, *, finds_dates: bool = True) -> TypedColumn:
-    """Return an array of Arrow, in chunks or not, as a typed column.
-
-    Text whose every word is a date becomes dates, unless ``finds_dates`` is false: of a part of a
-    column it cannot be known.
-    """
+def typed_arrow(place: Place, column: Any) -> TypedColumn:
+    """Return an array of Arrow, in chunks or not, as a typed column."""
     type_ = column.type
     if hasattr(type_, "storage_type"):
         type_ = type_.storage_type
@@ -113,7 +109,7 @@ def typed_arrow(place: Place, column: Any, *, finds_dates: bool = True) -> Typed
                 raise place.refusal("text that is not UTF-8", advice) from error
         own = chunk.indices.cast("int64").fill_null(NO_WORD).to_numpy(zero_copy_only=False)
         codes.append(np.where(own < 0, NO_WORD, own + offset))
-    return text(place, np.concatenate(codes), words, finds_dates=finds_dates)
+    return text(place, np.concatenate(codes), words)
 
 
 def _floats(column: Any) -> _Array:

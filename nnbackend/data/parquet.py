@@ -208,8 +208,7 @@ class Parquet(Source):
         columns = {}
         for name in used:
             column = pa.chunked_array([batch.column(name) for _, batch in parts])
-            # What text spells depends on all rows.
-            columns[name] = typed_arrow(Place("X", name), column, finds_dates=False)
+            columns[name] = typed_arrow(Place("X", name), column)
         return TableRows(Table(columns, n_rows, "X", start), *self._labels(arrays))
 
     def _empty(self, argument: str, n_rows: int) -> _Array | None:

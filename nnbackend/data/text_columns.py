@@ -43,7 +43,8 @@ _COMMA = r"^\s*[+-]?(\d+|\d{1,3}(\.\d{3})+,|\d*,)\d*([eE][+-]?\d+)?\s*$"
 _LEADING_ZERO = r"^\s*[+-]?0\d"
 _DATE = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]{1,6})?)?)?)"
-    r"[0-9]{0,3}(Z|[+-][0-9]{2}(?::?[0-9]{2})?)?"
+    # Parts of a microsecond are left out.
+    r"(?:(?<=[.,][0-9]{6})[0-9]{1,3})?(Z|[+-][0-9]{2}(?::?[0-9]{2})?)?"
 )
 
 
@@ -230,18 +231,35 @@ def _dates(words: tuple[str, ...], *, is_strict: bool = True) -> _Array | None:
     With ``is_strict`` None, unless all words do; otherwise ``NO_DATE`` for those that do not.
     """
     result = np.full(len(words), NO_DATE, np.int64)
+    moments: dict[int, str] = {}
+    offsets: dict[int, int] = {}
     for i, word in enumerate(words):
         found = _DATE.fullmatch(word.strip())
-        if found is not None:
-            try:
-                moment = np.datetime64(found[1].replace(",", ".").replace(" ", "T"), "us")
-            except ValueError:  # the 30th of February
-                found = None
-            else:
-                result[i] = int(moment.astype(np.int64)) - _offset(found[2])
-        if found is None and is_strict:
+        # A zone is one of a time.
+        if found is not None and (found[2] is None or len(found[1]) > len("2000-01-01")):
+            moments[i] = found[1].replace(",", ".")
+            offsets[i] = _offset(found[2])
+        elif is_strict:
             return None
+    places = list(moments)
+    try:
+        read = np.array(list(moments.values()), "M8[us]")
+    except ValueError:  # the 30th of February
+        if is_strict:
+            return None
+        read = np.array([_moment(moment) for moment in moments.values()])
+    known = ~np.isnat(read)
+    values = read.astype(np.int64) - np.asarray(list(offsets.values()), np.int64)
+    result[places] = np.where(known, values, NO_DATE)
     return result
+
+
+def _moment(spelled: str) -> Any:
+    """Return a date of numpy; NaT for one that no calendar has."""
+    try:
+        return np.datetime64(spelled, "us")
+    except ValueError:
+        return np.datetime64("NaT", "us")
 
 
 def has_decimal_commas(strings: Any) -> bool:

@@ -13,11 +13,13 @@ from nnbackend.core.schedules import Cosine
 
 __all__ = ["Tabular"]
 
-# Weights that the loss does not hold are divided by e^2 over a training. As decay works per step,
-# a fixed weight_decay would hold back a table of many rows, which needs it least, the most.
-_DECAY = 2.0
+# Decay alone would divide a weight by e over a training. As it works per step, a fixed
+# weight_decay would hold back a table of many rows, which needs it least, the most.
+_DECAY = 1.0
 
-# Steps of rows through the network that are worth their time.
+# Fewer steps leave a network short of what it can learn; more visits of rows are not worth their
+# time.
+_FEWEST_STEPS = 1000
 _MOST_VISITS = 10**7
 
 
@@ -36,13 +38,19 @@ class Tabular:
     hidden: tuple[int, ...] = (256, 128)
     activation: str = "silu"
     dropout: float = 0.15
-    batch_size: int = 128
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
+
+    @property
+    def batch_size(self) -> int:
+        """32; 128 for more than 20 000 rows."""
+        return 32 if self.n_rows <= 20_000 else 128
 
     @property
     def epochs(self) -> int:
-        """100, or fewer, but 10, of more than 100 000 rows."""
-        return max(10, min(100, _MOST_VISITS // self.n_rows))
+        """100; more for fewer than 300 rows, fewer, but 10, for more than 100 000."""
+        steps_per_epoch = -(-self.n_rows // self.batch_size)
+        epochs = max(100, -(-_FEWEST_STEPS // steps_per_epoch))
+        return max(10, min(epochs, _MOST_VISITS // self.n_rows))
 
     def optimizer(
         self,
