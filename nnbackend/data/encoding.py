@@ -16,7 +16,7 @@ from nnbackend.checks import listed
 from nnbackend.core.encoding import DATE_PARTS, CategoryEncoding, DateEncoding, NumberEncoding
 from nnbackend.core.types import Array, Namespace
 from nnbackend.data.given import Given
-from nnbackend.data.text_columns import KIND_WORDS, as_kind, words_as
+from nnbackend.data.text_columns import KIND_WORDS, as_kind
 from nnbackend.data.typed import NO_DATE, Table, TypedColumn
 from nnbackend.errors import InputError
 
@@ -96,8 +96,7 @@ def converted(name: str, table: Table, kind: str) -> TypedColumn:
     """
     column = table.columns[name]
     try:
-        turned = words_as if column.kind == "text" else as_kind
-        column = turned(name, table.name, column, kind, first_row=table.first_row)
+        column = as_kind(name, table.name, column, kind, first_row=table.first_row)
     except InputError as error:
         raise InputError(error.message, table.name) from error
     if kind == "number" and np.isinf(column.values).any():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend.data.classify import Place, typed_array
-from nnbackend.data.text_columns import as_kind, text_column, typed_words, words_as
+from nnbackend.data.text_columns import as_kind, text_column, typed_words
 from nnbackend.data.text_files import require_distinct
 from nnbackend.data.typed import TypedColumn
 from nnbackend.errors import InputError, MissingDependencyError
@@ -111,7 +111,7 @@ def _typed_cells(
     items = [None if _is_gap(cell, na) else cell for cell in cells]
     if kind is not None and any(isinstance(item, str) for item in items):
         words = text_column([None if item is None else _spelled(item) for item in items])
-        return words_as(name, path, words, kind)
+        return as_kind(name, path, words, kind)
     column = typed_array(Place("DATA", name), np.asarray(items, dtype=object))
     if kind is not None:
         return as_kind(name, path, column, kind)

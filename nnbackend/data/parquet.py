@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend.checks import nearest
-from nnbackend.data.arrow_columns import is_plain, is_text
+from nnbackend.data.arrow_types import is_plain, is_text
 from nnbackend.data.classify import Place
 from nnbackend.data.library_columns import typed_arrow
 from nnbackend.data.source import (
@@ -179,7 +179,7 @@ class Parquet(Source):
         used = [name for name in self._names["features"] if names is None or name in names]
         labels = self._names["target"] + self._names["sample_weight"]
         stop = self.n_samples if stop is None else stop
-        words = [name for name in used if _is_text(self._types[name])]
+        words = [name for name in used if is_text(self._types[name])]
         parts: list[tuple[str, Any]] = []
         room = most = self.buffer_bytes // 4
         # As if no word were twice in a batch, so that one of them has room.
@@ -353,7 +353,7 @@ def _require_plain(
 def _typed_bytes(column: Any) -> int:
     """Return the memory that an array takes as a typed column, and what is computed of it."""
     n_bytes = BYTES_PER_VALUE * len(column)
-    if hasattr(column, "dictionary") and is_text(column.type.value_type):
+    if hasattr(column, "dictionary") and is_text(column.type):
         n_words = max(1, len(column.dictionary))
         word_bytes = 2 * column.dictionary.nbytes // n_words + _BYTES_PER_WORD
         n_bytes += min(len(column), n_words) * word_bytes
@@ -362,14 +362,7 @@ def _typed_bytes(column: Any) -> int:
 
 def _are_alike(kind: Any, other: Any) -> bool:
     """Whether two types are of the same values, which may be held as a dictionary."""
-    return kind == other or (_is_text(kind) and _is_text(other))
-
-
-def _is_text(kind: Any) -> bool:
-    """Whether a column is one of text, which may be held as a dictionary."""
-    import pyarrow.types as pt
-
-    return is_text(kind.value_type if pt.is_dictionary(kind) else kind)
+    return kind == other or (is_text(kind) and is_text(other))
 
 
 def _dtype(argument: str, name: str, kind: Any, file: str) -> np.dtype[Any]:

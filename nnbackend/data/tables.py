@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from nnbackend.checks import listed, nearest
-from nnbackend.data.arrow_columns import is_plain, typed_arrow
+from nnbackend.data.arrow_types import is_plain, is_text
 from nnbackend.data.classify import Place, typed_array
 from nnbackend.data.excel import read_excel
+from nnbackend.data.library_columns import typed_arrow
 from nnbackend.data.numpy_files import read_npy, read_npz
 from nnbackend.data.parquet import INDEX_COLUMN
 from nnbackend.data.text_columns import (
@@ -22,10 +23,8 @@ from nnbackend.data.text_columns import (
     as_kind,
     has_decimal_commas,
     text_as,
-    text_column,
     typed_text,
     typed_words,
-    words_as,
     words_of,
 )
 from nnbackend.data.text_files import read_text, require_distinct
@@ -255,9 +254,8 @@ def _columnar(path: str, suffix: str, kinds: Mapping[str, str]) -> FileTable:
     columns = {}
     for name, column in zip(content.column_names, content.itercolumns(), strict=True):
         if not INDEX_COLUMN.fullmatch(name):
-            found = typed_arrow(name, path, column, kinds.get(name))
-            is_new_text = found.kind == "text" and name not in kinds
-            columns[name] = typed_words(found) if is_new_text else found
+            found = typed_arrow(Place("DATA", name), _plain(column))
+            columns[name] = _of_kind(name, path, found, kinds.get(name))
     return FileTable(columns, content.num_rows, path, unreadable=unreadable)
 
 
@@ -300,6 +298,14 @@ def _feather(path: str) -> tuple[Any, dict[str, str]]:
     return content.drop_columns(list(unreadable)), unreadable
 
 
+def _plain(column: Any) -> Any:
+    """Return a column of Arrow whose values, unless they are text, are in no dictionary."""
+    import pyarrow as pa
+
+    is_coded = pa.types.is_dictionary(column.type) and not is_text(column.type)
+    return column.cast(column.type.value_type) if is_coded else column
+
+
 def _unreadable(schema: Any) -> dict[str, str]:
     return {entry.name: str(entry.type) for entry in schema if not is_plain(entry.type)}
 
@@ -316,13 +322,11 @@ def _require_size(path: str, n_rows: int, n_columns: int, size: int) -> None:
         )
 
 
-def _typed_array(name: str, path: str, values: _Array, kind: str | None) -> TypedColumn:
-    """Return a vector of NumPy's as a column."""
-    if values.dtype.kind in "US":
-        found = text_column([str(word) for word in values.astype(np.str_).tolist()])
-        return typed_words(found) if kind is None else words_as(name, path, found, kind)
-    column = typed_array(Place("DATA", name), values)
-    return column if kind is None else as_kind(name, path, column, kind)
+def _of_kind(name: str, path: str, column: TypedColumn, kind: str | None) -> TypedColumn:
+    """Return a column as one of a kind; if none is known, text that spells dates as dates."""
+    if kind is not None:
+        return as_kind(name, path, column, kind)
+    return typed_words(column) if column.kind == "text" else column
 
 
 def _numpy(path: str, suffix: str, kinds: Mapping[str, str]) -> FileTable:
@@ -365,7 +369,7 @@ def _numpy(path: str, suffix: str, kinds: Mapping[str, str]) -> FileTable:
             )
     target = "y" if "y" in vectors else None
     typed = {
-        name: _typed_array(name, path, values, kinds.get(name))
+        name: _of_kind(name, path, typed_array(Place("DATA", name), values), kinds.get(name))
         for name, values in {**columns, **vectors}.items()
     }
     return FileTable(typed, len(matrix), path, has_names=False, target=target)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend.checks import nearest
-from nnbackend.data.text_columns import KIND_WORDS, as_kind, words_as
+from nnbackend.data.text_columns import KIND_WORDS, as_kind
 from nnbackend.data.typed import TypedColumn
 from nnbackend.errors import InputError
 
@@ -152,8 +152,7 @@ class Target:
         InputError
             If it is of another kind, or a class is not known.
         """
-        convert = words_as if column.kind == "text" else as_kind
-        column = convert(name, path, column, self.kind)
+        column = as_kind(name, path, column, self.kind)
         if self.class_names is None:
             if not np.isfinite(column.values).all():
                 row = int(np.argmin(np.isfinite(column.values)))

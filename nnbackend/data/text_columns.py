@@ -22,7 +22,6 @@ __all__ = [
     "text_column",
     "typed_text",
     "typed_words",
-    "words_as",
     "words_of",
 ]
 
@@ -73,13 +72,13 @@ def typed_text(strings: Any, *, has_commas: bool = False) -> TypedColumn:
 
 
 def text_as(name: str, path: str, strings: Any, kind: str, *, has_commas: bool) -> TypedColumn:
-    """Return a column of text as one of a kind that is known; see ``words_as``."""
+    """Return a column of text as one of a kind that is known; see ``as_kind``."""
     if strings.null_count == len(strings):
         return gaps(len(strings), kind)
     values = _numbers(strings, has_commas=has_commas) if kind == "number" else None
     if values is not None:
         return TypedColumn("number", values)
-    return words_as(name, path, words_of(strings), kind, has_commas=has_commas)
+    return as_kind(name, path, words_of(strings), kind, has_commas=has_commas)
 
 
 def gaps(n_rows: int, kind: str | None = None) -> TypedColumn:
@@ -126,26 +125,57 @@ def dates_of(words: TypedColumn, occurs: _Array | None = None) -> TypedColumn | 
     return _translated(words, values, "date")
 
 
-def words_as(
+def as_kind(
     name: str,
     path: str,
-    words: TypedColumn,
+    column: TypedColumn,
     kind: str,
     *,
     has_commas: bool = False,
     first_row: int = 0,
 ) -> TypedColumn:
-    """Return a column of text as one of a kind that is known; rows count from ``first_row``.
+    """Return a column as one of a kind that is known.
+
+    Text becomes what its words spell. Of other columns, gaps alone are of any kind, and 0 and 1
+    are booleans as well.
+
+    Parameters
+    ----------
+    name, path : str
+        The column's name and its table's, for messages.
+    column : TypedColumn
+        The column.
+    kind : {"number", "boolean", "text", "date"}
+        The kind.
+    has_commas : bool, default False
+        Whether 1,5 is a number as well.
+    first_row : int, default 0
+        What rows are counted from.
 
     Raises
     ------
     InputError
         If a value is not of that kind.
     """
-    if kind == "text":
-        return words
-    if not words.words:
-        return gaps(len(words.values), kind)
+    if column.kind == kind:
+        return column
+    is_missing = column.is_missing
+    if bool(is_missing.all()):
+        return gaps(len(column.values), kind)
+    found, odd = column, ~is_missing
+    if column.kind == "text":
+        found = _spelled(column, kind, has_commas=has_commas)
+        odd &= found.is_missing
+    elif {column.kind, kind} == {"boolean", "number"}:
+        found = TypedColumn(kind, column.values)
+        odd &= (column.values != 0) & (column.values != 1)
+    if bool(odd.any()):
+        raise _changed_kind(name, path, kind, column, int(np.argmax(odd)), first_row)
+    return found
+
+
+def _spelled(words: TypedColumn, kind: str, *, has_commas: bool) -> TypedColumn:
+    """Return what words spell as numbers, booleans or dates; gaps for those that spell none."""
     found = _booleans(words.words) if kind == "number" else None
     if found is None and kind == "number":
         found = np.asarray([_number(word, has_commas=has_commas) for word in words.words])
@@ -154,34 +184,7 @@ def words_as(
         found = np.asarray([known.get(word.strip().lower(), np.nan) for word in words.words])
     elif kind == "date":
         found = _dates(words.words, is_strict=False)
-    column = _translated(words, found, kind) or words
-    odd = column.is_missing & ~words.is_missing
-    if bool(odd.any()):
-        raise _changed_kind(name, path, kind, words, int(np.argmax(odd)), first_row)
-    return column
-
-
-def as_kind(
-    name: str, path: str, column: TypedColumn, kind: str, *, first_row: int = 0
-) -> TypedColumn:
-    """Return a column that is not of text as one of another kind; rows count from ``first_row``.
-
-    Raises
-    ------
-    InputError
-        If it is none: of nothing but gaps, or booleans in place of 0 and 1.
-    """
-    if column.kind == kind:
-        return column
-    is_missing = column.is_missing
-    if bool(is_missing.all()):
-        return gaps(len(column.values), kind)
-    odd = ~is_missing
-    if {column.kind, kind} == {"boolean", "number"}:
-        odd &= (column.values != 0) & (column.values != 1)
-        if not odd.any():
-            return TypedColumn(kind, column.values)
-    raise _changed_kind(name, path, kind, column, int(np.argmax(odd)), first_row)
+    return _translated(words, found, kind) or gaps(len(words.values), kind)
 
 
 def _changed_kind(
