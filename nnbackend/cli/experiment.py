@@ -15,6 +15,7 @@ from nnbackend.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from nnbackend.data.datasets import Dataset
+    from nnbackend.data.encoding import TableEncoding
     from nnbackend.model.network import Network
 
 __all__ = ["OPTIONS", "Experiment", "NetworkOptions", "Option", "SplitOptions"]
@@ -145,8 +146,16 @@ class Experiment:
             "optimizer": repr(self.training.optimizer),
         }
 
-    def make_network(self, dataset: Dataset) -> Network:
-        """Return the untrained network for a data set."""
+    def make_network(self, dataset: Dataset, encoding: TableEncoding | None = None) -> Network:
+        """Return the untrained network for a data set.
+
+        Parameters
+        ----------
+        dataset : Dataset
+            The data.
+        encoding : TableEncoding, optional
+            What the columns become, where the features are a table.
+        """
         from nnbackend.model.network import Network
 
         n_classes = 0 if dataset.class_names is None else len(dataset.class_names)
@@ -157,8 +166,9 @@ class Experiment:
             name, n_outputs = {0: ("identity", 1), 2: ("sigmoid", 1)}.get(
                 n_classes, ("softmax", n_classes)
             )
+        n_inputs = dataset.X.shape[1] if encoding is None else encoding.n_outputs
         net = Network(
-            [dataset.n_inputs, *self.network.hidden, n_outputs],
+            [n_inputs, *self.network.hidden, n_outputs],
             hidden=self.network.activation,
             output=name,
             quantiles=self.network.quantiles,
@@ -170,7 +180,7 @@ class Experiment:
         )
         net.feature_names, net.class_names = dataset.feature_names, dataset.class_names
         net.target = dataset.target
-        return net if dataset.encoding is None else net.encode_with(dataset.encoding)
+        return net if encoding is None else net.encode_with(encoding)
 
     def _distribution(self, n_classes: int) -> Distribution | None:
         """Return the output that a loss on a distribution asks for; None for other losses."""

@@ -95,7 +95,7 @@ def _given(options: argparse.Namespace) -> _Given:
     encoding = net.encoding
     kinds = dict.fromkeys(net.feature_names or (), "number")
     if encoding is not None:
-        kinds = {column.name: column.kind for column in encoding.columns if column.output_names}
+        kinds = {column.name: column.kind for column in encoding.used}
     column = getattr(options, "target", None) or target.name
     if column is not None:
         kinds[column] = target.kind

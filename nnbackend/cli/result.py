@@ -67,7 +67,7 @@ class Result:
         """Return all figures as JSON can hold them."""
         net, history = self.network, self.history
         learning_rate = self.experiment.training.optimizer.learning_rate
-        target, encoding = self.dataset.target, self.dataset.encoding
+        target, encoding = self.dataset.target, net.encoding
         return {
             "dataset": self.dataset.name,
             "samples": {
@@ -158,9 +158,9 @@ class Result:
                 unit="standardized target" if dataset.class_names is None else None,
             )
         }
-        points = _plane(dataset) if dataset.class_names is not None else None
+        points = _plane(dataset.X, net.encoding) if dataset.class_names is not None else None
         if points is not None:
-            table_of = None if dataset.encoding is None else _tables(dataset.encoding)
+            table_of = None if net.encoding is None else _tables(net.encoding)
             pictures["decision_boundary.png"] = lambda: decision_boundary(
                 net, points, dataset.y, title, table_of
             )
@@ -198,7 +198,7 @@ def run(
     """
     X, y, weight = _part(dataset, rows.training)
     net.standardize(X, y if dataset.class_names is None else None)
-    if dataset.encoding is not None:
+    if net.encoding is not None:
         # It has scaled the features.
         net.standardization = None
     validation = _part(dataset, rows.validation) if len(rows.validation) else None
@@ -229,12 +229,11 @@ def run(
     return Result(experiment, dataset, rows, net, history, scores, error)
 
 
-def _plane(dataset: Dataset) -> np.ndarray[Any, Any] | None:
+def _plane(X: Any, encoding: TableEncoding | None) -> np.ndarray[Any, Any] | None:
     """Return the examples as points, if their features are two numbers."""
-    if dataset.encoding is None:
-        return dataset.X if dataset.X.shape[1] == 2 else None
-    names = dataset.encoding.feature_names
-    columns = [dataset.X.columns[name] for name in names]
+    if encoding is None:
+        return X if X.shape[1] == 2 else None
+    columns = [X.columns[name] for name in encoding.feature_names]
     if [column.kind for column in columns] != ["number", "number"]:
         return None
     points = np.stack([column.values for column in columns], axis=1)

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,10 +180,10 @@ def _set_up(options: argparse.Namespace, communicator: Any) -> _Run:
             experiment = experiment.on(f"cuda:{team.local_rank}")
         shares = experiment.split
         rows = split(dataset, shares.validation, shares.held_out, experiment.training.seed)
+        encoding = None
         if isinstance(dataset.X, Table):
             encoding = _fitted(dataset.features(rows.training), request.column_kinds)
-            dataset = replace(dataset, encoding=encoding)
-        net = experiment.make_network(dataset)
+        net = experiment.make_network(dataset, encoding)
         if is_writer and folder is None:
             folder = RunFolder.made(options.out, dataset.name)
             undo.callback(folder.abandon)
@@ -251,7 +251,7 @@ def _print_beginning(run: _Run, folder: RunFolder, *, is_resumed: bool) -> None:
 
     show(f"{printable(_describe(run.dataset))}\n{run.net}: {run.net.n_parameters:,} parameters")
     if run.dataset.target is not None:
-        encoding = run.dataset.encoding
+        encoding = run.net.encoding
         columns = [] if encoding is None else described(encoding.columns, LINE_NAMES)
         print_lines([*run.dataset.target.facts, *columns])
     if is_resumed:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from nnbackend.checks import lookup
-from nnbackend.data.encoding import TableEncoding
 from nnbackend.data.target import Target
 from nnbackend.data.typed import Table
 from nnbackend.errors import MissingDependencyError
@@ -43,8 +42,6 @@ class Dataset:
         The group of each example: none is in two parts.
     order : array (n_samples,) of int64 or float64, or None
         What the examples are ordered by, in time: the last are held out.
-    encoding : TableEncoding or None
-        What the columns become, where ``X`` is a table.
     """
 
     name: str
@@ -57,16 +54,10 @@ class Dataset:
     weight: np.ndarray[Any, Any] | None = None
     groups: np.ndarray[Any, Any] | None = None
     order: np.ndarray[Any, Any] | None = None
-    encoding: TableEncoding | None = None
 
     def features(self, rows: Any) -> Any:
         """Return the features of some rows, of the type that ``X`` has."""
         return self.X.take(rows) if isinstance(self.X, Table) else self.X[rows]
-
-    @property
-    def n_inputs(self) -> int:
-        """The inputs of a network for the features."""
-        return int(self.X.shape[1]) if self.encoding is None else self.encoding.n_outputs
 
 
 def planar(n_samples: int = 400, seed: int = 1) -> Dataset:
