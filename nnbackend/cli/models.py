@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnbackend.checks import listed
 from nnbackend.cli.naming import naming
-from nnbackend.cli.parser import add_json, add_na, add_target
+from nnbackend.cli.parser import add_json, add_na, add_target, texts_of
 from nnbackend.cli.printing import LINE_NAMES, print_lines, score_lines
 from nnbackend.cli.terminal import csv_text, printable, to_json, write_csv
 from nnbackend.errors import InputError
@@ -84,7 +84,6 @@ class _Given:
 
 def _given(options: argparse.Namespace) -> _Given:
     """Read a model and a file, by the kinds that the model knows."""
-    from nnbackend.cli.request import texts_of
     from nnbackend.cli.run_folder import model_file
     from nnbackend.data.tables import read_table
     from nnbackend.data.target import Target

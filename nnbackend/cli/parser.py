@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from nnbackend.cli.terminal import printable
 
-__all__ = ["Parser", "add_json", "add_na", "add_target"]
+__all__ = ["Parser", "add_json", "add_na", "add_target", "texts_of"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,3 +46,8 @@ def add_json(parser: argparse.ArgumentParser) -> None:
         default=False,
         help="print one JSON object and nothing else",
     )
+
+
+def texts_of(texts: list[str]) -> list[str]:
+    """Return the texts of an option that is repeated, or has commas."""
+    return [name for text in texts for name in text.split(",")]

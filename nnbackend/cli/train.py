@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from nnbackend.checks import real
 from nnbackend.cli.naming import naming, option_name
+from nnbackend.cli.options import FIELDS, add_options
 from nnbackend.cli.parser import add_json
 from nnbackend.cli.printing import LINE_NAMES, print_lines, score_lines
 from nnbackend.cli.progress import first_interrupt_only, progress_bar
-from nnbackend.cli.request import FIELDS, Request, add_options
+from nnbackend.cli.request import Request
 from nnbackend.cli.terminal import printable, show, to_json
 from nnbackend.data.typed import Table
 from nnbackend.errors import InputError
