@@ -504,6 +504,23 @@ def test_onnx_files_are_equal(onnx, drawn, dtype, is_standardized, tmp_path_fact
     assert prediction.dtype == expected.dtype
 
 
+@pytest.mark.parametrize(
+    ("output", "n_outputs"),
+    [("gaussian", 2), ("quantile", 3), ("exp", 1), ("softmax", 3), ("identity", 2)],
+)
+def test_networks_of_every_output_are_saved_and_exported(onnx, tmp_path, output, n_outputs):
+    encoder = encoder_of()
+    quantiles = {"quantiles": (0.1, 0.5, 0.9)} if output == "quantile" else {}
+    sizes = [len(encoder.get_feature_names_out()), 8, n_outputs]
+    net = nb.Network(sizes, output=output, **quantiles).encode_with(encoder)
+    expected = net.predict(LATER)
+    nb.save(net, tmp_path / "model.safetensors")
+    assert np.array_equal(nb.load(tmp_path / "model.safetensors").predict(LATER), expected)
+    session = session_of(onnx, net, tmp_path / "model.onnx")
+    found = session.run(None, fed(net.encoding, LATER))[0]
+    np.testing.assert_allclose(found, expected, atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("is_scaled", [False, True])
 @pytest.mark.parametrize(
