@@ -244,6 +244,26 @@ DATE_TEXTS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("2020/07/01 10:00", "2020-07-01T10:00"),
+        ("2020.07.01", "2020-07-01"),
+        ("01.07.2020", "2020-07-01"),
+        ("01.07.2020 10:00:00,5", "2020-07-01T10:00:00.5"),
+    ],
+)
+def test_dates_that_can_be_read_in_one_way_are_dates(word, expected):
+    column = typed_words(typed(objects([word, None])))
+    assert column.kind == "date"
+    assert column.values[0] == np.datetime64(expected, "us").astype(np.int64)
+
+
+@pytest.mark.parametrize("word", ["07/01/2020", "01-07-2020", "2020-07/01", "32.07.2020"])
+def test_dates_that_may_be_read_in_two_ways_are_text(word):
+    assert typed_words(typed(objects([word, None]))).kind == "text"
+
+
 @pytest.mark.parametrize("make", DATE_TEXTS.values(), ids=DATE_TEXTS)
 def test_text_that_spells_dates_is_text_until_all_rows_are_known(make):
     column = typed(make())

@@ -41,7 +41,9 @@ _DIGIT_BOOLEANS = {"1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
 _COMMA = r"^\s*[+-]?(\d+|\d{1,3}(\.\d{3})+,|\d*,)\d*([eE][+-]?\d+)?\s*$"
 _LEADING_ZERO = r"^\s*[+-]?0\d"
 _DATE = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]{1,6})?)?)?)"
+    # The year last only with dots, which no country writes with the month first.
+    r"(?:([0-9]{4})([-/.])([0-9]{2})\2([0-9]{2})|([0-9]{2})\.([0-9]{2})\.([0-9]{4}))"
+    r"([T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]{1,6})?)?)?"
     # Parts of a microsecond are left out.
     r"(?:(?<=[.,][0-9]{6})[0-9]{1,3})?(Z|[+-][0-9]{2}(?::?[0-9]{2})?)?"
 )
@@ -98,14 +100,14 @@ def text_column(items: Sequence[str | None]) -> TypedColumn:
 
 
 def typed_words(words: TypedColumn) -> TypedColumn:
-    """Return a column of text as dates, if all of its words are ones of ISO 8601, or as it is."""
+    """Return a column of text as dates, if all of its words spell ones, or as it is."""
     if not words.words:
         return gaps(len(words.values))
     return dates_of(words) or words
 
 
 def dates_of(words: TypedColumn, occurs: _Array | None = None) -> TypedColumn | None:
-    """Return a column of text as dates; None unless all of its words are ones of ISO 8601.
+    """Return a column of text as dates; None unless all of its words spell ones.
 
     Parameters
     ----------
@@ -229,7 +231,9 @@ def words_of(strings: Any) -> TypedColumn:
 
 
 def _dates(words: tuple[str, ...], *, is_strict: bool = True) -> _Array | None:
-    """Return the dates that words of ISO 8601 spell, as int64 microseconds since 1970 (UTC).
+    """Return the dates that words spell, as int64 microseconds since 1970 (UTC).
+
+    Those of ISO 8601, also with slashes or dots, and 31.12.2024.
 
     With ``is_strict`` None, unless all words do; otherwise ``NO_DATE`` for those that do not.
     """
@@ -239,9 +243,10 @@ def _dates(words: tuple[str, ...], *, is_strict: bool = True) -> _Array | None:
     for i, word in enumerate(words):
         found = _DATE.fullmatch(word.strip())
         # A zone is one of a time.
-        if found is not None and (found[2] is None or len(found[1]) > len("2000-01-01")):
-            moments[i] = found[1].replace(",", ".")
-            offsets[i] = _offset(found[2])
+        if found is not None and (found[9] is None or found[8] is not None):
+            year, month, day = found.group(1, 3, 4) if found[1] else found.group(7, 6, 5)
+            moments[i] = f"{year}-{month}-{day}{(found[8] or '').replace(',', '.')}"
+            offsets[i] = _offset(found[9])
         elif is_strict:
             return None
     places = list(moments)
