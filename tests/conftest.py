@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 
 # What scikit-learn's array API dispatch asks of SciPy; read when that is imported.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
@@ -14,6 +15,10 @@ from hypothesis import settings
 pytest.register_assert_rewrite("backends")
 
 from backends import PARAMETERS, load, require  # noqa: E402 - its asserts are rewritten first
+
+# In the background of a shell Ctrl-C may be ignored; tests of it would wait forever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Run under mpiexec; without mpi4py they cannot even be looked through for doctests.
 collect_ignore = ["mpi_programs.py", "training_programs.py"]
