@@ -288,6 +288,32 @@ def test_the_usual_markers_are_gaps_unless_they_are_quoted(read):
     }
 
 
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["1.5", "2"], "number"),
+        (["1,5", "1.234,5"], "number"),
+        (["true", "False"], "boolean"),
+        (["2024-01-31", "2024-02-29"], "date"),
+        (["red", "blue"], "text"),
+    ],
+)
+@pytest.mark.parametrize("gap", ["", "  "])
+def test_a_gap_may_be_quoted_as_every_other_value(read, values, kind, gap):
+    content = "".join(f'"{value}";"x"\n' for value in ["a", *values, gap])
+    for column in (
+        read(content).columns["a"],
+        read(content, kinds={"a": kind}).columns["a"],
+        read(f"{content.splitlines()[0]}\n" + f'"{gap}";"x"\n' * 150 + content[8:]).columns["a"],
+    ):
+        assert column.kind == kind
+        assert bool(column.is_missing[-1]) is (kind != "text" or not gap)
+        assert not column.is_missing[-3:-1].any()
+    # Of blanks alone, none spells anything else.
+    alone = read(f'"a";"b"\n"{gap}";"x"\n').columns["a"]
+    assert (alone.kind, alone.words) == (("text", (gap,)) if gap else ("number", ()))
+
+
 def test_a_column_is_read_as_the_kind_that_is_told(read):
     content = "a,b,c,d,e\n00501,1,1,2020-01-01,\n10001,0,1.50,2020-01-02,\n"
     kinds = {"a": "number", "b": "boolean", "c": "text", "d": "text", "e": "date"}
