@@ -1,5 +1,7 @@
 """Reading users' files: every format gives the same numbers, and damage gives one sentence."""
 
+import gzip
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -113,6 +115,14 @@ def test_dropped_columns_are_left_out(files):
         ("x.npz", b"PK\x03\x04 truncated", "y", "DATA: cannot read"),
         ("x.json", "1 2", "0", "expected a file ending in .csv"),
         ("x.txt", "a,b\n", "b", "at least one row, got none in .* a header alone"),
+        ("x.txt", "a,b", "b", "at least one row, got none in .* a header alone"),
+        ("x.csv", '"', "b", "at least one row, got none in .* a header alone"),
+        (
+            "x.csv.gz",
+            gzip.compress(b"a,b\n1,2\n" + bytes(2**24).replace(b"\0", b"7")),
+            "b",
+            "DATA: expected lines of less than 16777216 bytes, got a longer one in",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_gives_one_sentence(tmp_path, name, content, target, message):
