@@ -11,6 +11,7 @@ from backends import require
 from pyarrow.feather import write_feather
 
 import nnbackend as nb
+from nnbackend.data.door import look
 from nnbackend.data.tables import read_table
 from nnbackend.data.user_data import read_dataset
 
@@ -372,6 +373,28 @@ def test_a_byte_far_behind_that_is_in_no_encoding_is_named_by_its_position(read)
     content = b"a,b\n" + b"1,x\n" * 300_000 + b"1,\x81\n"
     with pytest.raises(nb.InputError, match="byte 0x81 at position 1200006 of"):
         read(content)
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns", "date32", "date64"])
+def test_dates_of_every_unit_are_those_of_the_frame_or_refused(tmp_path, unit):
+    stored = {"date32": pa.date32(), "date64": pa.date64()}.get(unit) or pa.timestamp(unit, "UTC")
+    width = pa.int32() if unit == "date32" else pa.int64()
+    far = {"s": 10**15, "ms": 10**17, "date32": 2**30, "date64": 86_400_000 * 10**9}.get(unit)
+    path = str(tmp_path / "x.parquet")
+
+    def table(*values):
+        return pa.table({"a": pa.array(values, width).cast(stored)})
+
+    # Of nanoseconds, what is before a microsecond belongs to the one before.
+    near = table(-86_400_000, None, 172_800_000) if unit == "date64" else table(-1_001, None, 2_000)
+    pyarrow.parquet.write_table(near, path)
+    column = read_table(path).columns["a"]
+    expected = look("X", near).table().columns["a"]
+    assert (column.kind, column.values.tolist()) == ("date", expected.values.tolist())
+    if far is not None:
+        pyarrow.parquet.write_table(table(0, far), path)
+        with pytest.raises(nb.InputError, match="DATA: .* column 'a', got a date that is more th"):
+            read_table(path)
 
 
 def test_feather_and_arrow_files_are_read(tmp_path):

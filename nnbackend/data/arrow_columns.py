@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend.data.classify import Place, dates
 from nnbackend.data.text_columns import as_kind, gaps, words_as, words_of
 from nnbackend.data.typed import NO_DATE, TypedColumn
 
@@ -44,7 +45,7 @@ def typed_arrow(name: str, path: str, column: Any, kind: str | None = None) -> T
     Raises
     ------
     InputError
-        If it is not of that kind.
+        If it is not of that kind, or holds a date that microseconds do not reach.
     """
     import pyarrow as pa
     import pyarrow.types as pt
@@ -59,11 +60,11 @@ def typed_arrow(name: str, path: str, column: Any, kind: str | None = None) -> T
         if kind is not None:
             return words_as(name, path, words, kind)
         return words if words.words else gaps(len(column))
-    found = _stored(column)
+    found = _stored(Place("DATA", name), column)
     return found if kind is None else as_kind(name, path, found, kind)
 
 
-def _stored(column: Any) -> TypedColumn:
+def _stored(place: Place, column: Any) -> TypedColumn:
     """Return a column that is none of text as what it is stored as."""
     import pyarrow as pa
     import pyarrow.types as pt
@@ -72,11 +73,11 @@ def _stored(column: Any) -> TypedColumn:
     if pt.is_boolean(kind):
         return TypedColumn("boolean", _floats(column.cast(pa.int8()).cast(pa.float64())))
     if pt.is_date(kind):
-        return TypedColumn("date", _integers(column.cast(pa.timestamp("us"))))
+        is_days = kind.bit_width == 32
+        ticks = column.cast(pa.int32() if is_days else pa.int64())
+        return dates(place, _integers(ticks), "D" if is_days else "ms")
     if pt.is_timestamp(kind):
-        # What is finer than a microsecond is left out.
-        whole = column.cast(pa.timestamp("us", tz=kind.tz), safe=False)
-        return TypedColumn("date", _integers(whole))
+        return dates(place, _integers(column), kind.unit)
     if pt.is_duration(kind) or pt.is_time(kind):
         width = pa.int32() if kind.bit_width == 32 else pa.int64()
         return TypedColumn("number", _floats(column.cast(width)) / _TICKS[kind.unit])
