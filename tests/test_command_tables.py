@@ -242,6 +242,42 @@ def test_what_is_not_in_the_table_is_told_and_leaves_nothing(run, options, messa
     assert [path.name for path in Path().iterdir()] == ["table.csv"]
 
 
+@pytest.mark.parametrize("row", [0, 20, 39])
+def test_an_infinite_number_is_named_by_its_row_before_the_rows_are_split(run, row):
+    size = [str(i % 7 + 0.5) for i in range(40)]
+    size[row] = "1e999"
+    write("table.csv", {"size": size, "class": ["dear", "cheap"] * 20})
+    code, _, err = run("train", "table.csv", "--target", "class", *QUICK, "--out", "r")
+    assert code == 2
+    assert err.startswith(
+        f"nnbackend train: DATA: expected finite numbers, got inf in row {row} of column 'size' of"
+    )
+    assert [path.name for path in Path().iterdir()] == ["table.csv"]
+
+
+@pytest.mark.parametrize(
+    ("column", "option", "message"),
+    [
+        (["x"] * 40, (), "--columns: expected a column that tells rows apart, got 'size' dropped"),
+        (["1"] + ["0"] * 39, ("--weight", "size"), "--weight: expected weights >= 0 that are not"),
+    ],
+)
+def test_what_shows_only_after_the_rows_were_split_names_the_option(run, column, option, message):
+    other = [str(i % 7 + 0.5) for i in range(40)] if option else ["x"] * 40
+    # The row of weight is held out: groups are drawn, and one of the two holds it alone.
+    group = [str(i % 2) for i in range(40)]
+    write(
+        "table.csv",
+        {"size": column, "other": other, "group": group, "class": ["dear", "cheap"] * 20},
+    )
+    code, _, err = run(
+        *("train", "table.csv", "--target", "class", "--group", "group", *option),
+        *("--seed", "0", *QUICK, "--out", "r"),
+    )
+    assert code == 2
+    assert err.startswith(f"nnbackend train: {message}")
+
+
 @pytest.mark.parametrize("option", ["--columns=a=drop", "--na=x", "--weight=a", "--group=a",
                                     "--order=a", "--encoding=none"])  # fmt: skip
 def test_options_of_a_file_need_a_file(run, option):

@@ -1,5 +1,7 @@
 """Reading users' files: every format gives the same numbers, and damage gives one sentence."""
 
+import gzip
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -9,6 +11,7 @@ from backends import require
 from pyarrow.feather import write_feather
 
 import nnbackend as nb
+from nnbackend.data.door import look
 from nnbackend.data.tables import read_table
 from nnbackend.data.user_data import read_dataset
 
@@ -113,6 +116,14 @@ def test_dropped_columns_are_left_out(files):
         ("x.npz", b"PK\x03\x04 truncated", "y", "DATA: cannot read"),
         ("x.json", "1 2", "0", "expected a file ending in .csv"),
         ("x.txt", "a,b\n", "b", "at least one row, got none in .* a header alone"),
+        ("x.txt", "a,b", "b", "at least one row, got none in .* a header alone"),
+        ("x.csv", '"', "b", "at least one row, got none in .* a header alone"),
+        (
+            "x.csv.gz",
+            gzip.compress(b"a,b\n1,2\n" + bytes(2**24).replace(b"\0", b"7")),
+            "b",
+            "DATA: expected lines of less than 16777216 bytes, got a longer one in",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_gives_one_sentence(tmp_path, name, content, target, message):
@@ -288,6 +299,32 @@ def test_the_usual_markers_are_gaps_unless_they_are_quoted(read):
     }
 
 
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["1.5", "2"], "number"),
+        (["1,5", "1.234,5"], "number"),
+        (["true", "False"], "boolean"),
+        (["2024-01-31", "2024-02-29"], "date"),
+        (["red", "blue"], "text"),
+    ],
+)
+@pytest.mark.parametrize("gap", ["", "  "])
+def test_a_gap_may_be_quoted_as_every_other_value(read, values, kind, gap):
+    content = "".join(f'"{value}";"x"\n' for value in ["a", *values, gap])
+    for column in (
+        read(content).columns["a"],
+        read(content, kinds={"a": kind}).columns["a"],
+        read(f"{content.splitlines()[0]}\n" + f'"{gap}";"x"\n' * 150 + content[8:]).columns["a"],
+    ):
+        assert column.kind == kind
+        assert bool(column.is_missing[-1]) is (kind != "text" or not gap)
+        assert not column.is_missing[-3:-1].any()
+    # Of blanks alone, none spells anything else.
+    alone = read(f'"a";"b"\n"{gap}";"x"\n').columns["a"]
+    assert (alone.kind, alone.words) == (("text", (gap,)) if gap else ("number", ()))
+
+
 def test_a_column_is_read_as_the_kind_that_is_told(read):
     content = "a,b,c,d,e\n00501,1,1,2020-01-01,\n10001,0,1.50,2020-01-02,\n"
     kinds = {"a": "number", "b": "boolean", "c": "text", "d": "text", "e": "date"}
@@ -336,6 +373,28 @@ def test_a_byte_far_behind_that_is_in_no_encoding_is_named_by_its_position(read)
     content = b"a,b\n" + b"1,x\n" * 300_000 + b"1,\x81\n"
     with pytest.raises(nb.InputError, match="byte 0x81 at position 1200006 of"):
         read(content)
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns", "date32", "date64"])
+def test_dates_of_every_unit_are_those_of_the_frame_or_refused(tmp_path, unit):
+    stored = {"date32": pa.date32(), "date64": pa.date64()}.get(unit) or pa.timestamp(unit, "UTC")
+    width = pa.int32() if unit == "date32" else pa.int64()
+    far = {"s": 10**15, "ms": 10**17, "date32": 2**30, "date64": 86_400_000 * 10**9}.get(unit)
+    path = str(tmp_path / "x.parquet")
+
+    def table(*values):
+        return pa.table({"a": pa.array(values, width).cast(stored)})
+
+    # Of nanoseconds, what is before a microsecond belongs to the one before.
+    near = table(-86_400_000, None, 172_800_000) if unit == "date64" else table(-1_001, None, 2_000)
+    pyarrow.parquet.write_table(near, path)
+    column = read_table(path).columns["a"]
+    expected = look("X", near).table().columns["a"]
+    assert (column.kind, column.values.tolist()) == ("date", expected.values.tolist())
+    if far is not None:
+        pyarrow.parquet.write_table(table(0, far), path)
+        with pytest.raises(nb.InputError, match=r"DATA: .* column 'a', got a date that is more th"):
+            read_table(path)
 
 
 def test_feather_and_arrow_files_are_read(tmp_path):

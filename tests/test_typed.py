@@ -390,6 +390,10 @@ REFUSED = {
     "complex": (lambda: np.array([[1j]]), "'x0', got complex numbers"),
     "array": (lambda: objects(["a", np.zeros(2)]), "objects of type ndarray"),
     "mixture": (lambda: objects([1, dt.date(2020, 1, 1)]), "a mixture of dates and numbers"),
+    "half a pair": (
+        lambda: objects(["a", "\ud800"]),
+        r"text that UTF-8 cannot hold .*ud800.* in row 1\); read it with errors='replace'",
+    ),
     "bytes": (lambda: objects([b"a", b"\xff"]), r"bytes that are not UTF-8 .*\\xff.* in row 1"),
     "Arrow bytes": (lambda: chunked(lambda pa: pa.binary())([b"a", b"\xff"]), "in row 1"),
     "Arrow list": (lambda: require("pyarrow").array([[1]]), "'c', got list<.*; make columns of"),

@@ -70,7 +70,7 @@ def add(commands: Any) -> None:
     )
     add_json(parser)
     names = {name: option_name(name) for name in FIELDS}
-    names |= {"hidden": "--activation", "path": "--out"}
+    names |= {"hidden": "--activation", "path": "--out", "sample_weight": "--weight"}
     parser.set_defaults(run=_train, names=names, parser=parser)
 
 
@@ -205,7 +205,7 @@ def _fitted(table: Table, kinds: Mapping[str, str]) -> TableEncoding:
 
     asked = {name: kind for name, kind in kinds.items() if name in table.columns}
     survey = Survey(EncodingOptions(columns=asked))
-    with naming(X="DATA"):
+    with naming(X="DATA", columns="--columns"):
         survey.update(table)
         return survey.encoding()
 

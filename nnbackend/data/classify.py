@@ -171,7 +171,7 @@ def text(place: Place, codes: _Array, values: Sequence[Any]) -> TypedColumn:
     Raises
     ------
     InputError
-        If bytes are not UTF-8, or a value is a list, an array or another object.
+        If text is not UTF-8, or a value is a list, an array or another object.
     """
     codes = codes.astype(np.int64, copy=False)
     present = codes >= 0
@@ -194,6 +194,13 @@ def text(place: Place, codes: _Array, values: Sequence[Any]) -> TypedColumn:
 def _word(place: Place, value: Any, codes: _Array, code: int) -> str:
     """Return a value as text."""
     if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            # A model file that has learnt it could not be read.
+            found, advice = "text that UTF-8 cannot hold", "read it with errors='replace'"
+            row = int(np.argmax(codes == code))
+            raise place.refusal(found, f"{advice} ({error.reason})", ascii(value), row) from error
         return str(value)
     if isinstance(value, bytes):
         try:

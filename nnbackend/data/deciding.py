@@ -155,9 +155,9 @@ class Survey:
         if encoding.n_outputs == 0:
             reasons = "; ".join(f"{c.name!r} {c.description}" for c in columns[:4])
             raise InputError(
-                f"expected a column that tells rows apart, got {reasons or 'no column'}; say what "
-                "a column becomes with columns={'NAME': 'number'} or 'category'",
-                argument="X",
+                f"expected a column that tells rows apart, got {reasons or 'no column'}; say that "
+                "one is a 'number' or a 'category' to keep it",
+                argument="columns",
             )
         return encoding
 
@@ -279,7 +279,7 @@ class _Column:
     def _learn_kind(self, column: TypedColumn, row: int, table: Table) -> None:
         """Raise an InputError if the column cannot become what is asked, or was of another kind."""
         if self.kind is None:
-            self._require_possible(column, table.name, row)
+            self._require_possible(column, table.name, table.first_row + row)
             self.kind = column.kind
         elif column.kind != self.kind:
             raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -70,7 +71,8 @@ def typed_text(strings: Any, *, has_commas: bool = False) -> TypedColumn:
     if values is not None and not _any_match(strings, _LEADING_ZERO):
         return TypedColumn("number", values)
     words = words_of(strings)
-    return _translated(words, _booleans(words.words), "boolean") or typed_words(words)
+    marked = _blanks_as_gaps(words)
+    return _translated(marked, _booleans(marked.words), "boolean") or typed_words(words)
 
 
 def text_as(name: str, path: str, strings: Any, kind: str, *, has_commas: bool) -> TypedColumn:
@@ -103,7 +105,8 @@ def typed_words(words: TypedColumn) -> TypedColumn:
     """Return a column of text as dates, if all of its words spell ones, or as it is."""
     if not words.words:
         return gaps(len(words.values))
-    return dates_of(words) or words
+    marked = _blanks_as_gaps(words)
+    return (dates_of(marked) if marked.words else None) or words
 
 
 def dates_of(words: TypedColumn, occurs: _Array | None = None) -> TypedColumn | None:
@@ -161,6 +164,8 @@ def as_kind(
     """
     if column.kind == kind:
         return column
+    if column.kind == "text":
+        column = _blanks_as_gaps(column)
     is_missing = column.is_missing
     if bool(is_missing.all()):
         return gaps(len(column.values), kind)
@@ -230,6 +235,16 @@ def words_of(strings: Any) -> TypedColumn:
     return TypedColumn("text", codes[indices], tuple(places))
 
 
+def _blanks_as_gaps(words: TypedColumn) -> TypedColumn:
+    """Return a column of text whose blank words, which spell nothing, are gaps."""
+    kept = [bool(word.strip()) for word in words.words]
+    if all(kept):
+        return words
+    # The last is what a gap stays.
+    codes = np.append(np.where(kept, np.cumsum(kept) - 1, NO_WORD), NO_WORD)
+    return TypedColumn("text", codes[words.values], tuple(itertools.compress(words.words, kept)))
+
+
 def _dates(words: tuple[str, ...], *, is_strict: bool = True) -> _Array | None:
     """Return the dates that words spell, as int64 microseconds since 1970 (UTC).
 
@@ -288,12 +303,16 @@ def _numbers(strings: Any, *, has_commas: bool) -> _Array | None:
             numbers = pc.cast(sample, pa.float64())
         except pa.ArrowInvalid:
             plain = pc.utf8_trim_whitespace(sample)
+            # Files that quote every value quote gaps as well.
+            plain = pc.if_else(pc.equal(plain, ""), pa.scalar(None, plain.type), plain)
             if has_commas and bool(pc.all(pc.match_substring_regex(plain, _COMMA)).as_py()):
                 plain = pc.replace_substring(pc.replace_substring(plain, ".", ""), ",", ".")
             try:
                 numbers = pc.cast(plain, pa.float64())
             except pa.ArrowInvalid:
                 return None
+    if numbers.null_count == len(numbers):  # blanks alone
+        return None
     values = numbers.fill_null(np.nan).to_numpy()
     return np.array(values, np.float64)
 

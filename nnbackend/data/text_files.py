@@ -30,6 +30,8 @@ _SAMPLE_ROWS = 200
 
 _SEPARATORS = {"\t": "tab", ";": "semicolon", "|": "vertical bar", ",": "comma"}
 
+_LINE_END = re.compile(rb"[\r\n]")
+
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"),
           (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 
@@ -116,6 +118,8 @@ def read_text(path: str, suffix: str, gaps: Sequence[str]) -> tuple[Any, Dialect
         except InputError:
             raise
         except ValueError as cause:
+            if _has_long_line(path, suffix):
+                raise _long_line(path) from cause
             raise _ragged(path, suffix, dialect, len(names)) or cause from cause
 
 
@@ -146,16 +150,27 @@ def _beginning(path: str, suffix: str) -> bytes:
         while len(content) < LINE_BYTES and (more := stream.read(2**16)):
             # Line ends before the header are no row.
             content = (content + more).lstrip(b"\r\n")
-            if len(content) >= _SAMPLE_BYTES and re.search(rb"[\r\n]", content):
+            if len(content) >= _SAMPLE_BYTES and _LINE_END.search(content):
                 break
     if not content.strip():
         raise InputError(f"expected a table, got the empty file {path!r}", argument="DATA")
-    if len(content) >= LINE_BYTES and not re.search(rb"[\r\n]", content):
-        raise InputError(
-            f"expected lines of less than {LINE_BYTES} bytes, got a longer one in {path!r}",
-            argument="DATA",
-        )
+    if len(content) >= LINE_BYTES and not _LINE_END.search(content):
+        raise _long_line(path)
     return content
+
+
+def _long_line(path: str) -> InputError:
+    return InputError(
+        f"expected lines of less than {LINE_BYTES} bytes, got a longer one in {path!r}",
+        argument="DATA",
+    )
+
+
+def _header_alone(path: str) -> InputError:
+    return InputError(
+        f"expected at least one row, got none in {path!r}, which has a header alone",
+        argument="DATA",
+    )
 
 
 def _dialect(path: str, suffix: str, beginning: bytes) -> Dialect:
@@ -237,6 +252,8 @@ def _header(path: str, dialect: Dialect, beginning: bytes) -> list[str]:
             f"{shown}{more}; add one",
             argument="DATA",
         )
+    if not _LINE_END.search(beginning):
+        raise _header_alone(path)
     return names
 
 
@@ -284,10 +301,7 @@ def _parsed(
                 argument="DATA",
             )
     if table.num_rows == 0:
-        raise InputError(
-            f"expected at least one row, got none in {path!r}, which has a header alone",
-            argument="DATA",
-        )
+        raise _header_alone(path)
     return table
 
 
@@ -306,6 +320,18 @@ def _undecodable(path: str, suffix: str, encoding: str) -> tuple[int, int] | Non
             if not block:
                 return None
             position += len(block)
+
+
+def _has_long_line(path: str, suffix: str) -> bool:
+    """Whether a line is longer than what is read at once."""
+    length = 0
+    with _opened(path, suffix) as stream:
+        while block := stream.read(2**20):
+            parts = _LINE_END.split(block)
+            if length + len(parts[0]) >= LINE_BYTES:
+                return True
+            length = len(parts[-1]) + (length if len(parts) == 1 else 0)
+    return False
 
 
 def _ragged(path: str, suffix: str, dialect: Dialect, n_columns: int) -> InputError | None:

@@ -88,6 +88,8 @@ def read_dataset(
         X = table.numbers(features)
         X = X if whole else X[present]
     else:
+        # Now, as the rows of the parts that are drawn of it have other numbers.
+        table.require_finite(features)
         X = Table({name: table.columns[name] for name in features}, table.n_rows, path)
         X = X if whole else X.take(present)
     spelled = table.spelling(target) if decided.kind == "text" else None
