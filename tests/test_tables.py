@@ -393,7 +393,7 @@ def test_dates_of_every_unit_are_those_of_the_frame_or_refused(tmp_path, unit):
     assert (column.kind, column.values.tolist()) == ("date", expected.values.tolist())
     if far is not None:
         pyarrow.parquet.write_table(table(0, far), path)
-        with pytest.raises(nb.InputError, match="DATA: .* column 'a', got a date that is more th"):
+        with pytest.raises(nb.InputError, match=r"DATA: .* column 'a', got a date that is more th"):
             read_table(path)
 
 

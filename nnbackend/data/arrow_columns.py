@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from nnbackend.data.classify import Place, dates
+from nnbackend.data import library_columns
+from nnbackend.data.classify import Place
 from nnbackend.data.text_columns import as_kind, gaps, words_as, words_of
-from nnbackend.data.typed import NO_DATE, TypedColumn
+from nnbackend.data.typed import TypedColumn
 
 __all__ = ["is_plain", "is_text", "typed_arrow"]
-
-_TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 def is_plain(kind: Any) -> bool:
@@ -60,28 +57,8 @@ def typed_arrow(name: str, path: str, column: Any, kind: str | None = None) -> T
         if kind is not None:
             return words_as(name, path, words, kind)
         return words if words.words else gaps(len(column))
-    found = _stored(Place("DATA", name), column)
+    found = library_columns.typed_arrow(Place("DATA", name), column)
     return found if kind is None else as_kind(name, path, found, kind)
-
-
-def _stored(place: Place, column: Any) -> TypedColumn:
-    """Return a column that is none of text as what it is stored as."""
-    import pyarrow as pa
-    import pyarrow.types as pt
-
-    kind = column.type
-    if pt.is_boolean(kind):
-        return TypedColumn("boolean", _floats(column.cast(pa.int8()).cast(pa.float64())))
-    if pt.is_date(kind):
-        is_days = kind.bit_width == 32
-        ticks = column.cast(pa.int32() if is_days else pa.int64())
-        return dates(place, _integers(ticks), "D" if is_days else "ms")
-    if pt.is_timestamp(kind):
-        return dates(place, _integers(column), kind.unit)
-    if pt.is_duration(kind) or pt.is_time(kind):
-        width = pa.int32() if kind.bit_width == 32 else pa.int64()
-        return TypedColumn("number", _floats(column.cast(width)) / _TICKS[kind.unit])
-    return TypedColumn("number", _floats(column))
 
 
 def is_text(kind: Any) -> bool:
@@ -89,17 +66,3 @@ def is_text(kind: Any) -> bool:
     import pyarrow.types as pt
 
     return bool(pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind))
-
-
-def _floats(column: Any) -> np.ndarray[Any, Any]:
-    import pyarrow as pa
-
-    # Integers beyond 2**53 are rounded.
-    values = column.cast(pa.float64(), safe=False).fill_null(np.nan)
-    return np.array(values.to_numpy(), np.float64)
-
-
-def _integers(column: Any) -> np.ndarray[Any, Any]:
-    import pyarrow as pa
-
-    return np.array(column.cast(pa.int64()).fill_null(NO_DATE).to_numpy(), np.int64)
