@@ -300,16 +300,19 @@ def test_the_usual_markers_are_gaps_unless_they_are_quoted(read):
 
 
 @pytest.mark.parametrize(
-    ("values", "kind"),
+    ("values", "kind", "gap"),
     [
-        (["1.5", "2"], "number"),
-        (["1,5", "1.234,5"], "number"),
-        (["true", "False"], "boolean"),
-        (["2024-01-31", "2024-02-29"], "date"),
-        (["red", "blue"], "text"),
+        (["1.5", "2"], "number", ""),
+        (["1.5", "2"], "number", "  "),
+        (["1,5", "1.234,5"], "number", ""),
+        (["1,5", "1.234,5"], "number", "  "),
+        (["true", "False"], "boolean", ""),
+        (["true", "False"], "boolean", "  "),
+        (["2024-01-31", "2024-02-29"], "date", ""),
+        (["red", "blue"], "text", ""),
+        (["red", "blue"], "text", "  "),
     ],
 )
-@pytest.mark.parametrize("gap", ["", "  "])
 def test_a_gap_may_be_quoted_as_every_other_value(read, values, kind, gap):
     content = "".join(f'"{value}";"x"\n' for value in ["a", *values, gap])
     for column in (

@@ -105,8 +105,7 @@ def typed_words(words: TypedColumn) -> TypedColumn:
     """Return a column of text as dates, if all of its words spell ones, or as it is."""
     if not words.words:
         return gaps(len(words.values))
-    marked = _blanks_as_gaps(words)
-    return (dates_of(marked) if marked.words else None) or words
+    return dates_of(words) or words
 
 
 def dates_of(words: TypedColumn, occurs: _Array | None = None) -> TypedColumn | None:
