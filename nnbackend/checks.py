@@ -10,16 +10,29 @@ from typing import Any, TypeVar
 
 from nnbackend.errors import InputError
 
-__all__ = ["listed", "lookup", "nearest", "positive_integer", "real"]
+__all__ = ["closest", "listed", "lookup", "nearest", "positive_integer", "real"]
 
 T = TypeVar("T")
 
 
+def closest(name: str, known: Collection[str]) -> str | None:
+    """Return the known name that is most like a name, whatever their case; None if none is near.
+
+    Examples
+    --------
+    >>> closest("PRIZE", ["Price", "size"])
+    'Price'
+    """
+    folded = {other.casefold(): other for other in reversed(list(known))}
+    close = get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
+    return folded[close[0]] if close else None
+
+
 def nearest(name: str, known: Collection[str]) -> str:
     """Return a hint such as ``"; did you mean 'relu'?"``, or the whole list if nothing is near."""
-    close = get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
+    close = closest(name, known)
+    if close is not None:
+        return f"; did you mean {close!r}?"
     return f"; known: {', '.join(sorted(known))}"
 
 

@@ -412,6 +412,21 @@ def test_a_missing_column_is_named():
         encoder.transform(table().drop_columns(["size", "colour"]))
 
 
+@pytest.mark.parametrize("written", ["Colour", "COLOUR", "color"])
+def test_a_column_whose_name_is_nearly_that_of_a_missing_one_is_named(written):
+    encoder = nb.TableEncoder().fit(table())
+    renamed = [written if name == "colour" else name for name in table().column_names]
+    with pytest.raises(InputError, match=f"none named 'colour', but '{written}'; rename it"):
+        encoder.transform(table().rename_columns(renamed))
+
+
+def test_no_column_that_is_needed_is_taken_for_a_missing_one():
+    frame = pa.table({"price 1": [1.0, 2.5], "price 2": [3.5, 2.0]})
+    encoder = nb.TableEncoder().fit(frame)
+    with pytest.raises(InputError, match=r"none named 'price 2'$"):
+        encoder.transform(frame.select(["price 1"]))
+
+
 def test_what_looks_alike_is_taken_as_the_column_was():
     data = table()
     encoder = nb.TableEncoder().fit(data)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend.checks import closest
 from nnbackend.errors import InputError
 
 __all__ = ["KINDS", "NO_DATE", "NO_WORD", "Table", "TypedColumn"]
@@ -105,8 +106,11 @@ class Table:
         missing = [name for name in names if name not in self.columns]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            close = closest(missing[0], [name for name in self.columns if name not in set(names)])
+            hint = "" if close is None else f", but {close!r}; rename it if it is that column"
             raise InputError(
-                f"expected the columns of the training data, got none named {missing[0]!r}{more}",
+                f"expected the columns of the training data, got none named {missing[0]!r}{more}"
+                f"{hint}",
                 argument=self.name,
             )
         return replace(self, columns={name: self.columns[name] for name in names})

@@ -54,7 +54,8 @@ def tabular(
     -------
     Pipeline
         Of a ``TableEncoder`` and an ``MLPClassifier`` or an ``MLPRegressor``, to fit, search,
-        ``nb.save`` and ``nb.export_onnx``.
+        ``nb.save`` and ``nb.export_onnx``. Intervals are the last step's:
+        ``model[-1].predict_interval(model[:-1].transform(X))``.
 
     Raises
     ------
