@@ -13,6 +13,7 @@ from pyarrow.feather import write_feather
 import nnbackend as nb
 from nnbackend.data.door import look
 from nnbackend.data.tables import read_table
+from nnbackend.data.text_columns import as_kind
 from nnbackend.data.user_data import read_dataset
 
 RNG = np.random.default_rng(0)
@@ -276,6 +277,36 @@ def test_dates_are_microseconds_since_1970_in_utc(read):
     values = read("a\n2024-02-29T10:00:00.5+02:00\n1969-12-31T23:59:59Z\n").columns["a"].values
     expected = np.asarray(["2024-02-29T08:00:00.5", "1969-12-31T23:59:59"], "M8[us]")
     assert values.tolist() == expected.astype(np.int64).tolist()
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "values"),
+    [
+        ('a,b\n"1,234.50",x\n"-1,234,567",y\n950,z\n', "number", ["1234.5", "-1234567.0", "950.0"]),
+        ("a;b\n1,234.50;x\n950;y\n", "number", ["1234.5", "950.0"]),
+        # No groups of three: nobody writes thousands so.
+        ('a,b\n"1,23",x\n"1,234",y\n', "text", ["'1,23'", "'1,234'"]),
+        ('a,b\n"0,125",x\n"0,250",y\n', "text", ["'0,125'", "'0,250'"]),
+        ('a,b\n"1234,567",x\n"1,2",y\n', "text", ["'1234,567'", "'1,2'"]),
+    ],
+)
+def test_commas_between_thousands(read, content, kind, values):
+    table = read(content)
+    assert shown(table)["a"] == (kind, values)
+    assert ("commas between thousands in 1 column" in table.detected) == (kind == "number")
+
+
+def test_a_column_with_commas_between_thousands_is_what_it_is_known_as(read):
+    content = 'a\n"1,234"\n"12,345.5"\n'
+    assert shown(read(content, kinds={"a": "number"}))["a"][1] == ["1234.0", "12345.5"]
+    table = read(content, kinds={"a": "text"})
+    assert shown(table)["a"] == ("text", ["'1,234'", "'12,345.5'"])
+    assert not any("thousands" in fact for fact in table.detected)
+
+
+def test_thousands_are_numbers_in_a_frame_that_is_read_as_numbers():
+    table = look("X", pa.table({"a": ["1,234", "12.5"]})).table()
+    assert as_kind("a", "X", table.columns["a"], "number").values.tolist() == [1234.0, 12.5]
 
 
 def test_decimal_commas_and_groups_of_thousands(read):

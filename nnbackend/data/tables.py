@@ -21,6 +21,7 @@ from nnbackend.data.parquet import INDEX_COLUMN
 from nnbackend.data.text_columns import (
     GAPS,
     as_kind,
+    has_commas_in,
     has_decimal_commas,
     text_as,
     typed_text,
@@ -231,7 +232,7 @@ def _text(
     content, dialect = read_text(path, suffix, na)
     columns = {}
     spelled = {}
-    n_rows, n_decimal = content.num_rows, 0
+    n_rows, n_decimal, n_grouped = content.num_rows, 0, 0
     for name in content.column_names:
         strings = content.column(name)
         has_commas = dialect.separator != "," and has_decimal_commas(strings)
@@ -240,11 +241,14 @@ def _text(
             columns[name] = text_as(name, path, strings, kinds[name], has_commas=has_commas)
         else:
             columns[name] = typed_text(strings, has_commas=has_commas)
+        is_number = columns[name].kind == "number"
+        n_grouped += is_number and not has_commas and has_commas_in(strings)
         if name == keep:
             spelled[name] = strings
     detected = dialect.lines()
-    if n_decimal:
-        detected = (*detected, f"decimal comma in {n_decimal} column{'s' * (n_decimal > 1)}")
+    for what, count in (("decimal comma", n_decimal), ("commas between thousands", n_grouped)):
+        if count:
+            detected = (*detected, f"{what} in {count} column{'s' * (count > 1)}")
     return FileTable(columns, n_rows, path, detected=detected, spelled=spelled)
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "as_kind",
     "dates_of",
     "gaps",
+    "has_commas_in",
     "has_decimal_commas",
     "text_as",
     "text_column",
@@ -40,6 +41,8 @@ _DIGIT_BOOLEANS = {"1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
 
 # Whatever the user's locale writes: 1,5 and 1.234,5, and no 1.234 alone, which is one and a bit.
 _COMMA = r"^\s*[+-]?(\d+|\d{1,3}(\.\d{3})+,|\d*,)\d*([eE][+-]?\d+)?\s*$"
+# Thousands as 1,234 or 1,234.5, where a comma is none of decimals.
+_GROUPED = r"^[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?$"
 _LEADING_ZERO = r"^\s*[+-]?0\d"
 _DATE = re.compile(
     # The year last only with dots, which no country writes with the month first.
@@ -286,9 +289,12 @@ def _moment(spelled: str) -> Any:
 
 def has_decimal_commas(strings: Any) -> bool:
     """Whether a column is one of numbers with a decimal comma."""
-    if strings.null_count == len(strings) or not _any_match(strings, ","):
-        return False
-    return _numbers(strings, has_commas=True) is not None
+    return has_commas_in(strings) and _numbers(strings, has_commas=True) is not None
+
+
+def has_commas_in(strings: Any) -> bool:
+    """Whether there is a comma in a value of a column."""
+    return strings.null_count < len(strings) and _any_match(strings, ",")
 
 
 def _numbers(strings: Any, *, has_commas: bool) -> _Array | None:
@@ -304,7 +310,10 @@ def _numbers(strings: Any, *, has_commas: bool) -> _Array | None:
             plain = pc.utf8_trim_whitespace(sample)
             # Files that quote every value quote gaps as well.
             plain = pc.if_else(pc.equal(plain, ""), pa.scalar(None, plain.type), plain)
-            if has_commas and bool(pc.all(pc.match_substring_regex(plain, _COMMA)).as_py()):
+            if not has_commas:
+                is_grouped = pc.match_substring_regex(plain, _GROUPED)
+                plain = pc.if_else(is_grouped, pc.replace_substring(plain, ",", ""), plain)
+            elif bool(pc.all(pc.match_substring_regex(plain, _COMMA)).as_py()):
                 plain = pc.replace_substring(pc.replace_substring(plain, ".", ""), ",", ".")
             try:
                 numbers = pc.cast(plain, pa.float64())
@@ -321,6 +330,8 @@ def _number(word: str, *, has_commas: bool) -> float:
     plain = word.strip()
     if has_commas and re.match(_COMMA, plain):
         plain = plain.replace(".", "").replace(",", ".")
+    elif not has_commas and re.match(_GROUPED, plain):
+        plain = plain.replace(",", "")
     if "_" in plain:
         return np.nan
     try:

@@ -44,7 +44,8 @@ class TableEncoder(EncodingEstimator, TransformerMixin, BaseEstimator):  # type:
         ``"category"``, ``"boolean"``, ``"date"`` or ``"drop"``, by name.
     squash : bool, default True
         Whether heavy tails of numbers are squashed. If not, x becomes
-        (x - mean) / (standard deviation), as of ``StandardScaler``.
+        (x - mean) / (standard deviation), as of ``StandardScaler``: better where a target grows
+        with a tail, since squashed numbers hardly differ far out.
     min_frequency : int, optional
         In how many rows a value of a category has to be for a column of its own. By default in 10,
         or in a hundredth of the rows if that is less, but in 2.
