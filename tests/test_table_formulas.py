@@ -77,15 +77,16 @@ def test_week_and_day_are_those_of_datetime(moment):
     st.floats(-1e300, 1e300),
     st.floats(1e-300, 1e300),
 )
-def test_squashed_numbers_are_finite_increasing_and_within_the_limit(values, centre, scale):
+def test_squashed_numbers_are_finite_and_increasing(values, centre, scale):
     encoding = NumberEncoding(centre, centre, scale, squashes=True, marks_gaps=True)
     x = np.sort(np.asarray(values))
     with np.errstate(over="ignore"):
         result = encoding.apply(np, x)
-    assert (np.abs(result[:, 0]) <= 3 * (1 + 1e-15)).all()
+    # 3 asinh(1e100 / 3)
+    assert (np.abs(result[:, 0]) < 700).all()
     assert result[:, 1].tolist() == np.isnan(x).tolist()
     present = result[~np.isnan(x), 0]
-    assert (np.diff(present) >= -1e-15).all()
+    assert (np.diff(present) >= -1e-12).all()
     assert (result[np.isnan(x), 0] == 0).all()
 
 

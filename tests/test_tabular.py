@@ -112,3 +112,10 @@ def test_counts_have_a_scale_of_their_own():
     model = nb.MLPRegressor("poisson", standardize_target=True)
     with pytest.raises(InputError, match="standardize_target: expected False for loss='poisson'"):
         model.fit([[0.0], [1.0]], [1, 2])
+
+
+def test_a_target_that_grows_with_a_heavy_tail_is_learnt():
+    quantity = np.random.default_rng(1).lognormal(1.0, 1.2, 400).round()
+    revenue = 12.5 * quantity + 0.25
+    model = nb.tabular(revenue, random_state=0).fit(quantity[:300, None], revenue[:300])
+    assert model.score(quantity[300:, None], revenue[300:]) > 0.9

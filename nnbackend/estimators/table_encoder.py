@@ -26,9 +26,9 @@ __all__ = ["TableEncoder"]
 class TableEncoder(EncodingEstimator, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Turn the columns of a table into inputs of a network, each by what it holds.
 
-    - Numbers: x becomes (x - median) / (third - first quartile), and then
-      z / sqrt(1 + (z / 3)^2), which stays within 3, so that outliers do not drown the rest. A gap
-      is computed as the median, and marked in a column of its own.
+    - Numbers: x becomes (x - median) / (third - first quartile), and then 3 asinh(z / 3), which
+      grows like a logarithm far out, so that outliers do not drown the rest. A gap is computed as
+      the median, and marked in a column of its own.
     - Booleans: -1 and 1; a gap is 0, and marked.
     - Text: one column per value; rare values share one, and so do gaps. A value that is new at
       prediction becomes zeros.
@@ -44,8 +44,7 @@ class TableEncoder(EncodingEstimator, TransformerMixin, BaseEstimator):  # type:
         ``"category"``, ``"boolean"``, ``"date"`` or ``"drop"``, by name.
     squash : bool, default True
         Whether heavy tails of numbers are squashed. If not, x becomes
-        (x - mean) / (standard deviation), as of ``StandardScaler``: better where a target grows
-        with a tail, since squashed numbers hardly differ far out.
+        (x - mean) / (standard deviation), as of ``StandardScaler``.
     min_frequency : int, optional
         In how many rows a value of a category has to be for a column of its own. By default in 10,
         or in a hundredth of the rows if that is less, but in 2.
@@ -83,8 +82,8 @@ class TableEncoder(EncodingEstimator, TransformerMixin, BaseEstimator):  # type:
 
     References
     ----------
-    The squashed, robust scale is RealMLP's: Holzmueller et al., "Better by Default", 2024,
-    arXiv:2407.04491.
+    A robust scale and a smooth squash are RealMLP's, whose formula is another: Holzmueller et al.,
+    "Better by Default", 2024, arXiv:2407.04491.
 
     Examples
     --------
