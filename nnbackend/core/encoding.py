@@ -27,9 +27,9 @@ class NumberEncoding(NamedTuple):
     """A number, shifted and scaled: z = (x - centre) / scale.
 
     With ``squashes`` it is 3 asinh(z / 3), which is z near 0 and grows like a logarithm far out: an
-    outlier does not drown the other rows, and what a target owes to a tail can be learnt. (RealMLP's
-    z / sqrt(1 + (z / 3)^2), Holzmueller et al. 2024, arXiv:2407.04491, tells 10 and 100 scales
-    hardly apart.)
+    outlier does not drown the other rows, and what a target owes to a tail can be learnt.
+    (RealMLP's z / sqrt(1 + (z / 3)^2), Holzmueller et al. 2024, arXiv:2407.04491, hardly tells 10
+    scales from 100.)
 
     Attributes
     ----------
