@@ -55,7 +55,8 @@ def require(name):
             raise
         if os.environ.get("NNBACKEND_REQUIRE_ORACLES") == "1" and error.name != "cupy":
             pytest.fail(f"NNBACKEND_REQUIRE_ORACLES=1, but {error.name} is not installed")
-        pytest.skip(f"{error.name} is not installed")
+        # A whole module of tests may need it.
+        pytest.skip(f"{error.name} is not installed", allow_module_level=True)
 
 
 def require_dispatched(name):

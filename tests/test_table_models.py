@@ -5,8 +5,6 @@ import pickle
 import warnings
 
 import numpy as np
-import pandas as pd
-import polars as pl
 import pyarrow as pa
 import pytest
 from backends import require
@@ -18,6 +16,8 @@ from sklearn.preprocessing import StandardScaler
 
 import nnbackend as nb
 from nnbackend.data.door import look
+
+pd, pl = require("pandas"), require("polars")
 
 TARGET = "big"
 
