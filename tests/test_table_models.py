@@ -449,7 +449,7 @@ def fed(encoding, table):
             gap = np.iinfo(np.int64).min
             feed[name] = np.where(is_gap, gap, np.where(is_gap, 0, column.values).astype(np.int64))
         else:
-            feed[name] = column.values  # noqa: PD011
+            feed[name] = column.values
     return {name: values[:, np.newaxis] for name, values in feed.items()}
 
 
