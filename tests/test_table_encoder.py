@@ -363,6 +363,7 @@ def test_any_table_is_refused_or_encoded_row_by_row(data, columns, squash, min_f
 
 
 def test_frames_go_by_name_in_any_order():
+    require("pandas")
     data = table()
     encoder = nb.TableEncoder().fit(data)
     result = encoder.transform(data)
@@ -465,6 +466,7 @@ def test_unknown_categories_are_zeros():
 
 
 def test_set_output_and_float32():
+    require("pandas")
     data = table().to_pandas()
     encoder = nb.TableEncoder(dtype="float32").set_output(transform="pandas").fit(data)
     frame = encoder.transform(data)
@@ -496,6 +498,7 @@ def test_clones_and_pickles_encode_alike():
 
 
 def test_it_is_a_step_of_a_pipeline():
+    require("pandas")
     data = table()
     y = [value == "red" for value in data.column("colour").to_pylist()]
     pipe = make_pipeline(nb.TableEncoder(), nb.MLPClassifier((8,), max_iter=60, random_state=0))
