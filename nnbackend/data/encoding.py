@@ -16,6 +16,7 @@ from nnbackend.checks import listed
 from nnbackend.core.encoding import DATE_PARTS, CategoryEncoding, DateEncoding, NumberEncoding
 from nnbackend.core.types import Array, Namespace
 from nnbackend.data.given import Given
+from nnbackend.data.target import class_name
 from nnbackend.data.text_columns import KIND_WORDS, as_kind
 from nnbackend.data.typed import NO_DATE, Table, TypedColumn
 from nnbackend.errors import InputError
@@ -58,9 +59,9 @@ class ColumnEncoding(ABC):
     def output_names(self) -> tuple[str, ...]:
         """The names of the inputs of the network that the column becomes."""
 
-    @abstractmethod
     def given(self, column: TypedColumn) -> _Array:
         """Return the array that ``apply`` takes, of a column of the right kind."""
+        return column.values
 
     @abstractmethod
     def apply(self, xp: Namespace, given: Array) -> Array:
@@ -128,10 +129,6 @@ class Numbers(ColumnEncoding):
         """The column's name, and that of its gaps."""
         return (self.name, f"{self.name}=missing")[: self.encoding.n_outputs]
 
-    def given(self, column: TypedColumn) -> _Array:
-        """Return the numbers."""
-        return column.values
-
     def apply(self, xp: Namespace, given: Array) -> Array:
         """Return the inputs."""
         return self.encoding.apply(xp, given)
@@ -175,11 +172,7 @@ class Categories(ColumnEncoding):
 
     def spelled(self, value: Any) -> str:
         """Return a value as a name shows it."""
-        if self.kind == "text":
-            return str(value)
-        if self.kind == "boolean":
-            return str(bool(value))
-        return str(int(value)) if float(value).is_integer() else repr(float(value))
+        return str(bool(value)) if self.kind == "boolean" else class_name(value)
 
     @cached_property
     def codes(self) -> dict[Any, int]:
@@ -243,10 +236,6 @@ class Dates(ColumnEncoding):
             names += [part] if whole else [f"sin({part})", f"cos({part})"]
         names += ["missing"] * self.encoding.marks_gaps
         return tuple(f"{self.name}={name}" for name in names)
-
-    def given(self, column: TypedColumn) -> _Array:
-        """Return the microseconds since 1970."""
-        return column.values
 
     def apply(self, xp: Namespace, given: Array) -> Array:
         """Return the inputs."""
