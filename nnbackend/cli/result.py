@@ -197,7 +197,9 @@ def run(
         Options of ``train`` that do not change the outcome, such as callbacks.
     """
     X, y, weight = _part(dataset, rows.training)
-    net.standardize(X, y if dataset.class_names is None else None)
+    is_regression = dataset.class_names is None
+    if is_regression or net.encoding is None:
+        net.standardize(X, y if is_regression else None)
     if net.encoding is not None:
         # It has scaled the features.
         net.standardization = None
