@@ -9,7 +9,7 @@ from typing import Any
 from nnbackend.cli.experiment import OPTIONS
 from nnbackend.cli.naming import option_name
 from nnbackend.cli.parser import add_na, add_target, texts_of
-from nnbackend.cli.presets import DEFAULTS, PRESETS, SCHEDULES, for_table
+from nnbackend.cli.presets import DEFAULTS, PRESETS, SCHEDULES, TABLE
 from nnbackend.core.activations import ACTIVATIONS
 from nnbackend.core.distributions import LEVELS
 from nnbackend.core.initializers import INITIALIZERS
@@ -125,11 +125,11 @@ class _Declarations:
         self, name: str, metavar: str, text: str = "", *, kind: Any = None, default: Any = None
     ) -> None:
         if default is None:
-            default = for_table(1).get(name, OPTIONS[name].default)
+            default = TABLE.get(name, OPTIONS[name].default)
         if isinstance(default, tuple):
             default = ",".join(map(str, default))
         # Each data set has its own optimizer, with its own rate and decay.
-        varies = name in for_table(1) or any(name in preset for preset in PRESETS.values())
+        varies = name in TABLE or any(name in preset for preset in PRESETS.values())
         varies = varies or name in _OPTIMIZER
         shown = f"({default:g}" if isinstance(default, float) else f"({default}"
         self._group.add_argument(

@@ -9,24 +9,18 @@ from nnbackend.core.optimizers import SGD, AdamW
 from nnbackend.core.schedules import Cosine
 from nnbackend.training.tabular import Tabular
 
-__all__ = ["DEFAULTS", "PRESETS", "SCHEDULES", "for_table"]
+__all__ = ["DEFAULTS", "PRESETS", "SCHEDULES", "TABLE"]
 
 
-def for_table(n_rows: int) -> dict[str, Any]:
-    """Return the defaults for a table with so many rows to learn from, but the optimizer.
-
-    All epochs are planned, so that no rows are needed to tell when to stop.
-    """
-    suited = Tabular(n_rows)
-    return {
-        "hidden": suited.hidden,
-        "activation": suited.activation,
-        "dropout": suited.dropout,
-        "epochs": suited.epochs,
-        "batch_size": suited.batch_size,
-        "validation": 0.0,
-        "patience": 0,
-    }
+# Defaults for a table that do not depend on its rows; ``Tabular`` has the others. All epochs are
+# planned, so that no rows are needed to tell when to stop.
+TABLE: dict[str, Any] = {
+    "hidden": Tabular.hidden,
+    "activation": Tabular.activation,
+    "dropout": Tabular.dropout,
+    "validation": 0.0,
+    "patience": 0,
+}
 
 
 # The command's defaults that differ from the library's, for arrays and data that come along.

@@ -15,7 +15,7 @@ from nnbackend.checks import lookup
 from nnbackend.cli.experiment import OPTIONS, Experiment
 from nnbackend.cli.naming import option_name
 from nnbackend.cli.options import DATA_FIELDS, FIELDS, fields_of, is_plain
-from nnbackend.cli.presets import DEFAULTS, PRESETS, SCHEDULES, for_table
+from nnbackend.cli.presets import DEFAULTS, PRESETS, SCHEDULES, TABLE
 from nnbackend.core.optimizers import Optimizer, optimizer
 from nnbackend.core.schedules import Schedule
 from nnbackend.data.datasets import DATASETS, load_dataset
@@ -187,7 +187,7 @@ class Request:
 
     def _experiment_on_table(self, n_rows: int, given: Mapping[str, Any]) -> Experiment:
         # A validation part and patience come together.
-        preset = for_table(1)
+        preset = dict(TABLE)
         if given.get("validation"):
             preset["patience"] = DEFAULTS["patience"]
         elif given.get("patience") and "validation" not in given:
